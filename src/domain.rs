@@ -1,3 +1,10 @@
 //! Pure logic and the vocabulary: no clock, no randomness, no I/O of its own.
 
+pub mod backoff;
+pub mod cursor;
 pub mod delivery;
+pub mod identity;
+pub mod message;
+pub mod priority;
+pub mod schedule;
+pub mod snapshot;

@@ -1,0 +1,45 @@
+-- Views for people; none shows a payload.
+
+create view outboxd.message_states as
+select coalesce(m.id, outboxd.message_id(m.created_at, m.seq)) as id, m.seq, m.priority, m.topic, m.key, m.type,
+  m.idempotency_key, m.created_at, m.deliver_after,
+  case
+    when a.state is not null then a.state
+    when m.seq <= l.top and (pg_visible_in_snapshot(m.txid, l.done)
+      or (l.target is not null and m.seq <= l.published_seq and pg_visible_in_snapshot(m.txid, l.target)))
+    then 'published'
+    else 'pending'
+  end as state,
+  a.reason
+from outboxd.messages m
+join outboxd.lanes l using (priority)
+left join outboxd.set_aside a using (priority, seq);
+
+create view outboxd.lane_status as
+select l.priority, case l.priority when -1 then 'low' when 0 then 'normal' else 'high' end as name,
+  l.owner, l.agent, l.epoch, l.lease_expires_at, coalesce(l.lease_expires_at > clock_timestamp(), false) as owned,
+  l."window", l.moved_at,
+  pending.messages as pending, pending.oldest as oldest_pending_at,
+  aside.scheduled, aside.held, aside.parked
+from outboxd.lanes l
+cross join lateral (
+  -- Bounded: a lane with more than 10,000 pending messages says 10,000. Its oldest is exact, by seq.
+  select count(*) as messages, min(created_at) as oldest from (
+    (select m.created_at from outboxd.messages m
+     where m.priority = l.priority and m.seq > greatest(l.floor, l.published_seq) and m.txid >= pg_snapshot_xmax(l.done)
+       and (l.target is null or m.seq > l.published_seq or not pg_visible_in_snapshot(m.txid, l.target))
+     order by m.seq limit 10000)
+    union all
+    -- What was in progress when the lane last moved on, and has committed since.
+    (select m.created_at from pg_snapshot_xip(l.done) as running (txid)
+     cross join lateral (select created_at, seq, txid from outboxd.messages
+       where txid = running.txid and priority = l.priority limit 10000) m
+     where l.target is null or m.seq > l.published_seq or not pg_visible_in_snapshot(m.txid, l.target)
+     limit 10000)
+  ) unpublished
+) pending
+cross join lateral (
+  select count(*) filter (where state = 'scheduled') as scheduled, count(*) filter (where state = 'held') as held,
+    count(*) filter (where state = 'parked') as parked
+  from outboxd.set_aside where priority = l.priority
+) aside;

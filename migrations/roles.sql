@@ -1,0 +1,24 @@
+-- Roles and what each may do. Run after every migration; {app}, {agent}, {operator} and {reader} are the configured names.
+-- A person or a service is made a member: grant outboxd_app to shop;
+
+grant usage on schema outboxd to {app}, {agent}, {operator}, {reader};
+
+-- Applications: insert, and read back what they need for the id. Nothing else.
+grant insert (id, topic, key, payload, headers, type, idempotency_key, priority, deliver_after) on outboxd.messages to {app};
+grant select (id, seq, created_at) on outboxd.messages to {app};
+grant usage on sequence outboxd.messages_seq to {app}, {agent}, {operator};
+
+-- The daemons.
+grant select, insert on outboxd.messages to {agent};
+grant select on outboxd.migrations, outboxd.outbox to {agent}, {operator}, {reader};
+grant select, update on outboxd.lanes to {agent};
+grant select, insert, update, delete on outboxd.set_aside, outboxd.groups, outboxd.group_positions, outboxd.handled,
+  outboxd.idempotency_keys, outboxd.agents, outboxd.agent_heartbeats to {agent};
+grant usage on sequence outboxd.claims_seq to {agent};
+grant select on sequence outboxd.messages_seq to {agent}, {operator}, {reader};
+
+-- Operators and readers.
+grant select, insert on outboxd.messages to {operator};
+grant select, update, delete on outboxd.set_aside to {operator};
+grant select on outboxd.lanes, outboxd.groups, outboxd.group_positions, outboxd.handled, outboxd.idempotency_keys,
+  outboxd.agents, outboxd.agent_heartbeats, outboxd.message_states, outboxd.lane_status to {agent}, {operator}, {reader};

@@ -1,0 +1,12 @@
+//! `[http]`: where a daemon answers health checks.
+
+use std::net::SocketAddr;
+
+/// Taken if the file names no address; if it is in use, the next free port is.
+pub const LISTEN: &str = "127.0.0.1:9464";
+
+#[derive(Clone, Debug)]
+pub struct Http {
+    /// `None`: the default, or the next free port.
+    pub listen: Option<SocketAddr>,
+}

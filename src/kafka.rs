@@ -1,0 +1,6 @@
+//! Kafka: clients as the guarantees need them, publishing, subscribing, and what an error means.
+
+pub mod client;
+pub mod error;
+
+pub use error::KafkaFailure;

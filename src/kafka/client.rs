@@ -1,0 +1,100 @@
+//! Clients of librdkafka: their configuration, and their log in ours.
+
+use rdkafka::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+
+use super::error::KafkaFailure;
+use crate::config::Kafka;
+
+/// What the guarantees of publishing stand on; the configuration refuses to set these.
+///
+/// Idempotence and gaplessness: of what one producer sends to a partition, the broker has a prefix. No time-out: a
+/// record that timed out would let later ones pass. The partitioner agrees with Java's.
+const PRODUCER: &[(&str, &str)] = &[
+    ("enable.idempotence", "true"),
+    ("enable.gapless.guarantee", "true"),
+    ("acks", "all"),
+    ("message.timeout.ms", "0"),
+    ("partitioner", "murmur2_random"),
+    ("allow.auto.create.topics", "false"),
+];
+
+/// What may be overridden.
+const PRODUCER_DEFAULTS: &[(&str, &str)] =
+    &[("compression.type", "lz4"), ("linger.ms", "0"), ("batch.size", "1000000"), ("sticky.partitioning.linger.ms", "0")];
+
+/// What the guarantees of consuming stand on: offsets are committed behind the work, and an offset out of range is
+/// our decision.
+const CONSUMER: &[(&str, &str)] = &[
+    ("enable.auto.commit", "false"),
+    ("enable.auto.offset.store", "false"),
+    ("auto.offset.reset", "error"),
+    ("partition.assignment.strategy", "cooperative-sticky"),
+    ("allow.auto.create.topics", "false"),
+];
+
+/// For a producer; `buffer_bytes` bounds what waits in it.
+pub fn producer_config(kafka: &Kafka, client_id: &str, buffer_bytes: u64) -> Result<ClientConfig, KafkaFailure> {
+    let properties = kafka.producer_properties().map_err(KafkaFailure::secret)?;
+    let mut config = layered(client_id, PRODUCER_DEFAULTS, properties, PRODUCER);
+    // In KiB, and never so small that librdkafka refuses it.
+    config.set("queue.buffering.max.kbytes", buffer_bytes.div_ceil(1024).clamp(1, 2_147_483_647).to_string());
+    config.set("queue.buffering.max.messages", "0");
+    Ok(config)
+}
+
+/// For a consumer without a group: metadata and watermarks.
+pub fn consumer_config(kafka: &Kafka, client_id: &str) -> Result<ClientConfig, KafkaFailure> {
+    let properties = kafka.consumer_properties().map_err(KafkaFailure::secret)?;
+    Ok(layered(client_id, &[], properties, CONSUMER))
+}
+
+fn layered(
+    client_id: &str,
+    defaults: &[(&str, &str)],
+    properties: Vec<(String, String)>,
+    fixed: &[(&str, &str)],
+) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("client.id", client_id);
+    for (name, value) in defaults {
+        config.set(*name, *value);
+    }
+    for (name, value) in properties {
+        config.set(name, value);
+    }
+    for (name, value) in fixed {
+        config.set(*name, *value);
+    }
+    config.set_log_level(RDKafkaLogLevel::Info);
+    config
+}
+
+/// A context that writes librdkafka's log lines to ours.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Logged;
+
+impl ClientContext for Logged {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+
+    fn error(&self, error: rdkafka::error::KafkaError, reason: &str) {
+        // Brokers that come and go are librdkafka's business; what follows from them is told where it is noticed.
+        tracing::debug!("librdkafka: {error}: {reason}");
+    }
+}
+
+/// One line of librdkafka's.
+pub fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
+            tracing::warn!(target: "librdkafka", facility, "{message}");
+        }
+        // Its "errors" are mostly a broker that does not answer: said once by us, not at each of its tries.
+        RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning | RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
+            tracing::debug!(target: "librdkafka", facility, "{message}");
+        }
+        RDKafkaLogLevel::Debug => tracing::trace!(target: "librdkafka", facility, "{message}"),
+    }
+}

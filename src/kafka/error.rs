@@ -1,0 +1,74 @@
+//! What an error of Kafka means: one table for delivery, so that no transport error ever counts against a message.
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+/// What went wrong with Kafka, sorted by what the caller does about it.
+#[derive(Debug, thiserror::Error)]
+pub enum KafkaFailure {
+    #[error("Kafka at {brokers} cannot be reached: {reason}")]
+    Unreachable { brokers: String, reason: String },
+    #[error("{0}")]
+    Setup(String),
+    #[error(transparent)]
+    Client(#[from] KafkaError),
+}
+
+impl KafkaFailure {
+    /// A file with a secret that cannot be read.
+    #[allow(clippy::needless_pass_by_value, reason = "taken by map_err")]
+    pub fn secret(error: std::io::Error) -> Self {
+        Self::Setup(error.to_string())
+    }
+}
+
+/// What an error of delivery proves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The broker refuses this record, if it was alone in its request: it can never be published as it is.
+    Record,
+    /// The topic is missing.
+    TopicMissing,
+    /// The topic is forbidden to us.
+    TopicForbidden,
+    /// Nothing of the record: the way to the broker, its state, or a request that others spoiled.
+    Transport,
+}
+
+/// The table.
+pub fn refusal(code: RDKafkaErrorCode) -> Refusal {
+    use RDKafkaErrorCode as Code;
+    match code {
+        Code::MessageSizeTooLarge | Code::InvalidMessage | Code::InvalidTimestamp | Code::InvalidRecord => Refusal::Record,
+        Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition | Code::InvalidTopic => {
+            Refusal::TopicMissing
+        }
+        Code::TopicAuthorizationFailed => Refusal::TopicForbidden,
+        _ => Refusal::Transport,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transport_errors_prove_nothing_of_a_record() {
+        use RDKafkaErrorCode as Code;
+        for code in [
+            Code::MessageTimedOut,
+            Code::BrokerTransportFailure,
+            Code::AllBrokersDown,
+            Code::PurgeQueue,
+            Code::PurgeInflight,
+            Code::NotEnoughReplicas,
+            Code::NotLeaderForPartition,
+            Code::Fatal,
+            Code::InvalidProducerEpoch,
+        ] {
+            assert_eq!(refusal(code), Refusal::Transport, "{code:?}");
+        }
+        assert_eq!(refusal(Code::MessageSizeTooLarge), Refusal::Record);
+        assert_eq!(refusal(Code::UnknownTopicOrPartition), Refusal::TopicMissing);
+        assert_eq!(refusal(Code::TopicAuthorizationFailed), Refusal::TopicForbidden);
+    }
+}

@@ -1,0 +1,12 @@
+//! PostgreSQL: connections, the schema, and every statement, one file per family of tables.
+
+pub mod agents;
+pub mod connect;
+pub mod consuming;
+pub mod inspect;
+pub mod lanes;
+pub mod messages;
+pub mod migrate;
+pub mod sql;
+
+pub use connect::{Connector, PgError};

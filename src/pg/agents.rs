@@ -1,0 +1,149 @@
+//! The agents: registration, heartbeats, and who has fallen silent.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use tokio_postgres::Client;
+use uuid::Uuid;
+
+use super::connect::PgError;
+use super::sql::statements;
+
+statements! {
+    /// A name that another live agent of this moment has gets a number behind it, unless the operator chose it.
+    REGISTER = "
+        insert into outboxd.agents (id, name, role, groups, host, pid, version, http, heartbeat, status, health)
+        select $1, case when $11 then $2 else coalesce((
+            select candidate from (
+              select $2 || case n when 1 then '' else '-' || n end as candidate, n from generate_series(1, 1000) as n
+            ) names
+            where not exists (select from outboxd.agents a where a.name = candidate and a.id <> $1
+              and a.status not in ('stopped', 'inactive') and a.last_heartbeat_at > clock_timestamp() - a.heartbeat * 2)
+            order by n limit 1), $2) end,
+          $3, $4, $5, $6, $7, $8, $9::bigint * interval '1 ms', $10, $12
+        on conflict (id) do update set last_heartbeat_at = clock_timestamp(), status = excluded.status, health = excluded.health
+        returning name";
+
+    /// No row: the reaper or an operator removed it, and it registers anew.
+    BEAT = "
+        with beat as (
+          update outboxd.agents set last_heartbeat_at = clock_timestamp(), status = $2, health = $3
+          where id = $1 returning id
+        )
+        insert into outboxd.agent_heartbeats (agent_id, status, health) select id, $2, $3 from beat";
+
+    /// The last beat is checked in the statement that judges by it.
+    REAP = "
+        update outboxd.agents set status = case
+            when last_heartbeat_at < clock_timestamp() - $1::bigint * interval '1 ms' then 'inactive' else 'suspect' end
+        where status in ('active', 'draining', 'suspect')
+          and last_heartbeat_at < clock_timestamp() - least(heartbeat * 2, $1::bigint * interval '1 ms')
+          and status <> case
+            when last_heartbeat_at < clock_timestamp() - $1::bigint * interval '1 ms' then 'inactive' else 'suspect' end
+        returning name, status";
+
+    FORGET_BEATS = "delete from outboxd.agent_heartbeats where at < clock_timestamp() - interval '1 day'";
+
+    LIST = "
+        select id, name, role, groups, host, pid, version, http, started_at, last_heartbeat_at, status, health,
+          extract(epoch from clock_timestamp() - last_heartbeat_at)::float8
+        from outboxd.agents order by role, name, started_at";
+}
+
+/// An agent as it introduces itself.
+#[derive(Clone, Debug)]
+pub struct Registration {
+    pub id: Uuid,
+    pub name: String,
+    /// The operator chose the name: it is taken as it is.
+    pub name_is_chosen: bool,
+    pub role: &'static str,
+    pub groups: Vec<String>,
+    pub host: String,
+    pub pid: i32,
+    pub version: String,
+    pub http: Option<String>,
+    pub heartbeat: Duration,
+}
+
+/// A line of `agents list`.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    pub id: Uuid,
+    pub name: String,
+    pub role: String,
+    pub groups: Vec<String>,
+    pub host: String,
+    pub pid: i32,
+    pub version: String,
+    pub http: Option<String>,
+    pub started_at: DateTime<Utc>,
+    pub last_heartbeat_at: DateTime<Utc>,
+    pub status: String,
+    pub health: Value,
+    pub silent_seconds: f64,
+}
+
+/// Enters the agent, and returns the name that it got. One at a time, so that two that start at one moment differ.
+pub async fn register(client: &mut Client, agent: &Registration, status: &str, health: &Value) -> Result<String, PgError> {
+    let heartbeat = i64::try_from(agent.heartbeat.as_millis()).unwrap_or(i64::MAX);
+    let transaction = client.transaction().await?;
+    transaction.batch_execute("select pg_advisory_xact_lock(hashtextextended('outboxd.agents', 0))").await?;
+    let row = transaction
+        .query_one(
+            REGISTER,
+            &[
+                &agent.id,
+                &agent.name,
+                &agent.role,
+                &agent.groups,
+                &agent.host,
+                &agent.pid,
+                &agent.version,
+                &agent.http,
+                &heartbeat,
+                &status,
+                &agent.name_is_chosen,
+                &health,
+            ],
+        )
+        .await?;
+    transaction.commit().await?;
+    Ok(row.get(0))
+}
+
+/// One beat; false if the agent is not known any more.
+pub async fn beat(client: &Client, id: Uuid, status: &str, health: &Value) -> Result<bool, PgError> {
+    Ok(client.execute(BEAT, &[&id, &status, &health]).await? > 0)
+}
+
+/// Marks agents that missed two beats `suspect`, and those silent for `inactive_after` `inactive`; forgets old beats.
+pub async fn reap(client: &Client, inactive_after: Duration) -> Result<Vec<(String, String)>, PgError> {
+    let limit = i64::try_from(inactive_after.as_millis()).unwrap_or(i64::MAX);
+    let rows = client.query(REAP, &[&limit]).await?;
+    client.execute(FORGET_BEATS, &[]).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+pub async fn list(client: &Client) -> Result<Vec<Agent>, PgError> {
+    let rows = client.query(LIST, &[]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| Agent {
+            id: row.get(0),
+            name: row.get(1),
+            role: row.get(2),
+            groups: row.get(3),
+            host: row.get(4),
+            pid: row.get(5),
+            version: row.get(6),
+            http: row.get(7),
+            started_at: row.get(8),
+            last_heartbeat_at: row.get(9),
+            status: row.get(10),
+            health: row.get(11),
+            silent_seconds: row.get(12),
+        })
+        .collect())
+}

@@ -1,0 +1,297 @@
+//! Connections: TLS with libpq's meaning of `sslmode`, the password read anew each time, a pool, and single connections.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use deadpool_postgres::{Connect, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use openssl::ssl::{SslConnector, SslFiletype, SslMethod, SslVerifyMode};
+use postgres_openssl::MakeTlsConnector;
+use secrecy::ExposeSecret;
+use tokio::task::JoinHandle;
+use tokio_postgres::config::SslMode as WireSslMode;
+use tokio_postgres::{AsyncMessage, Client, Config as ClientConfig, NoTls};
+
+use crate::config::{Postgres, SslMode, Tls};
+
+/// How long to wait for a connection: long enough for a busy server, short enough to be told about a dead one.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What went wrong with the database, sorted by what the caller does about it.
+#[derive(Debug, thiserror::Error)]
+pub enum PgError {
+    #[error("PostgreSQL at {address} cannot be reached: {source}")]
+    Unreachable { address: String, source: anyhow::Error },
+    #[error(transparent)]
+    Query(#[from] QueryError),
+    #[error("{0}")]
+    Setup(String),
+}
+
+/// A statement that failed; shows the server's own words, which `tokio_postgres::Error` leaves to its source.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", describe(.0))]
+pub struct QueryError(#[from] pub tokio_postgres::Error);
+
+impl From<tokio_postgres::Error> for PgError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Query(QueryError(error))
+    }
+}
+
+impl PgError {
+    /// The connection is gone or was never there: the same call may succeed on another one.
+    pub fn is_connection(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Query(QueryError(error)) => is_connection(error),
+            Self::Setup(_) => false,
+        }
+    }
+
+    /// A conflict between transactions (serialization, deadlock): nobody's failure, to be tried again.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Query(QueryError(error)) if error.code().is_some_and(|code| matches!(code.code(), "40001" | "40P01")))
+    }
+}
+
+/// True if the error says nothing about the statement, only that the server or the way to it is gone.
+pub fn is_connection(error: &tokio_postgres::Error) -> bool {
+    match error.code() {
+        // 08: connection; 57P01-57P05: shut down, crashed, starting up; 53: out of a resource (too many connections).
+        Some(code) => {
+            let code = code.code();
+            code.starts_with("08") || code.starts_with("57P") || code.starts_with("53") || code == "25006"
+        }
+        None => true,
+    }
+}
+
+/// The server's message with its detail and constraint, or the client's error with its causes.
+pub fn describe(error: &tokio_postgres::Error) -> String {
+    if let Some(db) = error.as_db_error() {
+        let mut text = format!("{} (SQLSTATE {})", db.message(), db.code().code());
+        if let Some(hint) = db.hint() {
+            text.push_str(". ");
+            text.push_str(hint);
+        }
+        return text;
+    }
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// Makes connections to the one database of this process.
+#[derive(Clone)]
+pub struct Connector {
+    settings: Arc<Postgres>,
+    application_name: String,
+}
+
+impl Connector {
+    /// `application_name` is what `pg_stat_activity` shows: `outboxd/<role>/<name>`.
+    pub fn new(settings: &Postgres, application_name: impl Into<String>) -> Self {
+        Self { settings: Arc::new(settings.clone()), application_name: application_name.into() }
+    }
+
+    /// Where the database is, for messages; never a password.
+    pub fn address(&self) -> String {
+        self.settings.url.address().to_owned()
+    }
+
+    /// One connection of its own, with its driver.
+    pub async fn connect(&self) -> Result<Connection, PgError> {
+        let warnings = Arc::new(AtomicU64::new(0));
+        let (client, driver) = self.open(&Arc::clone(&warnings)).await.map_err(|error| self.unreachable(explain(error)))?;
+        Ok(Connection { client, warnings, driver })
+    }
+
+    /// A pool of at most `pool_size` connections, made when needed.
+    pub fn pool(&self) -> Result<Pool, PgError> {
+        let manager = Manager::from_connect(
+            ClientConfig::new(),
+            Pooled(self.clone()),
+            ManagerConfig { recycling_method: RecyclingMethod::Fast },
+        );
+        Pool::builder(manager)
+            .max_size(self.settings.pool_size)
+            .wait_timeout(Some(CONNECT_TIMEOUT))
+            .create_timeout(Some(CONNECT_TIMEOUT))
+            .runtime(Runtime::Tokio1)
+            .build()
+            .map_err(|error| PgError::Setup(format!("the connection pool cannot be built: {error}")))
+    }
+
+    fn unreachable(&self, source: anyhow::Error) -> PgError {
+        PgError::Unreachable { address: self.address(), source }
+    }
+
+    fn client_config(&self) -> anyhow::Result<ClientConfig> {
+        let mut config = self.settings.url.client_config();
+        if let Some(password) = self.settings.password()? {
+            config.password(password.expose_secret());
+        }
+        config.application_name(&self.application_name).connect_timeout(CONNECT_TIMEOUT).keepalives_idle(Duration::from_secs(60));
+        Ok(config)
+    }
+
+    /// Tries what `sslmode` allows, in libpq's order.
+    async fn open(&self, warnings: &Arc<AtomicU64>) -> anyhow::Result<(Client, JoinHandle<()>)> {
+        let config = self.client_config()?;
+        let tls = self.settings.url.tls();
+        let attempts: &[WireSslMode] = match tls.mode {
+            SslMode::Disable => &[WireSslMode::Disable],
+            SslMode::Allow => &[WireSslMode::Disable, WireSslMode::Require],
+            SslMode::Prefer => &[WireSslMode::Prefer],
+            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => &[WireSslMode::Require],
+        };
+        let mut last = None;
+        for mode in attempts {
+            let mut config = config.clone();
+            config.ssl_mode(*mode);
+            let opened = async {
+                if *mode == WireSslMode::Disable {
+                    let (client, connection) = config.connect(NoTls).await?;
+                    Ok((client, drive(connection, Arc::clone(warnings))))
+                } else {
+                    let (client, connection) = config.connect(tls_connector(tls)?).await?;
+                    Ok((client, drive(connection, Arc::clone(warnings))))
+                }
+            };
+            match opened.await {
+                Ok(opened) => return Ok(opened),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| anyhow::anyhow!("no way to connect")))
+    }
+}
+
+/// Puts the server's words first where there are any.
+fn explain(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast::<tokio_postgres::Error>() {
+        Ok(error) => anyhow::anyhow!("{}", describe(&error)),
+        Err(error) => error,
+    }
+}
+
+fn tls_connector(tls: &Tls) -> anyhow::Result<MakeTlsConnector> {
+    let mut builder = SslConnector::builder(SslMethod::tls_client())?;
+    if let Some(root) = &tls.root_cert {
+        builder.set_ca_file(root)?;
+    }
+    if let Some(cert) = &tls.cert {
+        builder.set_certificate_chain_file(cert)?;
+    }
+    if let Some(key) = &tls.key {
+        builder.set_private_key_file(key, SslFiletype::PEM)?;
+    }
+    // libpq: `require` with a root certificate behaves as verify-ca; only verify-full looks at the host's name.
+    let verify_ca = match tls.mode {
+        SslMode::VerifyCa | SslMode::VerifyFull => true,
+        SslMode::Require => tls.root_cert.is_some(),
+        SslMode::Disable | SslMode::Allow | SslMode::Prefer => false,
+    };
+    builder.set_verify(if verify_ca { SslVerifyMode::PEER } else { SslVerifyMode::NONE });
+    let mut connector = MakeTlsConnector::new(builder.build());
+    let verify_host = tls.mode == SslMode::VerifyFull;
+    connector.set_callback(move |ssl, _| {
+        ssl.set_verify_hostname(verify_host);
+        Ok(())
+    });
+    Ok(connector)
+}
+
+/// Runs a connection until it ends, counting the server's warnings.
+///
+/// A warning is counted before the answer it came with is handed out: both arrive in order on this one task.
+fn drive<S, T>(mut connection: tokio_postgres::Connection<S, T>, warnings: Arc<AtomicU64>) -> JoinHandle<()>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    tokio::spawn(async move {
+        loop {
+            match std::future::poll_fn(|context| connection.poll_message(context)).await {
+                Some(Ok(AsyncMessage::Notice(notice))) => {
+                    if notice.severity() == "WARNING" {
+                        warnings.fetch_add(1, Ordering::SeqCst);
+                    }
+                    tracing::debug!(severity = notice.severity(), "postgres says: {}", notice.message());
+                }
+                Some(Ok(_)) => {}
+                // The client learns of the end from its next call, which is where it is handled and logged.
+                Some(Err(_)) | None => return,
+            }
+        }
+    })
+}
+
+/// A connection that one task owns; it ends when dropped.
+pub struct Connection {
+    client: Client,
+    warnings: Arc<AtomicU64>,
+    driver: JoinHandle<()>,
+}
+
+impl Connection {
+    /// How many warnings the server has sent so far. A commit that raised one (a cancelled wait for a synchronous
+    /// standby comes as success with a warning) is not known to be durable.
+    pub fn warnings(&self) -> u64 {
+        self.warnings.load(Ordering::SeqCst)
+    }
+}
+
+impl std::ops::Deref for Connection {
+    type Target = Client;
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl std::ops::DerefMut for Connection {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+struct Pooled(Connector);
+
+type Opened = Result<(Client, JoinHandle<()>), tokio_postgres::Error>;
+
+impl Connect for Pooled {
+    fn connect(&self, _: &ClientConfig) -> Pin<Box<dyn Future<Output = Opened> + Send + '_>> {
+        Box::pin(async move {
+            let error = match self.0.open(&Arc::default()).await {
+                Ok(opened) => return Ok(opened),
+                Err(error) => error,
+            };
+            match error.downcast::<tokio_postgres::Error>() {
+                Ok(error) => Err(error),
+                Err(error) => {
+                    // A secret or a certificate that cannot be read. deadpool wants the driver's error, which has no
+                    // room for words of ours: they go to the log, and the driver's own refusal of nothing goes up.
+                    tracing::error!("no connection can be made: {error:#}");
+                    match ClientConfig::new().connect(NoTls).await {
+                        Ok(_) => unreachable!("a configuration without a host connects nowhere"),
+                        Err(error) => Err(error),
+                    }
+                }
+            }
+        })
+    }
+}

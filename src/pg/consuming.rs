@@ -1,0 +1,411 @@
+//! What groups did: positions, evidence, and the operations they claim. A database that does not answer is an error
+//! here, never an empty answer.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use tokio_postgres::{Client, GenericClient, Transaction};
+use uuid::Uuid;
+
+use super::connect::PgError;
+use super::sql::statements;
+use crate::domain::delivery::Delivery;
+
+statements! {
+    DECLARE = "
+        insert into outboxd.groups (name, kafka_group, cluster_id) values ($1, $2, $3)
+        on conflict (name) do nothing returning name";
+
+    DECLARED = "select kafka_group, cluster_id from outboxd.groups where name = $1";
+
+    OWNER_OF_KAFKA_GROUP = "select name from outboxd.groups where cluster_id = $1 and kafka_group = $2";
+
+    START_AT = "
+        insert into outboxd.group_positions (consumer_group, cluster_id, topic, partition, next_offset)
+        select $1, $2, at.topic, at.partition, at.next_offset
+        from unnest($3::text[], $4::integer[], $5::bigint[]) as at (topic, partition, next_offset)
+        on conflict do nothing";
+
+    POSITIONS = "
+        select topic, partition, next_offset from outboxd.group_positions
+        where consumer_group = $1 and cluster_id = $2 and topic = any($3)";
+
+    /// The shape leaves the planner nothing but the primary key: with few rows it would choose a sequential scan.
+    LOOK_UP = "
+        select found.message_id from unnest($2::uuid[]) as wanted (id)
+        cross join lateral (
+          select message_id from outboxd.handled h where h.consumer_group = $1 and h.message_id = wanted.id limit 1
+        ) found";
+
+    /// Takes keys that are free or whose claim has ended, sorted, all in one statement; shows the others.
+    CLAIM = "
+        with wanted as (
+          select namespace, key from unnest($3::text[], $4::text[]) as w (namespace, key)
+          where outboxd.durable() order by namespace, key
+        ), taken as (
+          insert into outboxd.idempotency_keys as k
+            (consumer_group, namespace, key, message_id, payload_hash, state, owner, expires_at)
+          select $1, w.namespace, w.key, $2, $5, 'claimed', $6, clock_timestamp() + $7::bigint * interval '1 ms'
+          from wanted w
+          on conflict (consumer_group, namespace, key) do update set message_id = excluded.message_id,
+            payload_hash = excluded.payload_hash, claim = excluded.claim, owner = excluded.owner,
+            expires_at = excluded.expires_at
+          where k.state = 'claimed' and k.expires_at < clock_timestamp()
+          returning k.namespace, k.key, k.claim
+        )
+        select w.namespace, w.key, t.claim, k.state, k.message_id, k.payload_hash = $5
+        from wanted w
+        left join taken t using (namespace, key)
+        left join outboxd.idempotency_keys k
+          on k.consumer_group = $1 and k.namespace = w.namespace and k.key = w.key and t.claim is null";
+
+    /// As `CLAIM`, but finished at once: for an effect in the same transaction.
+    CLAIM_DONE = "
+        insert into outboxd.idempotency_keys as k
+          (consumer_group, namespace, key, message_id, payload_hash, state, owner, done_at)
+        select $1, w.namespace, w.key, $2, $5, 'done', $6, clock_timestamp()
+        from unnest($3::text[], $4::text[]) as w (namespace, key) order by w.namespace, w.key
+        on conflict (consumer_group, namespace, key) do update set message_id = excluded.message_id,
+          payload_hash = excluded.payload_hash, state = 'done', claim = excluded.claim, owner = excluded.owner,
+          expires_at = null, done_at = excluded.done_at
+        where k.state = 'claimed' and k.expires_at < clock_timestamp()";
+
+    FIND_KEYS = "
+        select k.namespace, k.key, null::bigint, k.state, k.message_id, k.payload_hash = $4
+        from unnest($2::text[], $3::text[]) as w (namespace, key)
+        join outboxd.idempotency_keys k
+          on k.consumer_group = $1 and k.namespace = w.namespace and k.key = w.key";
+
+    RELEASE_CLAIMS = "
+        delete from outboxd.idempotency_keys k using unnest($2::text[], $3::text[], $4::bigint[]) as c (namespace, key, claim)
+        where k.consumer_group = $1 and k.namespace = c.namespace and k.key = c.key and k.claim = c.claim
+          and k.state = 'claimed'";
+
+    EVIDENCE = "
+        insert into outboxd.handled
+          (consumer_group, message_id, topic, partition, \"offset\", agent, attempt, duplicate_of, took)
+        select $1, e.message_id, $2, $3, e.\"offset\", $4, e.attempt, e.duplicate_of, e.micros * interval '1 microsecond'
+        from unnest($5::uuid[], $6::bigint[], $7::integer[], $8::uuid[], $9::bigint[])
+          as e (message_id, \"offset\", attempt, duplicate_of, micros)
+        where outboxd.durable()
+        on conflict (consumer_group, message_id) do nothing
+        returning message_id";
+
+    FINISH_CLAIMS = "
+        update outboxd.idempotency_keys k set state = 'done', done_at = clock_timestamp(), expires_at = null
+        from unnest($2::text[], $3::text[], $4::bigint[]) as c (namespace, key, claim)
+        where k.consumer_group = $1 and k.namespace = c.namespace and k.key = c.key and k.claim = c.claim
+          and k.state = 'claimed'";
+
+    /// Rises only, whoever is late.
+    MOVE = "
+        insert into outboxd.group_positions as p (consumer_group, cluster_id, topic, partition, next_offset)
+        values ($1, $2, $3, $4, $5)
+        on conflict (consumer_group, cluster_id, topic, partition)
+        do update set next_offset = excluded.next_offset, updated_at = clock_timestamp()
+        where p.next_offset < excluded.next_offset";
+
+    FUNCTION_EXISTS = "select to_regprocedure($1 || '(outboxd.delivery)') is not null";
+
+    /// For `dev`, whose embedded broker forgets everything at its end.
+    FORGET_OTHER_CLUSTERS = "delete from outboxd.groups where cluster_id <> $1";
+}
+
+/// A partition of a topic.
+pub type TopicPartition = (String, i32);
+
+/// What the group is to this database.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Declared {
+    /// Its first start: where it begins is still to be stored.
+    New,
+    Known,
+    /// The name or its Kafka group belongs to something else.
+    Refused(String),
+}
+
+/// Enters a group at its first start, with where it begins; refuses one that is not what it was.
+pub async fn declare(
+    client: &mut Client,
+    group: &str,
+    kafka_group: &str,
+    cluster_id: &str,
+    starts: &[(TopicPartition, i64)],
+) -> Result<Declared, PgError> {
+    let transaction = client.transaction().await?;
+    let owner = transaction.query_opt(OWNER_OF_KAFKA_GROUP, &[&cluster_id, &kafka_group]).await?;
+    if let Some(owner) = owner.map(|row| row.get::<_, String>(0))
+        && owner != group
+    {
+        return Ok(Declared::Refused(format!(
+            "Kafka group `{kafka_group}` is used by group `{owner}` already: two groups cannot share its offsets"
+        )));
+    }
+    if transaction.query_opt(DECLARE, &[&group, &kafka_group, &cluster_id]).await?.is_none() {
+        let row = transaction.query_one(DECLARED, &[&group]).await?;
+        let (its_group, its_cluster): (String, String) = (row.get(0), row.get(1));
+        if its_cluster != cluster_id {
+            return Ok(Declared::Refused(format!(
+                "group `{group}` began on Kafka cluster {its_cluster}, and this is {cluster_id}: its positions mean \
+                 nothing here; give the group another name"
+            )));
+        }
+        if its_group != kafka_group {
+            return Ok(Declared::Refused(format!(
+                "group `{group}` began as Kafka group `{its_group}`, and `{kafka_group}` knows nothing of its offsets; \
+                 set kafka_group back, or give the group another name"
+            )));
+        }
+        return Ok(Declared::Known);
+    }
+    let topics: Vec<&str> = starts.iter().map(|((topic, _), _)| topic.as_str()).collect();
+    let partitions: Vec<i32> = starts.iter().map(|((_, partition), _)| *partition).collect();
+    let offsets: Vec<i64> = starts.iter().map(|(_, offset)| *offset).collect();
+    transaction.execute(START_AT, &[&group, &cluster_id, &topics, &partitions, &offsets]).await?;
+    transaction.commit().await?;
+    Ok(Declared::New)
+}
+
+/// Where the group stands, by topic and partition.
+pub async fn positions(
+    client: &impl GenericClient,
+    group: &str,
+    cluster_id: &str,
+    topics: &[String],
+) -> Result<HashMap<TopicPartition, i64>, PgError> {
+    let rows = client.query(POSITIONS, &[&group, &cluster_id, &topics]).await?;
+    Ok(rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect())
+}
+
+/// Which of these messages the group has handled: one statement a batch.
+pub async fn look_up(client: &impl GenericClient, group: &str, ids: &[Uuid]) -> Result<HashSet<Uuid>, PgError> {
+    let rows = client.query(LOOK_UP, &[&group, &ids]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// An operation as a group knows it: an idempotency key, or a message's own id.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OperationKey {
+    pub namespace: &'static str,
+    pub key: String,
+}
+
+/// A key that this agent holds until it completes or releases it.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    pub key: OperationKey,
+    pub number: i64,
+}
+
+/// What became of an attempt to claim the keys of a message.
+#[derive(Debug)]
+pub enum Claimed {
+    All(Vec<Claim>),
+    /// Another message has done this operation.
+    Done { by: Uuid, same_payload: bool },
+    /// Another start holds a key now; nothing is held by this one.
+    Busy,
+}
+
+/// Who claims, for which message.
+#[derive(Clone, Copy, Debug)]
+pub struct Claimant<'a> {
+    pub group: &'a str,
+    pub agent: Uuid,
+    pub message_id: Uuid,
+    pub payload_hash: i64,
+}
+
+/// Claims all keys of a message or none. A claim that nobody completes ends after `ttl`.
+pub async fn claim(
+    client: &impl GenericClient,
+    claimant: Claimant<'_>,
+    keys: &[OperationKey],
+    ttl: Duration,
+) -> Result<Claimed, PgError> {
+    let (namespaces, names) = columns(keys);
+    let ttl = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
+    let Claimant { group, agent, message_id, payload_hash } = claimant;
+    let rows =
+        client.query(CLAIM, &[&group, &message_id, &namespaces, &names, &payload_hash, &agent, &ttl]).await?;
+    let mut claims = Vec::new();
+    for (row, key) in rows.iter().zip(sorted(keys)) {
+        if let Some(number) = row.get::<_, Option<i64>>(2) {
+            let key = OperationKey { key: row.get(1), ..key };
+            claims.push(Claim { key, number });
+        }
+    }
+    if claims.len() == keys.len() {
+        return Ok(Claimed::All(claims));
+    }
+    // A message that died between its completion's parts cannot be: state and evidence commit together. A finished
+    // key of this very message means that its evidence has gone by retention: done all the same.
+    let done = rows.iter().find(|row| row.get::<_, Option<&str>>(3) == Some("done"));
+    let outcome = done.map_or(Claimed::Busy, |row| Claimed::Done { by: row.get(4), same_payload: row.get(5) });
+    release(client, group, &claims).await?;
+    Ok(outcome)
+}
+
+fn sorted(keys: &[OperationKey]) -> Vec<OperationKey> {
+    let mut keys = keys.to_vec();
+    keys.sort();
+    keys
+}
+
+fn columns(keys: &[OperationKey]) -> (Vec<&'static str>, Vec<&str>) {
+    keys.iter().map(|key| (key.namespace, key.key.as_str())).unzip()
+}
+
+/// Gives claims back, so that a later message of that operation can do it.
+pub async fn release(client: &impl GenericClient, group: &str, claims: &[Claim]) -> Result<(), PgError> {
+    if claims.is_empty() {
+        return Ok(());
+    }
+    let (namespaces, names, numbers) = claim_columns(claims);
+    client.execute(RELEASE_CLAIMS, &[&group, &namespaces, &names, &numbers]).await?;
+    Ok(())
+}
+
+fn claim_columns(claims: &[Claim]) -> (Vec<&'static str>, Vec<&str>, Vec<i64>) {
+    let namespaces = claims.iter().map(|claim| claim.key.namespace).collect();
+    let names = claims.iter().map(|claim| claim.key.key.as_str()).collect();
+    let numbers = claims.iter().map(|claim| claim.number).collect();
+    (namespaces, names, numbers)
+}
+
+/// A message that is finished, and what the evidence says of it.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    pub message_id: Uuid,
+    pub offset: i64,
+    pub attempt: i32,
+    pub duplicate_of: Option<Uuid>,
+    pub took: Duration,
+    pub claims: Vec<Claim>,
+}
+
+/// Where a completion belongs.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    pub group: &'a str,
+    pub cluster_id: &'a str,
+    pub topic: &'a str,
+    pub partition: i32,
+    pub agent_name: &'a str,
+}
+
+/// Writes what was finished: evidence, keys and position in one transaction. Says how many claims had been lost to
+/// another agent meanwhile; their effects have happened, so the evidence stands.
+pub async fn complete(
+    client: &mut Client,
+    place: Place<'_>,
+    finished: &[Finished],
+    next_offset: i64,
+) -> Result<usize, PgError> {
+    let transaction = client.transaction().await?;
+    evidence(&transaction, place, finished).await?;
+    let claims: Vec<Claim> = finished.iter().flat_map(|message| message.claims.clone()).collect();
+    let mut kept = 0;
+    if !claims.is_empty() {
+        let (namespaces, names, numbers) = claim_columns(&claims);
+        kept = transaction.execute(FINISH_CLAIMS, &[&place.group, &namespaces, &names, &numbers]).await?;
+    }
+    move_to(&transaction, place, next_offset).await?;
+    transaction.commit().await?;
+    Ok(claims.len().saturating_sub(usize::try_from(kept).unwrap_or(usize::MAX)))
+}
+
+/// Inserts evidence; returns the messages that had none before.
+pub async fn evidence(
+    transaction: &Transaction<'_>,
+    place: Place<'_>,
+    finished: &[Finished],
+) -> Result<HashSet<Uuid>, PgError> {
+    let ids: Vec<Uuid> = finished.iter().map(|message| message.message_id).collect();
+    let offsets: Vec<i64> = finished.iter().map(|message| message.offset).collect();
+    let attempts: Vec<i32> = finished.iter().map(|message| message.attempt).collect();
+    let duplicates: Vec<Option<Uuid>> = finished.iter().map(|message| message.duplicate_of).collect();
+    let micros: Vec<i64> =
+        finished.iter().map(|message| i64::try_from(message.took.as_micros()).unwrap_or(i64::MAX)).collect();
+    let Place { group, topic, partition, agent_name, .. } = place;
+    let rows = transaction
+        .query(EVIDENCE, &[&group, &topic, &partition, &agent_name, &ids, &offsets, &attempts, &duplicates, &micros])
+        .await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Moves the group's position in that partition up to there.
+pub async fn move_to(transaction: &Transaction<'_>, place: Place<'_>, next_offset: i64) -> Result<(), PgError> {
+    let Place { group, cluster_id, topic, partition, .. } = place;
+    transaction.execute(MOVE, &[&group, &cluster_id, &topic, &partition, &next_offset]).await?;
+    Ok(())
+}
+
+/// Finishes the keys of a message whose effect is part of this transaction.
+pub async fn claim_done(
+    transaction: &Transaction<'_>,
+    claimant: Claimant<'_>,
+    keys: &[OperationKey],
+) -> Result<Claimed, PgError> {
+    let (namespaces, names) = columns(keys);
+    let Claimant { group, agent, message_id, payload_hash } = claimant;
+    let taken =
+        transaction.execute(CLAIM_DONE, &[&group, &message_id, &namespaces, &names, &payload_hash, &agent]).await?;
+    if usize::try_from(taken).is_ok_and(|taken| taken == keys.len()) {
+        return Ok(Claimed::All(Vec::new()));
+    }
+    let rows = transaction.query(FIND_KEYS, &[&group, &namespaces, &names, &payload_hash]).await?;
+    let done = rows
+        .iter()
+        .find(|row| row.get::<_, &str>(3) == "done" && row.get::<_, Uuid>(4) != message_id);
+    Ok(done.map_or(Claimed::Busy, |row| Claimed::Done { by: row.get(4), same_payload: row.get(5) }))
+}
+
+/// Is there a function of that name that takes an `outboxd.delivery`?
+pub async fn function_exists(client: &impl GenericClient, function: &str) -> Result<bool, PgError> {
+    Ok(client.query_one(FUNCTION_EXISTS, &[&function]).await?.get(0))
+}
+
+/// Calls the function of an `sql` handler. `function` is an identifier that the configuration has checked.
+pub async fn call(transaction: &Transaction<'_>, function: &str, delivery: &Delivery) -> Result<(), tokio_postgres::Error> {
+    let record = &delivery.record;
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok().filter(|text| !text.contains('\0'));
+    let headers: Map<String, Value> = record
+        .headers
+        .iter()
+        .filter_map(|(name, value)| {
+            Some((name.clone(), Value::String(value.as_deref().and_then(text)?))).filter(|(name, _)| !name.contains('\0'))
+        })
+        .collect();
+    let sql = format!(
+        "select {function}(row($1::text, $2::uuid, $3::text, $4::text, $5::bytea, $6::text, $7::integer, $8::bigint, \
+         $9::integer, $10::text, $11::jsonb, $12::bytea)::outboxd.delivery)"
+    );
+    transaction
+        .query(
+            &sql,
+            &[
+                &delivery.group,
+                &delivery.message_id,
+                &delivery.event_type().filter(|event_type| !event_type.contains('\0')),
+                &record.key.as_deref().and_then(text),
+                &record.key.as_deref(),
+                &record.topic,
+                &record.partition,
+                &record.offset,
+                &i32::try_from(delivery.attempt).unwrap_or(i32::MAX),
+                &delivery.idempotency_key,
+                &Value::Object(headers),
+                &record.payload.as_deref(),
+            ],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Drops groups that began on another Kafka cluster.
+pub async fn forget_other_clusters(client: &Client, cluster_id: &str) -> Result<(), PgError> {
+    client.execute(FORGET_OTHER_CLUSTERS, &[&cluster_id]).await?;
+    Ok(())
+}

@@ -1,0 +1,18 @@
+//! Every statement of the daemon, for the test that prepares each against a migrated database.
+
+use super::{agents, consuming, inspect, lanes, messages};
+
+/// Declares statements as constants, and lists them as `SQL` with their names.
+macro_rules! statements {
+    ($($(#[$doc:meta])* $name:ident = $sql:expr;)*) => {
+        $($(#[$doc])* const $name: &str = $sql;)*
+        /// Every statement of this file, by name.
+        pub const SQL: &[(&str, &str)] = &[$((stringify!($name), $name)),*];
+    };
+}
+pub(crate) use statements;
+
+/// Name and text of each.
+pub fn all() -> Vec<(&'static str, &'static str)> {
+    [agents::SQL, consuming::SQL, inspect::SQL, lanes::SQL, messages::SQL].concat()
+}
