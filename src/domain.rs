@@ -1,5 +1,6 @@
 //! Pure logic and the vocabulary: no clock, no randomness, no I/O of its own.
 
+pub mod acks;
 pub mod backoff;
 pub mod cursor;
 pub mod delivery;

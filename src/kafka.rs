@@ -2,5 +2,7 @@
 
 pub mod client;
 pub mod error;
+pub mod publish;
+pub mod topics;
 
 pub use error::KafkaFailure;

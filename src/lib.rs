@@ -4,5 +4,7 @@
 
 pub mod config;
 pub mod domain;
+pub mod failpoint;
 pub mod kafka;
 pub mod pg;
+pub mod producer;

@@ -66,13 +66,13 @@ impl Cursor {
         Self { done: Snapshot::nothing(), floor: 0, candidate: None, target: None, published_seq: 0 }
     }
 
-    /// What of the open window is still to be published.
-    pub fn scan(&self) -> Option<Scan<'_>> {
+    /// What the open window holds behind `seq`: its `published_seq`, or how far a reader is ahead of that.
+    pub fn scan(&self, seq: i64) -> Option<Scan<'_>> {
         self.target.as_ref().map(|target| Scan {
-            after_seq: self.floor.max(self.published_seq),
+            after_seq: self.floor.max(seq),
             min_txid: self.done.xmax(),
             stragglers: self.done.xip(),
-            stragglers_after_seq: self.published_seq,
+            stragglers_after_seq: seq,
             target,
         })
     }

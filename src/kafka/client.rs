@@ -2,6 +2,7 @@
 
 use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::ConsumerContext;
 
 use super::error::KafkaFailure;
 use crate::config::Kafka;
@@ -84,6 +85,8 @@ impl ClientContext for Logged {
         tracing::debug!("librdkafka: {error}: {reason}");
     }
 }
+
+impl ConsumerContext for Logged {}
 
 /// One line of librdkafka's.
 pub fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {

@@ -21,17 +21,17 @@ impl KafkaFailure {
     }
 }
 
-/// What an error of delivery proves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What an error of delivery proves, from least to most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Refusal {
-    /// The broker refuses this record, if it was alone in its request: it can never be published as it is.
-    Record,
-    /// The topic is missing.
-    TopicMissing,
-    /// The topic is forbidden to us.
-    TopicForbidden,
     /// Nothing of the record: the way to the broker, its state, or a request that others spoiled.
     Transport,
+    /// The topic is forbidden to us.
+    TopicForbidden,
+    /// The topic is missing.
+    TopicMissing,
+    /// The broker refuses this record, if it was alone in its request: it can never be published as it is.
+    Record,
 }
 
 /// The table.

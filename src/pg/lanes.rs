@@ -357,9 +357,9 @@ impl LaneStore {
         Err(LaneError::Unfit("the server warned while a cursor was committed: it is not known to be durable".into()))
     }
 
-    /// The next rows of the open window: two index-ordered reads, merged here.
-    pub async fn read(&self, lane: &OwnedLane, limit: Limit) -> Result<Batch, LaneError> {
-        let Some(scan) = lane.cursor.scan() else {
+    /// The next rows of the open window behind `seq`: two index-ordered reads, merged here.
+    pub async fn read(&self, lane: &OwnedLane, seq: i64, limit: Limit) -> Result<Batch, LaneError> {
+        let Some(scan) = lane.cursor.scan(seq) else {
             return Ok(Batch { messages: Vec::new(), last: true });
         };
         let (main, stragglers) = tokio::try_join!(self.read_main(lane, &scan, limit), self.read_stragglers(lane, &scan, limit))?;

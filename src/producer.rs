@@ -1,0 +1,73 @@
+//! The relay: publishes what the outbox holds, lane by lane, in order, without a write per message.
+//!
+//! `docs/architecture.md` tells the algorithm and its traps. In short: a lane's cursor is a snapshot; what became
+//! visible since is a window; a window is durable before its first record is sent, and it is published in order of
+//! `seq`; the cursor moves over the acknowledged prefix only, by writes that name lane, owner, epoch and window.
+
+mod aside;
+mod lane;
+mod lease;
+mod session;
+pub mod status;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+pub use status::RelayStatus;
+
+use crate::config;
+use crate::domain::backoff::Backoff;
+use crate::kafka::KafkaFailure;
+use crate::pg::Connector;
+use crate::pg::lanes::LaneError;
+
+/// Between sessions that fail.
+const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(5) };
+
+/// What a relay works with.
+pub struct Relay {
+    /// The agent's name, shown as the owner of its lanes.
+    pub agent: String,
+    pub connector: Connector,
+    pub kafka: config::Kafka,
+    pub settings: config::Producer,
+    pub status: Arc<RelayStatus>,
+}
+
+/// Why a session with its lanes ended.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error(transparent)]
+    Lane(#[from] LaneError),
+    #[error(transparent)]
+    Kafka(#[from] KafkaFailure),
+    /// By our own clock, which may run ahead of the database's: we stop before another may start.
+    #[error("the lease could not be renewed in time")]
+    LeaseEnded,
+}
+
+impl Relay {
+    /// Publishes until `drain`, then finishes what is under way and gives its lanes up. Lost connections and errors
+    /// end a session, never the relay. Dropped before it returns, it leaves everything to the next owner.
+    pub async fn run(&self, drain: &CancellationToken) {
+        let mut former = HashMap::new();
+        let mut failures = 0;
+        while !drain.is_cancelled() {
+            let error = match session::work(self, &mut former, drain).await {
+                Ok(()) => return,
+                Err(error) => error,
+            };
+            failures = if self.status.take_progress() { 1 } else { failures + 1 };
+            let delay = BACKOFF.delay(failures, fastrand::f64());
+            tracing::warn!(failures, "the relay starts over: {error}");
+            self.status.wait_for(error.to_string());
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = drain.cancelled() => {}
+            }
+        }
+    }
+}

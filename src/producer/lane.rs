@@ -1,0 +1,85 @@
+//! An owned lane at work: how far its open window is read, sent and acknowledged.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Instant;
+
+use crate::pg::lanes::OwnedLane;
+
+/// The state in memory. It is dropped, and taken from the lane row again, whenever something is unclear.
+pub(super) struct Lane {
+    pub(super) owned: OwnedLane,
+    /// Rows of the open window up to this `seq` are read, and sent or set aside.
+    pub(super) read_seq: i64,
+    /// The open window has no row beyond `read_seq`.
+    pub(super) drained: bool,
+    /// Ticket and `seq` of what is sent and not acknowledged, in order of both.
+    pub(super) sent: VecDeque<(u64, i64)>,
+    /// The highest `seq` of the window such that all that was sent up to it is acknowledged.
+    acknowledged_seq: i64,
+    /// Rows of the open window may have been set aside before: by an earlier owner, or before we rewound.
+    pub(super) look_aside: bool,
+    /// Rows up to this `seq` are sent one at a time: one of them was refused, and which is not known.
+    pub(super) suspect_until: i64,
+    /// Topics whose messages wait, with the reason.
+    pub(super) held: HashMap<String, String>,
+    pub(super) written_at: Instant,
+}
+
+impl Lane {
+    pub(super) fn new(owned: OwnedLane, held: HashMap<String, String>) -> Self {
+        let mut lane = Self {
+            owned,
+            read_seq: 0,
+            drained: false,
+            sent: VecDeque::new(),
+            acknowledged_seq: 0,
+            look_aside: true,
+            suspect_until: 0,
+            held,
+            written_at: Instant::now(),
+        };
+        lane.rewind();
+        lane
+    }
+
+    /// Begins again at the committed cursor.
+    pub(super) fn rewind(&mut self) {
+        self.sent.clear();
+        self.read_seq = self.owned.cursor.published_seq;
+        self.acknowledged_seq = self.read_seq;
+        self.drained = false;
+        self.look_aside = true;
+    }
+
+    /// A window was closed, and the next opened if there is one.
+    pub(super) fn turned(&mut self) {
+        self.rewind();
+        self.look_aside = false;
+        self.suspect_until = 0;
+        self.written_at = Instant::now();
+    }
+
+    pub(super) fn window_is_open(&self) -> bool {
+        self.owned.cursor.target.is_some()
+    }
+
+    /// The open window is published to its end.
+    pub(super) fn is_finished(&self) -> bool {
+        self.window_is_open() && self.drained && self.sent.is_empty()
+    }
+
+    /// Takes note of the acknowledged prefix; returns how many messages it covers newly.
+    pub(super) fn acknowledge(&mut self, prefix: u64) -> u64 {
+        let mut count = 0;
+        while let Some((_, seq)) = self.sent.pop_front_if(|(ticket, _)| *ticket < prefix) {
+            self.acknowledged_seq = seq;
+            count += 1;
+        }
+        count
+    }
+
+    /// How far the cursor may move within the window, if it may.
+    pub(super) fn progress(&self) -> Option<i64> {
+        (self.window_is_open() && self.acknowledged_seq > self.owned.cursor.published_seq).then_some(self.acknowledged_seq)
+    }
+}

@@ -1,0 +1,97 @@
+//! What a relay says of itself, for its agent's health.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::domain::priority::Priority;
+
+/// Written by the relay, read by the heartbeat and the health check.
+#[derive(Debug)]
+pub struct RelayStatus(Mutex<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    lanes: Vec<Priority>,
+    published: u64,
+    in_flight: u64,
+    waiting_for: Option<String>,
+    progressed: bool,
+    turned_at: Instant,
+}
+
+impl Default for RelayStatus {
+    fn default() -> Self {
+        Self(Mutex::new(Inner {
+            lanes: Vec::new(),
+            published: 0,
+            in_flight: 0,
+            waiting_for: Some("PostgreSQL".into()),
+            progressed: false,
+            turned_at: Instant::now(),
+        }))
+    }
+}
+
+impl RelayStatus {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn own(&self, lanes: Vec<Priority>) {
+        self.inner().lanes = lanes;
+    }
+
+    /// One turn of the loop: nothing is waited for.
+    pub(super) fn turn(&self, in_flight: u64) {
+        let mut inner = self.inner();
+        inner.turned_at = Instant::now();
+        inner.in_flight = in_flight;
+        inner.waiting_for = None;
+    }
+
+    pub(super) fn published(&self, messages: u64) {
+        let mut inner = self.inner();
+        inner.published += messages;
+        inner.progressed |= messages > 0;
+    }
+
+    /// Waiting is turning: the loop lives.
+    pub(super) fn wait_for(&self, what: String) {
+        let mut inner = self.inner();
+        inner.turned_at = Instant::now();
+        inner.waiting_for = Some(what);
+    }
+
+    /// Was anything published since the last call?
+    pub(super) fn take_progress(&self) -> bool {
+        std::mem::take(&mut self.inner().progressed)
+    }
+
+    /// What keeps it from publishing, if anything does.
+    pub fn waiting_for(&self) -> Option<String> {
+        self.inner().waiting_for.clone()
+    }
+
+    /// How long ago the loop last turned.
+    pub fn since_turn(&self) -> Duration {
+        self.inner().turned_at.elapsed()
+    }
+
+    /// Records handed to Kafka and not acknowledged.
+    pub fn in_flight(&self) -> u64 {
+        self.inner().in_flight
+    }
+
+    /// The relay's part of the health document.
+    pub fn health(&self) -> Value {
+        let inner = self.inner();
+        json!({
+            "owned_lanes": inner.lanes.iter().map(|lane| lane.name()).collect::<Vec<_>>(),
+            "published": inner.published,
+            "in_flight": inner.in_flight,
+            "waiting_for": inner.waiting_for,
+        })
+    }
+}
