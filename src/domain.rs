@@ -4,6 +4,7 @@ pub mod acks;
 pub mod backoff;
 pub mod cursor;
 pub mod delivery;
+pub mod health;
 pub mod identity;
 pub mod message;
 pub mod priority;

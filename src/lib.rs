@@ -2,9 +2,13 @@
 //!
 //! Each module is a room with one job; `docs/architecture.md` says what may import what, and a test holds it to that.
 
+pub mod agents;
 pub mod config;
 pub mod domain;
 pub mod failpoint;
+pub mod http;
+pub mod jobs;
 pub mod kafka;
+pub mod lifecycle;
 pub mod pg;
 pub mod producer;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::domain::health::Vitals;
 use crate::domain::priority::Priority;
 
 /// Written by the relay, read by the heartbeat and the health check.
@@ -68,24 +69,10 @@ impl RelayStatus {
     pub(super) fn take_progress(&self) -> bool {
         std::mem::take(&mut self.inner().progressed)
     }
+}
 
-    /// What keeps it from publishing, if anything does.
-    pub fn waiting_for(&self) -> Option<String> {
-        self.inner().waiting_for.clone()
-    }
-
-    /// How long ago the loop last turned.
-    pub fn since_turn(&self) -> Duration {
-        self.inner().turned_at.elapsed()
-    }
-
-    /// Records handed to Kafka and not acknowledged.
-    pub fn in_flight(&self) -> u64 {
-        self.inner().in_flight
-    }
-
-    /// The relay's part of the health document.
-    pub fn health(&self) -> Value {
+impl Vitals for RelayStatus {
+    fn health(&self) -> Value {
         let inner = self.inner();
         json!({
             "owned_lanes": inner.lanes.iter().map(|lane| lane.name()).collect::<Vec<_>>(),
@@ -93,5 +80,18 @@ impl RelayStatus {
             "in_flight": inner.in_flight,
             "waiting_for": inner.waiting_for,
         })
+    }
+
+    fn since_turn(&self) -> Duration {
+        self.inner().turned_at.elapsed()
+    }
+
+    fn waiting_for(&self) -> Option<String> {
+        self.inner().waiting_for.clone()
+    }
+
+    fn unfinished(&self) -> Option<String> {
+        let in_flight = self.inner().in_flight;
+        (in_flight > 0).then(|| format!("{in_flight} records that Kafka has not acknowledged; the next owner sends them again"))
     }
 }

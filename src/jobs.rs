@@ -1,0 +1,59 @@
+//! What recurs: each job has a name, a schedule and a body without input that may run twice without harm.
+
+pub mod reap_agents;
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use chrono::Utc;
+use tokio_util::sync::CancellationToken;
+
+use crate::config;
+use crate::domain::schedule::Schedule;
+
+/// A run that takes longer is cut.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a run says: a line for the log if it did something.
+pub type Outcome = Result<Option<String>, Box<dyn std::error::Error + Send + Sync>>;
+
+/// Something that the runner starts by schedule.
+pub struct Job {
+    pub name: &'static str,
+    pub schedule: Schedule,
+    pub body: Box<dyn Fn() -> Pin<Box<dyn Future<Output = Outcome> + Send>> + Send + Sync>,
+}
+
+impl Job {
+    /// As the file has it: `None` if it is switched off there.
+    pub fn configured(mut self, config: Option<&config::Job>) -> Option<Self> {
+        if let Some(config) = config {
+            if !config.enabled {
+                return None;
+            }
+            if let Some(schedule) = &config.schedule {
+                self.schedule = schedule.clone();
+            }
+        }
+        Some(self)
+    }
+
+    /// Runs it at each firing, one run at a time, until `drain`.
+    pub async fn run(self, drain: CancellationToken) {
+        loop {
+            let now = Utc::now();
+            let Some(next) = Some(now) else { return };
+            let wait = (next - now).to_std().unwrap_or_default();
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = drain.cancelled() => return,
+            }
+            match tokio::time::timeout(TIMEOUT, (self.body)()).await {
+                Ok(Ok(Some(done))) => tracing::info!(job = self.name, "{done}"),
+                Ok(Ok(None)) => {}
+                Ok(Err(error)) => tracing::warn!(job = self.name, "the job failed and runs again at its next firing: {error}"),
+                Err(_) => tracing::warn!(job = self.name, "the job was cut after {}", humantime::format_duration(TIMEOUT)),
+            }
+        }
+    }
+}
