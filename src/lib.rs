@@ -3,9 +3,11 @@
 //! Each module is a room with one job; `docs/architecture.md` says what may import what, and a test holds it to that.
 
 pub mod agents;
+pub mod app;
 pub mod config;
 pub mod domain;
 pub mod failpoint;
+pub mod failure;
 pub mod http;
 pub mod jobs;
 pub mod kafka;

@@ -10,10 +10,12 @@ use crate::pg::{Connector, agents};
 /// As often as agents beat by default.
 const EVERY: Duration = Duration::from_secs(30);
 
+pub const NAME: &str = "reap-agents";
+
 pub fn job(connector: Connector, inactive_after: Duration) -> Job {
     let connector = Arc::new(connector);
     Job {
-        name: "reap-agents",
+        name: NAME,
         schedule: Schedule::Every(EVERY),
         body: Box::new(move || {
             let connector = Arc::clone(&connector);

@@ -1,0 +1,261 @@
+//! What every daemon has: a listener, a report of its health, an agent in the database, a drain that ends in time.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value};
+use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
+
+use crate::agents::{self, Member};
+use crate::config::Config;
+use crate::domain::health::{Check, Report, STUCK_AFTER, Vitals};
+use crate::failure::Exit;
+use crate::lifecycle::{self, Lifecycle};
+use crate::pg::agents::Registration;
+use crate::pg::migrate::{self, Fit};
+use crate::pg::{Connector, PgError};
+use crate::{http, jobs};
+
+/// Between two tries to get started.
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// How often a wait is told.
+const TELL_EVERY: Duration = Duration::from_secs(30);
+
+/// A daemon in the making: it listens and answers health checks, and waits for its database.
+pub(super) struct Daemon {
+    pub(super) config: Config,
+    pub(super) lifecycle: Lifecycle,
+    role: &'static str,
+    groups: Vec<String>,
+    address: SocketAddr,
+    board: Arc<Board>,
+    tasks: Vec<AbortOnDropHandle<()>>,
+}
+
+/// What the health report is made of.
+struct Board {
+    vitals: Vec<Arc<dyn Vitals>>,
+    lifecycle: Lifecycle,
+    heartbeat: Duration,
+    /// What the start waits for.
+    waiting: Mutex<Option<String>>,
+    beat_age: OnceLock<Box<dyn Fn() -> Duration + Send + Sync>>,
+}
+
+impl Board {
+    fn waiting(&self) -> Option<String> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn wait_for(&self, what: Option<String>) {
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    }
+
+    fn report(&self) -> Report {
+        let waiting = self.waiting();
+        let since_turn = self.vitals.iter().map(|vitals| vitals.since_turn()).max().unwrap_or_default();
+        let stuck = waiting.is_none() && since_turn >= STUCK_AFTER;
+        let beat_age = self.beat_age.get().map(|age| age()).unwrap_or_default();
+        let mut checks = vec![
+            Check { name: "database", problem: waiting },
+            Check {
+                name: "heartbeat",
+                problem: (beat_age > self.heartbeat * 2).then(|| format!("the last one arrived {}s ago", beat_age.as_secs())),
+            },
+            Check {
+                name: "draining",
+                problem: self.lifecycle.drain.is_cancelled().then(|| "no new work is taken on".to_owned()),
+            },
+            Check {
+                name: "loop",
+                problem: stuck.then(|| format!("a loop has not turned for {}s", since_turn.as_secs())),
+            },
+        ];
+        let reasons: Vec<String> = self.vitals.iter().filter_map(|vitals| vitals.waiting_for()).collect();
+        checks.push(Check { name: "work", problem: (!reasons.is_empty()).then(|| reasons.join("; ")) });
+        Report { checks, alive: !stuck }
+    }
+
+    fn health(&self) -> Value {
+        let mut document = Map::new();
+        for part in self.vitals.iter().map(|vitals| vitals.health()) {
+            if let Value::Object(part) = part {
+                document.extend(part);
+            }
+        }
+        Value::Object(document)
+    }
+}
+
+/// Why a start is not possible yet, or never.
+enum Hindrance {
+    Wait(String),
+    Never(String),
+}
+
+impl From<PgError> for Hindrance {
+    fn from(error: PgError) -> Self {
+        Self::Wait(error.to_string())
+    }
+}
+
+impl Daemon {
+    /// Binds the listener and tells systemd that the start is over; the rest is waited for.
+    pub(super) async fn start(
+        config: Config,
+        lifecycle: Lifecycle,
+        role: &'static str,
+        groups: Vec<String>,
+        vitals: Vec<Arc<dyn Vitals>>,
+    ) -> anyhow::Result<Self> {
+        let listener = http::bind(&config.http).await?;
+        let address = listener.local_addr()?;
+        let board = Arc::new(Board {
+            vitals,
+            lifecycle: lifecycle.clone(),
+            heartbeat: config.agent.heartbeat,
+            waiting: Mutex::new(Some("PostgreSQL has not been asked yet".into())),
+            beat_age: OnceLock::new(),
+        });
+        tracing::info!("health on http://{address}/healthz and /readyz");
+        let (answered, informed) = (Arc::clone(&board), Arc::clone(&board));
+        let tasks = vec![
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                let report: http::Reporter = Arc::new(move || answered.report());
+                if let Err(error) = http::answer(listener, report).await {
+                    tracing::error!("the HTTP server has ended: {error}");
+                }
+            })),
+            AbortOnDropHandle::new(tokio::spawn(lifecycle::keep_systemd_informed(move || informed.report()))),
+        ];
+        Ok(Self { config, lifecycle, role, groups, address, board, tasks })
+    }
+
+    /// Connections of this daemon, under the name that Postgres shows.
+    pub(super) fn connector(&self, name: &str) -> Connector {
+        Connector::new(&self.config.postgres, format!("outboxd/{}/{name}", self.role))
+    }
+
+    fn wanted_name(&self, host: &str) -> String {
+        self.config.agent.name.clone().unwrap_or_else(|| {
+            let mut name = format!("{host}-{}", self.role);
+            for group in &self.groups {
+                name.push('-');
+                name.push_str(group);
+            }
+            name
+        })
+    }
+
+    /// Registers the agent, as soon as the database and its schema are there; `None` if a drain came first.
+    pub(super) async fn join(&mut self) -> anyhow::Result<Option<Member>> {
+        let host = host_name();
+        let name = self.wanted_name(&host);
+        let registration = Registration {
+            id: Uuid::new_v4(),
+            name: name.clone(),
+            name_is_chosen: self.config.agent.name.is_some(),
+            role: self.role,
+            groups: self.groups.clone(),
+            host,
+            pid: i32::try_from(std::process::id()).unwrap_or_default(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            http: Some(format!("http://{}", self.address)),
+            heartbeat: self.config.agent.heartbeat,
+        };
+        let connector = self.connector(&name);
+        let mut told: Option<(Instant, String)> = None;
+        while !self.lifecycle.drain.is_cancelled() {
+            match self.try_join(&connector, registration.clone()).await {
+                Ok(member) => {
+                    self.board.wait_for(None);
+                    let _ = self.board.beat_age.set(Box::new(member.beat_age()));
+                    tracing::info!(agent = member.name, id = %member.id, "{} joined", self.role);
+                    self.start_jobs();
+                    return Ok(Some(member));
+                }
+                Err(Hindrance::Never(reason)) => anyhow::bail!(reason),
+                Err(Hindrance::Wait(reason)) => {
+                    if told.as_ref().is_none_or(|(at, what)| *what != reason || at.elapsed() >= TELL_EVERY) {
+                        tracing::warn!("waiting: {reason}");
+                        told = Some((Instant::now(), reason.clone()));
+                    }
+                    self.board.wait_for(Some(reason));
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(TRY_AGAIN_AFTER) => {}
+                () = self.lifecycle.drain.cancelled() => {}
+            }
+        }
+        Ok(None)
+    }
+
+    async fn try_join(&self, connector: &Connector, registration: Registration) -> Result<Member, Hindrance> {
+        let connection = connector.connect().await?;
+        match migrate::fit(&connection).await? {
+            Fit::Fits { .. } => {}
+            Fit::Behind { version } => {
+                return Err(Hindrance::Wait(format!(
+                    "the schema is at version {version} of {}: run `outboxd migrate`",
+                    migrate::newest()
+                )));
+            }
+            Fit::TooNew { version, oldest_compatible } => {
+                return Err(Hindrance::Never(migrate::too_new(version, oldest_compatible)));
+            }
+        }
+        let board = Arc::clone(&self.board);
+        Ok(agents::join(connector, registration, Arc::new(move || board.health())).await?)
+    }
+
+    fn start_jobs(&mut self) {
+        let connector = self.connector("jobs");
+        let job = jobs::reap_agents::job(connector, self.config.agent.inactive_after);
+        if let Some(job) = job.configured(self.config.jobs.get(jobs::reap_agents::NAME)) {
+            self.tasks.push(AbortOnDropHandle::new(tokio::spawn(job.run(self.lifecycle.drain.clone()))));
+        }
+    }
+
+    /// Works until it is done or aborted, says goodbye, and tells how it went.
+    pub(super) async fn work(self, member: Member, work: impl Future<Output = anyhow::Result<Vec<String>>>) -> anyhow::Result<Exit> {
+        let drain = async {
+            self.lifecycle.drain.cancelled().await;
+            member.drain();
+            std::future::pending::<()>().await;
+        };
+        let outcome = tokio::select! {
+            outcome = work => Some(outcome),
+            () = self.lifecycle.abort.cancelled() => None,
+            () = drain => None,
+        };
+        let left = match outcome {
+            Some(outcome) => outcome,
+            None => Ok(self.unfinished()),
+        };
+        member.leave().await;
+        if let Some(signal) = self.lifecycle.cut_short_by() {
+            return Ok(Exit::of_signal(signal));
+        }
+        let left = left?;
+        if left.is_empty() {
+            tracing::info!("drained");
+            return Ok(Exit::Done);
+        }
+        tracing::error!("the drain ended with work left: {}", left.join("; "));
+        Ok(Exit::Failed)
+    }
+
+    fn unfinished(&self) -> Vec<String> {
+        let left: Vec<String> = self.board.vitals.iter().filter_map(|vitals| vitals.unfinished()).collect();
+        if left.is_empty() { vec![format!("the {} did not come to its end", self.role)] } else { left }
+    }
+}
+
+/// As the kernel knows it.
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "localhost".into(), |name| name.trim().to_owned())
+}
