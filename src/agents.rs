@@ -48,7 +48,11 @@ pub struct Member {
 }
 
 /// Enters the agent and begins to beat.
-pub async fn join(connector: &Connector, mut registration: Registration, health: Health) -> Result<Member, PgError> {
+pub async fn join(
+    connector: &Connector,
+    mut registration: Registration,
+    health: Health,
+) -> Result<Member, PgError> {
     let started = Instant::now();
     let mut connection = connector.connect().await?;
     let document = document(&health, started);
@@ -59,7 +63,13 @@ pub async fn join(connector: &Connector, mut registration: Registration, health:
     let (status, watched) = watch::channel(Status::Active);
     let last_beat = Arc::new(Mutex::new(Instant::now()));
     let id = registration.id;
-    let beats = Beats { connector: connector.clone(), registration, health, started, last_beat: Arc::clone(&last_beat) };
+    let beats = Beats {
+        connector: connector.clone(),
+        registration,
+        health,
+        started,
+        last_beat: Arc::clone(&last_beat),
+    };
     let beats = AbortOnDropHandle::new(tokio::spawn(beats.run(watched)));
     Ok(Member { id, name, status, last_beat, beats })
 }
@@ -128,14 +138,19 @@ impl Beats {
         }
     }
 
-    async fn beat(&self, connection: &mut Option<crate::pg::connect::Connection>, status: Status) -> Result<(), PgError> {
+    async fn beat(
+        &self,
+        connection: &mut Option<crate::pg::connect::Connection>,
+        status: Status,
+    ) -> Result<(), PgError> {
         let client = match connection {
             Some(client) => client,
             None => connection.insert(self.connector.connect().await?),
         };
         let mut document = document(&self.health, self.started);
         if self.registration.role == "producer" {
-            let oldest = inspect::lanes(client).await?.into_iter().filter_map(|lane| lane.oldest_pending_seconds);
+            let oldest =
+                inspect::lanes(client).await?.into_iter().filter_map(|lane| lane.oldest_pending_seconds);
             document["oldest_pending_seconds"] = json!(oldest.fold(0.0, f64::max));
         }
         if !agents::beat(client, self.registration.id, status.name(), &document).await? {

@@ -41,7 +41,8 @@ pub async fn bind(config: &config::Http) -> std::io::Result<TcpListener> {
 
 /// Answers until the process ends.
 pub async fn answer(listener: TcpListener, report: Reporter) -> std::io::Result<()> {
-    let routes = Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)).with_state(report);
+    let routes =
+        Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)).with_state(report);
     serve(listener, routes).await
 }
 
@@ -56,16 +57,25 @@ async fn healthz(State(report): State<Reporter>) -> Response {
 async fn readyz(State(report): State<Reporter>, RawQuery(query): RawQuery) -> Response {
     let report = report();
     let status = if report.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    if query.is_some_and(|query| query.split('&').any(|part| part == "verbose" || part.starts_with("verbose="))) {
+    if query
+        .is_some_and(|query| query.split('&').any(|part| part == "verbose" || part.starts_with("verbose=")))
+    {
         let line = |name: &str, problem: Option<&str>| match problem {
             None => format!("[+] {name} ok\n"),
             Some(problem) => format!("[-] {name}: {problem}\n"),
         };
-        let lines: String = report.checks.iter().map(|check| line(check.name, check.problem.as_deref())).collect();
+        let lines: String =
+            report.checks.iter().map(|check| line(check.name, check.problem.as_deref())).collect();
         return (status, lines).into_response();
     }
-    let checks: Map<String, Value> =
-        report.checks.iter().map(|check| (check.name.to_owned(), json!(check.problem.as_deref().unwrap_or("ok")))).collect();
-    (status, Json(json!({ "status": if report.is_ready() { "ready" } else { "not ready" }, "checks": checks })))
+    let checks: Map<String, Value> = report
+        .checks
+        .iter()
+        .map(|check| (check.name.to_owned(), json!(check.problem.as_deref().unwrap_or("ok"))))
+        .collect();
+    (
+        status,
+        Json(json!({ "status": if report.is_ready() { "ready" } else { "not ready" }, "checks": checks })),
+    )
         .into_response()
 }

@@ -51,8 +51,15 @@ impl Job {
             match tokio::time::timeout(TIMEOUT, (self.body)()).await {
                 Ok(Ok(Some(done))) => tracing::info!(job = self.name, "{done}"),
                 Ok(Ok(None)) => {}
-                Ok(Err(error)) => tracing::warn!(job = self.name, "the job failed and runs again at its next firing: {error}"),
-                Err(_) => tracing::warn!(job = self.name, "the job was cut after {}", humantime::format_duration(TIMEOUT)),
+                Ok(Err(error)) => tracing::warn!(
+                    job = self.name,
+                    "the job failed and runs again at its next firing: {error}"
+                ),
+                Err(_) => tracing::warn!(
+                    job = self.name,
+                    "the job was cut after {}",
+                    humantime::format_duration(TIMEOUT)
+                ),
             }
         }
     }

@@ -26,7 +26,11 @@ pub struct Lifecycle {
 impl Lifecycle {
     /// Without signals: `dev` and tests drain it themselves.
     pub fn manual() -> Self {
-        Self { drain: CancellationToken::new(), abort: CancellationToken::new(), cut_short_by: Arc::default() }
+        Self {
+            drain: CancellationToken::new(),
+            abort: CancellationToken::new(),
+            cut_short_by: Arc::default(),
+        }
     }
 
     /// Listens to SIGTERM and SIGINT. `drain_timeout` runs from the first of them.

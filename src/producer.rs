@@ -54,7 +54,7 @@ impl Relay {
     /// end a session, never the relay. Dropped before it returns, it leaves everything to the next owner.
     pub async fn run(&self, drain: &CancellationToken) {
         let mut former = HashMap::new();
-        let mut failures = 0;
+        let mut failures = 0_u32;
         while !drain.is_cancelled() {
             let error = match session::work(self, &mut former, drain).await {
                 Ok(()) => return,
@@ -62,7 +62,10 @@ impl Relay {
             };
             failures = if self.status.take_progress() { 1 } else { failures + 1 };
             let delay = BACKOFF.delay(failures, fastrand::f64());
-            tracing::warn!(failures, "the relay starts over: {error}");
+            // Told at growing distances while it goes on.
+            if failures.is_power_of_two() {
+                tracing::warn!(failures, "the relay starts over: {error}");
+            }
             self.status.wait_for(error.to_string());
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}

@@ -63,7 +63,8 @@ impl Board {
             Check { name: "database", problem: waiting },
             Check {
                 name: "heartbeat",
-                problem: (beat_age > self.heartbeat * 2).then(|| format!("the last one arrived {}s ago", beat_age.as_secs())),
+                problem: (beat_age > self.heartbeat * 2)
+                    .then(|| format!("the last one arrived {}s ago", beat_age.as_secs())),
             },
             Check {
                 name: "draining",
@@ -221,7 +222,11 @@ impl Daemon {
     }
 
     /// Works until it is done or aborted, says goodbye, and tells how it went.
-    pub(super) async fn work(self, member: Member, work: impl Future<Output = anyhow::Result<Vec<String>>>) -> anyhow::Result<Exit> {
+    pub(super) async fn work(
+        self,
+        member: Member,
+        work: impl Future<Output = anyhow::Result<Vec<String>>>,
+    ) -> anyhow::Result<Exit> {
         let drain = async {
             self.lifecycle.drain.cancelled().await;
             member.drain();
@@ -257,5 +262,6 @@ impl Daemon {
 
 /// As the kernel knows it.
 fn host_name() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "localhost".into(), |name| name.trim().to_owned())
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "localhost".into(), |name| name.trim().to_owned())
 }

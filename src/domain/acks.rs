@@ -18,7 +18,8 @@ impl AckPrefix {
 
     /// Notes one; says whether the prefix grew.
     pub fn ack(&mut self, ticket: u64) -> bool {
-        let Some(place) = ticket.checked_sub(self.prefix).and_then(|place| usize::try_from(place).ok()) else {
+        let Some(place) = ticket.checked_sub(self.prefix).and_then(|place| usize::try_from(place).ok())
+        else {
             return false;
         };
         if place >= self.beyond.len() {
@@ -46,7 +47,7 @@ mod tests {
             order in Just((0..40u64).collect::<Vec<_>>()).prop_shuffle(), missing in 0..40u64
         ) {
             let mut acks = AckPrefix::default();
-            let mut model = vec![false; 40];
+            let mut model = [false; 40];
             for ticket in order.into_iter().filter(|ticket| *ticket != missing) {
                 let before = acks.get();
                 let grew = acks.ack(ticket);

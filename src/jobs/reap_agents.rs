@@ -22,7 +22,8 @@ pub fn job(connector: Connector, inactive_after: Duration) -> Job {
             Box::pin(async move {
                 let client = connector.connect().await?;
                 let silent = agents::reap(&client, inactive_after).await?;
-                let named: Vec<String> = silent.iter().map(|(name, status)| format!("{name} is {status}")).collect();
+                let named: Vec<String> =
+                    silent.iter().map(|(name, status)| format!("{name} is {status}")).collect();
                 Ok((!named.is_empty()).then(|| named.join(", ")))
             })
         }),

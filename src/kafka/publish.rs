@@ -11,7 +11,9 @@ use rdkafka::client::Client;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, NoCustomPartitioner, Producer, ProducerContext, PurgeConfig, ThreadedProducer};
+use rdkafka::producer::{
+    BaseRecord, NoCustomPartitioner, Producer, ProducerContext, PurgeConfig, ThreadedProducer,
+};
 use tokio::sync::Notify;
 
 use super::client;
@@ -84,8 +86,11 @@ impl ProducerContext for Context {
             Ok(_) => answers.acks.ack(ticket as u64),
             Err((error, record)) => {
                 let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
-                let failure =
-                    DeliveryFailure { topic: record.topic().to_owned(), refusal: refusal(code), reason: error.to_string() };
+                let failure = DeliveryFailure {
+                    topic: record.topic().to_owned(),
+                    refusal: refusal(code),
+                    reason: error.to_string(),
+                };
                 // The first error may be of an innocent in the same request, or of the client's own end: the one that
                 // proves most is told.
                 let worse = answers.failure.as_ref().is_none_or(|known| failure.refusal > known.refusal);
@@ -114,8 +119,9 @@ impl Incarnation {
     pub fn start(kafka: &Kafka, client_id: &str, buffer_bytes: u64) -> Result<Self, KafkaFailure> {
         let config = client::producer_config(kafka, client_id, buffer_bytes)?;
         let deliveries = Arc::new(Deliveries::default());
-        let producer = ThreadedProducer::from_config_and_context(&config, Context(Arc::clone(&deliveries)))
-            .map_err(|error| KafkaFailure::Setup(format!("the producer cannot be made: {error}")))?;
+        let producer =
+            ThreadedProducer::from_config_and_context(&config, Context(Arc::clone(&deliveries)))
+                .map_err(|error| KafkaFailure::Setup(format!("the producer cannot be made: {error}")))?;
         Ok(Self { producer: Arc::new(producer), deliveries, next_ticket: 0 })
     }
 
@@ -135,10 +141,14 @@ impl Incarnation {
     pub async fn send(&mut self, message: &Message, partitions: i32) -> Result<u64, SendError> {
         let ticket = self.next_ticket;
         let added = message.record_headers();
-        let headers = added.iter().fold(OwnedHeaders::new_with_capacity(added.len()), |headers, (name, value)| {
-            headers.insert(Header { key: name, value: Some(value) })
-        });
-        #[allow(clippy::cast_possible_truncation, reason = "usize has 64 bits wherever librdkafka's clients run")]
+        let headers =
+            added.iter().fold(OwnedHeaders::new_with_capacity(added.len()), |headers, (name, value)| {
+                headers.insert(Header { key: name, value: Some(value) })
+            });
+        #[allow(
+            clippy::cast_possible_truncation,
+            reason = "usize has 64 bits wherever librdkafka's clients run"
+        )]
         let opaque = ticket as usize;
         let mut record: BaseRecord<'_, str, [u8], usize> =
             BaseRecord::with_opaque_to(&message.topic, opaque).headers(headers);

@@ -43,7 +43,10 @@ impl Topics {
         let metadata = blocking(move || {
             client.fetch_metadata(Some(&name), PATIENCE).map(|metadata| {
                 metadata.topics().first().map(|topic| {
-                    (topic.error().map(RDKafkaErrorCode::from), i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX))
+                    (
+                        topic.error().map(RDKafkaErrorCode::from),
+                        i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX),
+                    )
                 })
             })
         })

@@ -71,7 +71,10 @@ impl Lane {
     /// Takes note of the acknowledged prefix; returns how many messages it covers newly.
     pub(super) fn acknowledge(&mut self, prefix: u64) -> u64 {
         let mut count = 0;
-        while let Some((_, seq)) = self.sent.pop_front_if(|(ticket, _)| *ticket < prefix) {
+        while let Some((ticket, seq)) = self.sent.front().copied()
+            && ticket < prefix
+        {
+            self.sent.pop_front();
             self.acknowledged_seq = seq;
             count += 1;
         }
@@ -80,6 +83,7 @@ impl Lane {
 
     /// How far the cursor may move within the window, if it may.
     pub(super) fn progress(&self) -> Option<i64> {
-        (self.window_is_open() && self.acknowledged_seq > self.owned.cursor.published_seq).then_some(self.acknowledged_seq)
+        (self.window_is_open() && self.acknowledged_seq > self.owned.cursor.published_seq)
+            .then_some(self.acknowledged_seq)
     }
 }

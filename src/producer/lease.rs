@@ -13,7 +13,7 @@ use crate::pg::lanes;
 /// Renewed three times within its length.
 const RENEWALS: u32 = 3;
 
-/// We stop this part of the lease early: what is under way must be purged before another owner may start.
+/// We stop one part in this many of the lease early: what is under way must be purged before another owner may start.
 const MARGIN: u32 = 10;
 
 /// Keeps the leases of one session.
@@ -62,7 +62,7 @@ impl LeaseKeeper {
 }
 
 fn end_of(since: Instant, lease: Duration) -> Instant {
-    since + (lease - lease / MARGIN)
+    since + lease * (MARGIN - 1) / MARGIN
 }
 
 async fn renew(

@@ -131,7 +131,9 @@ impl Session<'_> {
             if drain.is_cancelled() {
                 return self.finish().await;
             }
-            if self.lanes.len() < Priority::ALL.len() && acquired_at.is_none_or(|at| at.elapsed() >= acquire_every) {
+            if self.lanes.len() < Priority::ALL.len()
+                && acquired_at.is_none_or(|at| at.elapsed() >= acquire_every)
+            {
                 self.acquire(keeper, former).await?;
                 acquired_at = Some(Instant::now());
             }
@@ -165,7 +167,11 @@ impl Session<'_> {
         }
     }
 
-    async fn acquire(&mut self, keeper: &LeaseKeeper, former: &mut HashMap<Priority, Uuid>) -> Result<(), SessionError> {
+    async fn acquire(
+        &mut self,
+        keeper: &LeaseKeeper,
+        former: &mut HashMap<Priority, Uuid>,
+    ) -> Result<(), SessionError> {
         for priority in Priority::ALL {
             if self.lanes.iter().any(|lane| lane.owned.priority == priority) {
                 continue;
@@ -209,7 +215,12 @@ impl Session<'_> {
             }
         }
         // A window that is read to its end is waited for, so that it can be closed and the next one opened.
-        let ends = self.lanes.iter().filter(|lane| lane.drained).filter_map(|lane| lane.sent.back()).map(|(ticket, _)| *ticket);
+        let ends = self
+            .lanes
+            .iter()
+            .filter(|lane| lane.drained)
+            .filter_map(|lane| lane.sent.back())
+            .map(|(ticket, _)| *ticket);
         if let Some(last) = ends.max() {
             self.settle(last + 1).await?;
         }
@@ -258,13 +269,13 @@ impl Session<'_> {
         };
         let end = batch.messages.last().map(|message| message.seq);
         let mut aside = Vec::new();
-        let mut line = Vec::with_capacity(batch.messages.len());
+        let mut ready = Vec::with_capacity(batch.messages.len());
         for message in batch.messages.into_iter().filter(|message| !already_aside.contains(&message.seq)) {
             if message.deliver_after.is_some() {
                 aside.push((message.seq, Aside::Scheduled));
             } else {
                 match self.topic(index, &message.topic).await? {
-                    Ok(partitions) => line.push((message, partitions)),
+                    Ok(partitions) => ready.push((message, partitions)),
                     Err(reason) => aside.push((message.seq, Aside::Held(reason))),
                 }
             }
@@ -272,7 +283,7 @@ impl Session<'_> {
         // Durable before a later row of its topic is sent, and before the cursor passes it.
         self.store.set_aside(&self.lanes[index].owned, &aside).await?;
         failpoint::hit("relay-after-aside");
-        for (message, partitions) in &line {
+        for (message, partitions) in &ready {
             self.publish(index, message, *partitions).await?;
         }
         failpoint::hit("relay-after-send");
@@ -328,7 +339,11 @@ impl Session<'_> {
             Ok(partitions) => return Ok(Ok(partitions)),
             Err(reason) => reason,
         };
-        tracing::error!(topic, lane = self.lanes[index].owned.priority.name(), "its messages are held: {reason}");
+        tracing::error!(
+            topic,
+            lane = self.lanes[index].owned.priority.name(),
+            "its messages are held: {reason}"
+        );
         self.lanes[index].held.insert(topic.to_owned(), reason.clone());
         Ok(Err(reason))
     }
@@ -420,7 +435,9 @@ impl Session<'_> {
         match refusal {
             Refusal::TopicForbidden => {
                 for lane in &mut self.lanes {
-                    lane.held.entry(topic.clone()).or_insert_with(|| format!("topic `{topic}` is forbidden to us"));
+                    lane.held
+                        .entry(topic.clone())
+                        .or_insert_with(|| format!("topic `{topic}` is forbidden to us"));
                 }
             }
             Refusal::Record => self.aside_singly = true,

@@ -92,6 +92,8 @@ impl Vitals for RelayStatus {
 
     fn unfinished(&self) -> Option<String> {
         let in_flight = self.inner().in_flight;
-        (in_flight > 0).then(|| format!("{in_flight} records that Kafka has not acknowledged; the next owner sends them again"))
+        (in_flight > 0).then(|| {
+            format!("{in_flight} records that Kafka has not acknowledged; the next owner sends them again")
+        })
     }
 }

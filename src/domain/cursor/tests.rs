@@ -245,7 +245,10 @@ impl Model {
         };
         // Nobody sets a sequence back here but a crash, and a stored pair is older than what the crash left.
         let Ok(mut next) = next else {
-            assert!(matches!(self.fault, Fault::PairInMemory | Fault::LastValueAhead), "the floor outran the sequence");
+            assert!(
+                matches!(self.fault, Fault::PairInMemory | Fault::LastValueAhead),
+                "the floor outran the sequence"
+            );
             return;
         };
         if self.fault == Fault::FloorAtOnce {
@@ -312,7 +315,8 @@ impl Model {
             self.cursor.published_seq = self.cursor.published_seq.max(seq);
         }
         let rows = self.select(&self.cursor.clone());
-        let count = if self.fault == Fault::ByTxid { rows.len() } else { rows.len().min(self.rng.usize(1..4)) };
+        let count =
+            if self.fault == Fault::ByTxid { rows.len() } else { rows.len().min(self.rng.usize(1..4)) };
         for row in &rows[..count] {
             self.sent.push(*row);
             self.last_id = self.last_id.max(row.seq);
@@ -351,7 +355,9 @@ impl Model {
                 return Err(format!("an inversion: {row:?} after {last}"));
             }
         }
-        if let Some(lost) = self.world.rows.iter().find(|row| self.world.committed(row) && !seen.contains(&row.seq)) {
+        if let Some(lost) =
+            self.world.rows.iter().find(|row| self.world.committed(row) && !seen.contains(&row.seq))
+        {
             return Err(format!("lost: {lost:?}"));
         }
         if repeats > 0 && self.crashes == 0 {
