@@ -41,6 +41,8 @@ pub struct DeliveryFailure {
 pub enum SendError {
     /// This record can never be published as it is; nothing else was touched.
     Refused(String),
+    /// The queue is full: nothing was touched, and there is room once an acknowledgement has come.
+    Full,
     /// The incarnation has failed.
     Broken,
 }
@@ -136,19 +138,18 @@ impl Incarnation {
         .map_err(KafkaFailure::Client)
     }
 
-    /// Hands a message to librdkafka and returns its ticket; waits while its queue is full. `partitions` is the
-    /// topic's count, for a message without a key.
-    pub async fn send(&mut self, message: &Message, partitions: i32) -> Result<u64, SendError> {
+    /// Hands a message to librdkafka and returns its ticket. `partitions` is the topic's count, for a message without
+    /// a key.
+    pub fn send(&mut self, message: &Message, partitions: i32) -> Result<u64, SendError> {
+        if self.failure().is_some() {
+            return Err(SendError::Broken);
+        }
         let ticket = self.next_ticket;
         let added = message.record_headers();
-        let headers =
-            added.iter().fold(OwnedHeaders::new_with_capacity(added.len()), |headers, (name, value)| {
-                headers.insert(Header { key: name, value: Some(value) })
-            });
-        #[allow(
-            clippy::cast_possible_truncation,
-            reason = "usize has 64 bits wherever librdkafka's clients run"
-        )]
+        let headers = added.iter().fold(OwnedHeaders::new_with_capacity(added.len()), |headers, (name, value)| {
+            headers.insert(Header { key: name, value: Some(value) })
+        });
+        #[allow(clippy::cast_possible_truncation, reason = "usize has 64 bits wherever librdkafka's clients run")]
         let opaque = ticket as usize;
         let mut record: BaseRecord<'_, str, [u8], usize> =
             BaseRecord::with_opaque_to(&message.topic, opaque).headers(headers);
@@ -159,34 +160,21 @@ impl Incarnation {
         if let Some(payload) = &message.payload {
             record = record.payload(payload);
         }
-        loop {
-            if self.failure().is_some() {
-                return Err(SendError::Broken);
-            }
-            match self.producer.send(record) {
-                Ok(()) => {
-                    self.next_ticket += 1;
-                    return Ok(ticket);
-                }
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
-                    record = back;
-                    self.deliveries.changed.notified().await;
-                }
-                Err((error, _)) => {
-                    let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
-                    if refusal(code) == Refusal::Record {
-                        return Err(SendError::Refused(error.to_string()));
-                    }
-                    let failure = DeliveryFailure {
-                        topic: message.topic.clone(),
-                        refusal: refusal(code),
-                        reason: error.to_string(),
-                    };
-                    self.deliveries.answers().failure.get_or_insert(failure);
-                    return Err(SendError::Broken);
-                }
-            }
+        let Err((error, _)) = self.producer.send(record) else {
+            self.next_ticket += 1;
+            return Ok(ticket);
+        };
+        let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+        if code == RDKafkaErrorCode::QueueFull {
+            return Err(SendError::Full);
         }
+        let refusal = refusal(code);
+        if refusal == Refusal::Record {
+            return Err(SendError::Refused(error.to_string()));
+        }
+        let failure = DeliveryFailure { topic: message.topic.clone(), refusal, reason: error.to_string() };
+        self.deliveries.answers().failure.get_or_insert(failure);
+        Err(SendError::Broken)
     }
 
     /// Every ticket below it is acknowledged by the broker.

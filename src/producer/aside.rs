@@ -69,13 +69,13 @@ impl Session<'_> {
         let batch = self.store.read_held(lane.owned.priority, topic, limit).await?;
         let Some(oldest) = batch.messages.first() else { return Ok(true) };
         let mut probe = self.relay.incarnation().map_err(Stop::End)?;
-        let outcome = match probe.send(oldest, partitions).await {
+        let outcome = match probe.send(oldest, partitions) {
             Ok(ticket) => tokio::time::timeout(PROBE_PATIENCE, probe.settled(ticket + 1)).await,
             Err(SendError::Refused(reason)) => {
                 self.park(index, oldest, reason).await?;
                 return Ok(true);
             }
-            Err(SendError::Broken) => return Ok(false),
+            Err(SendError::Broken | SendError::Full) => return Ok(false),
         };
         let (acknowledged, failure) = probe.end().await;
         if acknowledged > 0 {
@@ -115,10 +115,9 @@ impl Session<'_> {
         for part in rows.chunks(size) {
             let mut sent = Vec::with_capacity(part.len());
             for (message, partitions) in part {
-                match self.incarnation.send(message, *partitions).await {
+                match self.send(message, *partitions).await? {
                     Ok(_) => sent.push(message.seq),
-                    Err(SendError::Refused(reason)) => self.park(index, message, reason).await?,
-                    Err(SendError::Broken) => return Err(Stop::Broken),
+                    Err(reason) => self.park(index, message, reason).await?,
                 }
             }
             if let Err(stop) = self.settle(self.incarnation.next_ticket()).await {

@@ -199,11 +199,15 @@ impl Session<'_> {
             return Ok(false);
         }
         self.acknowledge();
-        let owners: Vec<Uuid> = self.lanes.iter().map(|lane| lane.owned.owner).collect();
-        let poll = self.store.poll(&owners).await?;
+        // What lies beyond an open window is of no interest until it is read to its end.
+        let asking: Vec<Uuid> =
+            self.lanes.iter().filter(|lane| !lane.window_is_open() || lane.drained).map(|lane| lane.owned.owner).collect();
+        let poll = if asking.is_empty() { None } else { Some(self.store.poll(&asking).await?) };
         let mut busy = false;
         for index in 0..self.lanes.len() {
-            self.turn_window(index, &poll).await?;
+            if let Some(poll) = &poll {
+                self.turn_window(index, poll).await?;
+            }
             for _ in 0..share(self.lanes[index].owned.priority) {
                 let lane = &self.lanes[index];
                 if !lane.window_is_open() || lane.drained {
@@ -224,7 +228,9 @@ impl Session<'_> {
         if let Some(last) = ends.max() {
             self.settle(last + 1).await?;
         }
-        busy |= self.publish_due(&poll).await?;
+        if let Some(poll) = &poll {
+            busy |= self.publish_due(poll).await?;
+        }
         busy |= self.look_at_held().await?;
         Ok(busy)
     }
@@ -232,7 +238,7 @@ impl Session<'_> {
     /// Closes a window that is published, opens the next if there are rows, moves an idle lane on now and then.
     async fn turn_window(&mut self, index: usize, poll: &Poll) -> Result<(), Stop> {
         let lane = &mut self.lanes[index];
-        let seen = poll.lanes.get(&lane.owned.priority).copied().unwrap_or_default();
+        let Some(seen) = poll.lanes.get(&lane.owned.priority) else { return Ok(()) };
         let cursor = &lane.owned.cursor;
         let next = if !lane.window_is_open() && seen.has_rows || lane.is_finished() {
             cursor.turn(seen.has_rows.then(|| poll.snapshot.clone()), poll.candidate)
@@ -299,7 +305,7 @@ impl Session<'_> {
     }
 
     async fn publish(&mut self, index: usize, message: &Message, partitions: i32) -> Result<(), Stop> {
-        let reason = match self.incarnation.send(message, partitions).await {
+        let reason = match self.send(message, partitions).await? {
             Ok(ticket) => {
                 let lane = &mut self.lanes[index];
                 lane.sent.push_back((ticket, message.seq));
@@ -313,8 +319,7 @@ impl Session<'_> {
                     Err(_) => return Err(Stop::Broken),
                 }
             }
-            Err(SendError::Refused(reason)) => reason,
-            Err(SendError::Broken) => return Err(Stop::Broken),
+            Err(reason) => reason,
         };
         let lane = &self.lanes[index];
         tracing::error!(
@@ -323,6 +328,18 @@ impl Session<'_> {
         );
         self.store.set_aside(&lane.owned, &[(message.seq, Aside::Parked(reason))]).await?;
         if self.incarnation.failure().is_some() { Err(Stop::Broken) } else { Ok(()) }
+    }
+
+    /// Hands a message over, waiting while the queue is full: its ticket, or why Kafka will never take it.
+    pub(super) async fn send(&mut self, message: &Message, partitions: i32) -> Result<Result<u64, String>, Stop> {
+        loop {
+            match self.incarnation.send(message, partitions) {
+                Ok(ticket) => return Ok(Ok(ticket)),
+                Err(SendError::Refused(reason)) => return Ok(Err(reason)),
+                Err(SendError::Broken) => return Err(Stop::Broken),
+                Err(SendError::Full) => self.settle(self.incarnation.acknowledged() + 1).await?,
+            }
+        }
     }
 
     /// The topic's partitions if records may be sent to it, else why its messages are held.
