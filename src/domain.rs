@@ -5,6 +5,7 @@ pub mod cursor;
 pub mod delivery;
 pub mod identity;
 pub mod message;
+pub mod new_message;
 pub mod priority;
 pub mod schedule;
 pub mod snapshot;
