@@ -6,6 +6,7 @@ pub mod delivery;
 pub mod identity;
 pub mod message;
 pub mod new_message;
+pub mod payload;
 pub mod priority;
 pub mod schedule;
 pub mod snapshot;
