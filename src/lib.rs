@@ -2,7 +2,11 @@
 //!
 //! Each module is a room with one job; `docs/architecture.md` says what may import what, and a test holds it to that.
 
+pub mod app;
+pub mod cli;
 pub mod config;
 pub mod domain;
+pub mod failure;
 pub mod kafka;
 pub mod pg;
+pub mod telemetry;
