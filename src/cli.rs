@@ -20,7 +20,7 @@ use global::Global;
 
 /// Publishes what applications write to their outbox in PostgreSQL to Kafka, and calls handlers once per message.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, after_help = HELP)]
+#[command(version, after_help = HELP)]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -35,9 +35,13 @@ Example:
   outboxd migrate                     make the schema
   outboxd producer                    publish
 
-Exit codes: 0 done; 1 it failed while running; 2 wrong usage, configuration or input; 3 Postgres or Kafka
-cannot be reached; 4 nothing by that name or id; 5 refused without --yes or --all; 130, 143 a second signal
-cut the drain short. Data is on standard output, everything else on standard error.";
+Exit codes:
+  0  done                                     4  nothing by that name or id
+  1  it failed while running                  5  refused without --yes or --all
+  2  wrong usage, configuration or input      130, 143  a second signal cut the drain short
+  3  Postgres or Kafka cannot be reached
+
+Data is on standard output, everything else on standard error.";
 
 #[derive(Debug, Subcommand)]
 enum Command {

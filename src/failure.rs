@@ -76,7 +76,7 @@ impl Kind {
                 Exit::Failed,
                 Some(
                     "Grant the user one of the roles that `outboxd migrate` makes: outboxd_app to send, \
-                      outboxd_reader to look, outboxd_operator to decide, outboxd_agent for the daemons.",
+                      outboxd_reader to look, outboxd_operator to decide, outboxd_agent for the daemons. Migrate as the owner of the schema.",
                 ),
             ),
             Self::TooSlow => (Exit::Failed, Some("Ask for less: a filter, a smaller --limit, or --before.")),

@@ -6,7 +6,7 @@ use super::global::Global;
 use super::producer::Daemon;
 use crate::app;
 use crate::config::Config;
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, Kind};
 
 /// Consume: calls the handlers of the groups, in the foreground, until SIGTERM
 ///
@@ -46,14 +46,13 @@ impl Groups {
     /// Declared ones, each once.
     fn choose(&self, config: &Config) -> Result<Vec<String>, Failure> {
         if config.groups.is_empty() {
-            return Err(Failure::usage("the configuration declares no group: add [groups.NAME]"));
+            let what = "the configuration declares no group: add [groups.NAME]";
+            return Err(Failure::new(Kind::Configuration, what));
         }
         if let Some(unknown) = self.names.iter().find(|name| !config.groups.contains_key(*name)) {
             let declared: Vec<_> = config.groups.keys().map(|name| format!("`{name}`")).collect();
-            return Err(Failure::usage(format!(
-                "no group `{unknown}` is declared; declared: {}",
-                declared.join(", ")
-            )));
+            let what = format!("no group `{unknown}` is declared; declared: {}", declared.join(", "));
+            return Err(Failure::new(Kind::Configuration, what));
         }
         Ok(config.groups.keys().filter(|name| self.all || self.names.contains(name)).cloned().collect())
     }

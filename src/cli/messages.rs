@@ -154,10 +154,14 @@ fn describe(story: &MessageStory) -> String {
         ("deliver after", maybe(message.deliver_after.map(output::time))),
         ("idempotency", maybe(message.idempotency_key.clone())),
     ];
-    for (name, value) in story.headers.as_object().into_iter().flatten() {
+    let Some(content) = &story.content else {
+        facts.push(("payload", "not shown: this user may not read it".to_owned()));
+        return output::facts(facts);
+    };
+    for (name, value) in content.headers.as_object().into_iter().flatten() {
         facts.push(("header", format!("{name}={}", value.as_str().unwrap_or_default())));
     }
-    facts.push(match &story.payload {
+    facts.push(match &content.payload {
         Payload::Text(Some(text)) => ("payload", text.clone()),
         Payload::Text(None) => ("payload", "none: a tombstone".to_owned()),
         Payload::Base64(bytes) => ("payload, base64", bytes.clone()),

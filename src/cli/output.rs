@@ -11,7 +11,14 @@ use serde::Serialize;
 /// Standard output failed. If its reader has seen enough, that is no failure of ours.
 #[derive(Debug, thiserror::Error)]
 #[error("standard output cannot be written: {0}")]
-pub struct OutputError(#[from] pub io::Error);
+pub struct OutputError(#[from] pub(super) io::Error);
+
+impl OutputError {
+    /// Its reader has seen enough.
+    pub fn is_closed(&self) -> bool {
+        self.0.kind() == io::ErrorKind::BrokenPipe
+    }
+}
 
 /// A line, or several.
 pub fn line(text: &str) -> Result<(), OutputError> {

@@ -1,8 +1,8 @@
 //! A failure as the operator reads it: what, why, what to do; and the exit code.
 
-use std::io;
+use std::io::{self, Write};
 
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, SqlState};
 
 use super::output::OutputError;
 use crate::config::ConfigError;
@@ -21,16 +21,15 @@ pub fn report(error: &anyhow::Error, color: bool) -> Exit {
     }
     let kind = kind(error);
     let label = if color { format!("{RED}error:{PLAIN}") } else { "error:".to_owned() };
-    eprintln!("{label} {}", words(error));
-    if let Some(advice) = kind.advice() {
-        eprintln!("{advice}");
-    }
+    let advice = kind.advice().map(|advice| format!("\n{advice}")).unwrap_or_default();
+    // With standard error gone as well, the exit code has to do.
+    let _ = writeln!(io::stderr(), "{label} {}{advice}", words(error));
     kind.exit()
 }
 
 /// The reader of our output has seen enough.
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<OutputError>().is_some_and(|error| error.0.kind() == io::ErrorKind::BrokenPipe)
+    error.downcast_ref::<OutputError>().is_some_and(OutputError::is_closed)
 }
 
 /// The outermost cause that has a kind decides.
@@ -86,7 +85,7 @@ fn of_kafka(error: &KafkaFailure) -> Kind {
 /// The chain of causes, without those that their effect has told already.
 fn words(error: &anyhow::Error) -> String {
     let mut words = String::new();
-    for cause in error.chain() {
+    for cause in error.chain().filter(|cause| !is_told_by_us(*cause)) {
         let cause = cause.to_string();
         if words.is_empty() {
             words = cause;
@@ -96,6 +95,11 @@ fn words(error: &anyhow::Error) -> String {
         }
     }
     words
+}
+
+/// The driver's own errors: `PgError` has put them into words.
+fn is_told_by_us(cause: &(dyn std::error::Error + 'static)) -> bool {
+    cause.is::<tokio_postgres::Error>() || cause.is::<DbError>()
 }
 
 #[cfg(test)]

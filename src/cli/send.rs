@@ -46,6 +46,7 @@ pub struct Options {
     /// No payload: in a compacted topic, the key is deleted
     #[arg(long, conflicts_with_all = ["payload", "file"])]
     tombstone: bool,
+    /// The payload, as text
     payload: Option<String>,
     #[command(flatten)]
     facts: Facts,
@@ -73,7 +74,7 @@ struct Facts {
     #[arg(long, default_value = "normal")]
     priority: Priority,
     /// Publish it after so long, like 10m
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = delay)]
     after: Option<Duration>,
     /// Publish it at that time, like 2026-12-24T18:00:00Z
     #[arg(long, value_name = "RFC3339", value_parser = rfc3339, conflicts_with = "after")]
@@ -101,6 +102,12 @@ fn rfc3339(text: &str) -> Result<DateTime<Utc>, String> {
     DateTime::parse_from_rfc3339(text)
         .map(|time| time.to_utc())
         .map_err(|error| format!("not RFC 3339: {error}"))
+}
+
+fn delay(text: &str) -> Result<Duration, String> {
+    const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
+    let delay = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if delay > LONGEST { Err("more than a hundred years".into()) } else { Ok(delay) }
 }
 
 /// The file, unless that is standard input.
@@ -132,6 +139,12 @@ mod tests {
         assert_eq!(header("a=b=c"), Ok(("a".into(), "b=c".into())));
         assert_eq!(header("a="), Ok(("a".into(), String::new())));
         assert!(header("a").is_err() && header("=b").is_err());
+    }
+
+    #[test]
+    fn a_delay_is_one_that_the_database_can_add() {
+        assert_eq!(delay("1h 30s"), Ok(Duration::from_secs(3630)));
+        assert!(delay("101years").is_err() && delay("soon").is_err());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
@@ -86,6 +87,14 @@ pub struct Handled {
     pub took_seconds: Option<f64>,
 }
 
+/// What is in a message.
+#[derive(Clone, Debug, Serialize)]
+pub struct Content {
+    pub headers: serde_json::Value,
+    #[serde(flatten)]
+    pub payload: Payload,
+}
+
 /// A message with its content and its time line.
 #[derive(Clone, Debug, Serialize)]
 pub struct MessageStory {
@@ -93,9 +102,9 @@ pub struct MessageStory {
     pub message: MessageState,
     /// The id that the record carries, derived; differs from `message.id` if the application brought its own.
     pub message_id: Uuid,
-    pub headers: serde_json::Value,
+    /// `None`: this user may look at messages, but not into them.
     #[serde(flatten)]
-    pub payload: Payload,
+    pub content: Option<Content>,
     pub handled: Vec<Handled>,
 }
 
@@ -118,7 +127,8 @@ pub async fn bound(client: &Client) -> Result<(), PgError> {
 /// The newest messages that pass the filter, newest first.
 pub async fn messages(client: &Client, filter: &MessageFilter) -> Result<Vec<MessageState>, PgError> {
     let before = filter.before.unwrap_or(i64::MAX);
-    let rows = client.query(MESSAGES, &[&filter.topic, &filter.key, &filter.state, &before, &filter.limit]).await?;
+    let rows =
+        client.query(MESSAGES, &[&filter.topic, &filter.key, &filter.state, &before, &filter.limit]).await?;
     rows.iter().map(message_state).collect()
 }
 
@@ -136,13 +146,12 @@ pub async fn message(client: &Client, id: Uuid) -> Result<Option<MessageStory>, 
         return Ok(None);
     };
     let message_id = tag.message_id(message.created_at, message.seq);
-    let content = client.query_one(CONTENT, &[&message.priority.number(), &message.seq]).await?;
+    let content = content(client, &message).await?;
     let handled = client.query(HANDLED_BY, &[&message_id]).await?;
     Ok(Some(MessageStory {
         message,
         message_id,
-        headers: content.get(0),
-        payload: content.get::<_, Option<Vec<u8>>>(1).into(),
+        content,
         handled: handled
             .iter()
             .map(|row| Handled {
@@ -158,6 +167,16 @@ pub async fn message(client: &Client, id: Uuid) -> Result<Option<MessageStory>, 
             })
             .collect(),
     }))
+}
+
+async fn content(client: &Client, message: &MessageState) -> Result<Option<Content>, PgError> {
+    match client.query_one(CONTENT, &[&message.priority.number(), &message.seq]).await {
+        Ok(row) => {
+            Ok(Some(Content { headers: row.get(0), payload: row.get::<_, Option<Vec<u8>>>(1).into() }))
+        }
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn message_state(row: &Row) -> Result<MessageState, PgError> {

@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::{Options, max_bytes, named_file};
@@ -15,7 +16,7 @@ use crate::cli::output;
 use crate::cli::report::kind;
 use crate::domain::new_message::NewMessage;
 use crate::failure::{Exit, Failure, Kind};
-use crate::pg::messages;
+use crate::pg::{PgError, messages};
 
 /// Messages of a batch.
 const BATCH: usize = 1000;
@@ -31,50 +32,60 @@ pub async fn run(options: &Options, global: &Global) -> anyhow::Result<Exit> {
         );
     }
     let progress = progress(file.as_ref());
-    let mut batches = Batches::new(reader(file), options.topic.as_deref(), max_bytes(&config.kafka)?);
+    let batches = Batches::new(reader(file), options.topic.as_deref(), max_bytes(&config.kafka)?);
     let client = connect(&config, "send").await?;
-    let mut inserted = 0;
-    let mut last_line = 0;
-    let sent = loop {
-        let batch = match batches.next() {
-            Ok(Some(batch)) => batch,
-            Ok(None) => break Ok(()),
-            Err(error) => break Err(error),
-        };
-        let lines = batch.lines();
-        let ids = match messages::enqueue_all(&*client, &batch.messages).await {
-            Ok(ids) => ids,
-            // The answer to a commit may be what was lost.
-            Err(error) if error.is_connection() => {
-                let what = format!("lines {}-{} may or may not be inserted", lines.start(), lines.end());
-                break Err(anyhow::Error::from(error).context(Failure::new(Kind::Other, what)));
-            }
-            Err(error) => break Err(error.into()),
-        };
-        inserted += ids.len();
-        last_line = *lines.end();
-        progress.inc(batch.bytes as u64);
-        progress.set_message(format!("{inserted} messages"));
-        if options.json {
-            print_ids(&batch.numbers, &ids)?;
-        }
-    };
+    let mut inserted = Inserted { messages: 0, last_line: 0, shows_ids: options.json };
+    let sent = insert_all(&client, batches, &mut inserted, &progress).await;
     progress.finish_and_clear();
     match sent {
-        Ok(()) if options.json => Ok(Exit::Done),
-        Ok(()) => {
-            output::line(&format!(
-                "{inserted} {} inserted",
-                if inserted == 1 { "message" } else { "messages" }
-            ))?;
-            Ok(Exit::Done)
+        Ok(()) if options.json => {}
+        Ok(()) => output::line(&format!("{} messages inserted", inserted.messages))?,
+        Err(error) => return Err(inserted.explain(error)),
+    }
+    Ok(Exit::Done)
+}
+
+async fn insert_all<R: BufRead>(
+    client: &Client,
+    mut batches: Batches<'_, R>,
+    inserted: &mut Inserted,
+    progress: &ProgressBar,
+) -> anyhow::Result<()> {
+    while let Some(batch) = batches.next()? {
+        let ids =
+            messages::enqueue_all(client, &batch.messages).await.map_err(|error| batch.explain(error))?;
+        inserted.messages += ids.len();
+        inserted.last_line = *batch.lines().end();
+        progress.inc(batch.bytes as u64);
+        progress.set_message(format!("{} messages", inserted.messages));
+        if inserted.shows_ids {
+            match progress.suspend(|| print_ids(&batch.numbers, &ids)) {
+                // Nobody reads them any more; the messages go in all the same.
+                Err(error) if error.is_closed() => inserted.shows_ids = false,
+                printed => printed?,
+            }
         }
-        Err(error) if inserted == 0 && kind(&error) == Kind::Input => Err(error.context("nothing is inserted")),
-        Err(error) if inserted == 0 => Err(error),
-        Err(error) => {
-            // What was inserted stays, so this is no longer wrong usage that can be repeated as a whole.
-            let what = format!("lines 1-{last_line} are inserted, {inserted} messages; then");
-            Err(error.context(Failure::new(Kind::Other, what)))
+    }
+    Ok(())
+}
+
+/// What is in, whatever comes.
+struct Inserted {
+    messages: usize,
+    last_line: usize,
+    shows_ids: bool,
+}
+
+impl Inserted {
+    /// What was inserted stays: after that a bad line is no wrong usage any more, to be repeated as a whole.
+    fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        if self.messages > 0 {
+            let what = format!("lines 1-{} are inserted, {} messages; then", self.last_line, self.messages);
+            error.context(Failure::new(Kind::Other, what))
+        } else if kind(&error) == Kind::Input {
+            error.context("nothing is inserted")
+        } else {
+            error
         }
     }
 }
@@ -121,6 +132,16 @@ struct Batch {
 impl Batch {
     fn lines(&self) -> RangeInclusive<usize> {
         self.numbers.first().copied().unwrap_or(0)..=self.numbers.last().copied().unwrap_or(0)
+    }
+
+    fn explain(&self, error: PgError) -> anyhow::Error {
+        if !error.is_connection() {
+            return error.into();
+        }
+        // The answer to a commit may be what was lost.
+        let lines = self.lines();
+        let what = format!("lines {}-{} may or may not be inserted", lines.start(), lines.end());
+        anyhow::Error::from(error).context(Failure::new(Kind::Other, what))
     }
 
     fn is_full(&self) -> bool {
@@ -185,7 +206,8 @@ mod tests {
 
     #[test]
     fn batches_hold_a_thousand_in_order_with_the_numbers_of_their_lines() {
-        let text: String = (0..1001).map(|n| ["\n{\"payload\":\"", &n.to_string(), "\"}\n"].concat()).collect();
+        let text: String =
+            (0..1001).map(|n| ["\n{\"payload\":\"", &n.to_string(), "\"}\n"].concat()).collect();
         let mut batches = batches(&text);
         let first = batches.next().unwrap().unwrap();
         assert_eq!((first.messages.len(), first.lines()), (1000, 2..=2000));
@@ -217,5 +239,26 @@ mod tests {
     fn bytes_that_are_no_text_are_a_bad_line() {
         let mut batches = Batches::new(&b"{\"payload\":\"\xff\"}\n"[..], Some("t"), 1_000_000);
         assert!(batches.next().unwrap_err().to_string().starts_with("line 1: not UTF-8"));
+    }
+
+    #[test]
+    fn what_was_inserted_is_said_and_tells_the_exit_code() {
+        let bad_line = || anyhow::Error::from(Failure::new(Kind::Input, "line 7: no topic"));
+        let after =
+            |messages, last_line| Inserted { messages, last_line, shows_ids: false }.explain(bad_line());
+        assert_eq!(
+            (kind(&after(0, 0)), format!("{:#}", after(0, 0))),
+            (Kind::Input, "nothing is inserted: line 7: no topic".into())
+        );
+        assert_eq!(kind(&after(5, 6)), Kind::Other);
+        assert!(after(5, 6).to_string().starts_with("lines 1-6 are inserted, 5 messages"));
+    }
+
+    #[test]
+    fn a_lost_connection_leaves_the_fate_of_its_batch_open() {
+        let batch = Batch { numbers: vec![3, 5], ..Batch::default() };
+        let lost = PgError::Unreachable { address: "a@b".into(), source: anyhow::anyhow!("gone") };
+        assert_eq!(batch.explain(lost).to_string(), "lines 3-5 may or may not be inserted");
+        assert_eq!(batch.explain(PgError::Setup("no".into())).to_string(), "no");
     }
 }

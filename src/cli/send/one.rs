@@ -22,7 +22,8 @@ pub async fn run(options: &Options, global: &Global) -> anyhow::Result<Exit> {
     check(&message, limit)?;
     let client = connect(&config, "send").await?;
     let id = messages::enqueue(&*client, &message).await?;
-    let printed = if options.json { output::json(&json!({ "id": id })) } else { output::line(&id.to_string()) };
+    let printed =
+        if options.json { output::json(&json!({ "id": id })) } else { output::line(&id.to_string()) };
     printed?;
     Ok(Exit::Done)
 }
