@@ -19,6 +19,7 @@ grant select on sequence outboxd.messages_seq to {agent}, {operator}, {reader};
 
 -- Operators and readers.
 grant select, insert on outboxd.messages to {operator};
+grant select (id, priority, seq) on outboxd.messages to {reader};
 grant select, update, delete on outboxd.set_aside to {operator};
 grant select on outboxd.lanes, outboxd.groups, outboxd.group_positions, outboxd.handled, outboxd.idempotency_keys,
   outboxd.agents, outboxd.agent_heartbeats, outboxd.message_states, outboxd.lane_status to {agent}, {operator}, {reader};

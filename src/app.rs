@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use daemon::Daemon;
 
-use crate::config::Config;
+use crate::config::{Config, Loaded};
 use crate::domain::health::Vitals;
 use crate::failure::Exit;
 use crate::lifecycle::Lifecycle;
@@ -29,9 +29,21 @@ impl DaemonOptions {
 }
 
 /// The relay and the producer's jobs, until SIGTERM.
-pub async fn producer(config: Config, options: DaemonOptions) -> anyhow::Result<Exit> {
+pub async fn producer(loaded: Loaded, options: DaemonOptions) -> anyhow::Result<Exit> {
+    let config = options.over(loaded.config);
     let lifecycle = Lifecycle::on_signals(config.agent.drain_timeout)?;
-    run_producer(options.over(config), lifecycle).await
+    run_producer(config, lifecycle).await
+}
+
+/// The consumers of those groups, which are declared, until SIGTERM.
+pub async fn consumer(loaded: Loaded, groups: Vec<String>, options: DaemonOptions) -> anyhow::Result<Exit> {
+    let config = options.over(loaded.config);
+    let lifecycle = Lifecycle::on_signals(config.agent.drain_timeout)?;
+    run_consumer(config, groups, lifecycle).await
+}
+
+async fn run_consumer(_: Config, _: Vec<String>, _: Lifecycle) -> anyhow::Result<Exit> {
+    anyhow::bail!("not wired yet")
 }
 
 async fn run_producer(config: Config, lifecycle: Lifecycle) -> anyhow::Result<Exit> {
@@ -51,4 +63,17 @@ async fn run_producer(config: Config, lifecycle: Lifecycle) -> anyhow::Result<Ex
         Ok(Vec::new())
     };
     daemon.work(member, work).await
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct DevOptions {
+    /// Feed it, show it working, and end.
+    pub demo: bool,
+    /// Where its data is kept; temporary without.
+    pub data_dir: Option<std::path::PathBuf>,
+}
+
+/// Every role in one process on an embedded default.
+pub async fn dev(_: DevOptions) -> anyhow::Result<Exit> {
+    anyhow::bail!("not wired yet")
 }

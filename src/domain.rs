@@ -7,6 +7,8 @@ pub mod delivery;
 pub mod health;
 pub mod identity;
 pub mod message;
+pub mod new_message;
+pub mod payload;
 pub mod priority;
 pub mod schedule;
 pub mod snapshot;

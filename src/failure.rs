@@ -63,19 +63,28 @@ impl Kind {
             Self::Configuration | Self::Input => (Exit::Usage, None),
             Self::PostgresUnreachable => (
                 Exit::Unreachable,
-                Some("Is it running, and is `[postgres] url` right? `outboxd config dump` shows what is used."),
+                Some(
+                    "Is it running, and is `[postgres] url` right? `outboxd config dump` shows what is used.",
+                ),
             ),
             Self::KafkaUnreachable => (
                 Exit::Unreachable,
-                Some("Is it running, and is `[kafka] brokers` right? `outboxd config dump` shows what is used."),
+                Some(
+                    "Is it running, and is `[kafka] brokers` right? `outboxd config dump` shows what is used.",
+                ),
             ),
-            Self::SchemaMissing => {
-                (Exit::Failed, Some("Run `outboxd migrate` on this database; `outboxd migrate status` shows where it stands."))
-            }
+            Self::SchemaMissing => (
+                Exit::Failed,
+                Some(
+                    "Run `outboxd migrate` on this database; `outboxd migrate status` shows where it stands.",
+                ),
+            ),
             Self::Forbidden => (
                 Exit::Failed,
-                Some("Grant the user one of the roles that `outboxd migrate` makes: outboxd_app to send, \
-                      outboxd_reader to look, outboxd_operator to decide, outboxd_agent for the daemons."),
+                Some(
+                    "Grant the user one of the roles that `outboxd migrate` makes: outboxd_app to send, \
+                      outboxd_reader to look, outboxd_operator to decide, outboxd_agent for the daemons. Migrate as the owner of the schema.",
+                ),
             ),
             Self::TooSlow => (Exit::Failed, Some("Ask for less: a filter, a smaller --limit, or --before.")),
             Self::NotFound => (Exit::NotFound, None),

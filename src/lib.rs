@@ -4,6 +4,7 @@
 
 pub mod agents;
 pub mod app;
+pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod failpoint;
@@ -14,3 +15,4 @@ pub mod kafka;
 pub mod lifecycle;
 pub mod pg;
 pub mod producer;
+pub mod telemetry;

@@ -1,1 +1,35 @@
-fn main() {}
+//! Parse, start the runtime, exit code.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use outboxd::cli::Cli;
+use outboxd::failure::Failure;
+use outboxd::telemetry::{self, Logging};
+use tokio::runtime::Runtime;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let exit = match prepare(&cli) {
+        Ok(runtime) => {
+            let exit = runtime.block_on(cli.run());
+            // A thread of librdkafka's or a blocked read must not keep a process that is done.
+            runtime.shutdown_background();
+            exit
+        }
+        Err(error) => cli.report(&error),
+    };
+    exit.into()
+}
+
+fn prepare(cli: &Cli) -> anyhow::Result<Runtime> {
+    telemetry::init(Logging {
+        filter: cli.log_filter(),
+        default_level: cli.default_log_level(),
+        json: cli.logs_are_json(),
+        color: cli.colors_stderr(),
+    })
+    .map_err(|error| Failure::usage(error.to_string()))?;
+    Runtime::new().context("the runtime cannot be started")
+}

@@ -18,8 +18,9 @@ impl Postgres {
     /// From the file, read again at each connection; the URL's own is in its `client_config`.
     pub fn password(&self) -> Result<Option<SecretString>, std::io::Error> {
         let Some(path) = &self.password_file else { return Ok(None) };
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| std::io::Error::new(error.kind(), format!("password_file {}: {error}", path.display())))?;
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            std::io::Error::new(error.kind(), format!("password_file {}: {error}", path.display()))
+        })?;
         Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned().into()))
     }
 }
@@ -33,6 +34,14 @@ pub struct PostgresUrl {
 }
 
 impl PostgresUrl {
+    pub fn stand_in(url: &str) -> Result<Self, tokio_postgres::Error> {
+        Ok(Self {
+            client: url.parse()?,
+            tls: Tls { mode: SslMode::Disable, ..Tls::default() },
+            address: "stand-in".into(),
+        })
+    }
+
     /// For the driver, without TLS settings.
     pub fn client_config(&self) -> tokio_postgres::Config {
         self.client.clone()

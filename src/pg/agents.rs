@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 use serde_json::Value;
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -68,7 +69,7 @@ pub struct Registration {
 }
 
 /// A line of `agents list`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Agent {
     pub id: Uuid,
     pub name: String,
@@ -80,13 +81,18 @@ pub struct Agent {
     pub http: Option<String>,
     pub started_at: DateTime<Utc>,
     pub last_heartbeat_at: DateTime<Utc>,
-    pub status: String,
+    pub state: String,
     pub health: Value,
     pub silent_seconds: f64,
 }
 
 /// Enters the agent, and returns the name that it got. One at a time, so that two that start at one moment differ.
-pub async fn register(client: &mut Client, agent: &Registration, status: &str, health: &Value) -> Result<String, PgError> {
+pub async fn register(
+    client: &mut Client,
+    agent: &Registration,
+    status: &str,
+    health: &Value,
+) -> Result<String, PgError> {
     let heartbeat = i64::try_from(agent.heartbeat.as_millis()).unwrap_or(i64::MAX);
     let transaction = client.transaction().await?;
     transaction.batch_execute("select pg_advisory_xact_lock(hashtextextended('outboxd.agents', 0))").await?;
@@ -141,7 +147,7 @@ pub async fn list(client: &Client) -> Result<Vec<Agent>, PgError> {
             http: row.get(7),
             started_at: row.get(8),
             last_heartbeat_at: row.get(9),
-            status: row.get(10),
+            state: row.get(10),
             health: row.get(11),
             silent_seconds: row.get(12),
         })

@@ -1,22 +1,35 @@
 //! What `messages`, `lanes` and the like show. Bounded reads: none is ever the database's biggest query.
 
 use chrono::{DateTime, Utc};
-use tokio_postgres::Client;
+use serde::Serialize;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::connect::PgError;
 use super::sql::statements;
 use crate::domain::identity::Tag;
+use crate::domain::payload::Payload;
+use crate::domain::priority::{NotAPriority, Priority};
 
 statements! {
+    /// A look must not become the database's biggest query.
+    BOUND = "set statement_timeout = '30s'";
+
     TAG = "select tag_high, tag_low from outboxd.outbox";
 
+    /// Each lane from its newest message down, by the primary key, until enough pass the filter.
     MESSAGES = "
-        select id, seq, priority, topic, key, type, idempotency_key, created_at, deliver_after, state, reason
-        from outboxd.message_states
-        where ($1::text is null or topic = $1) and ($2::text is null or key = $2) and ($3::text is null or state = $3)
-          and ($4::bigint is null or seq < $4)
-        order by seq desc limit $5";
+        select m.*
+        from (values (-1::smallint), (0::smallint), (1::smallint)) as lanes (priority)
+        cross join lateral (
+          select id, seq, priority, topic, key, type, idempotency_key, created_at, deliver_after, state, reason
+          from outboxd.message_states s
+          where s.priority = lanes.priority and s.seq < $4::bigint
+            and ($1::text is null or topic = $1) and ($2::text is null or key = $2) and ($3::text is null or state = $3)
+          order by s.seq desc limit $5
+        ) m
+        order by m.seq desc limit $5";
 
     MESSAGE = "
         select id, seq, priority, topic, key, type, idempotency_key, created_at, deliver_after, state, reason
@@ -40,14 +53,18 @@ statements! {
         from outboxd.lane_status order by priority desc";
 }
 
+/// How many pending messages of a lane are counted at most.
+pub const PENDING_LIMIT: i64 = 10_000;
+
 /// A line of `messages list`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct MessageState {
     pub id: Uuid,
     pub seq: i64,
-    pub priority: i16,
+    pub priority: Priority,
     pub topic: String,
     pub key: Option<String>,
+    #[serde(rename = "type")]
     pub event_type: Option<String>,
     pub idempotency_key: Option<String>,
     pub created_at: DateTime<Utc>,
@@ -57,7 +74,7 @@ pub struct MessageState {
 }
 
 /// What a group did with a message.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Handled {
     pub group: String,
     pub topic: String,
@@ -70,14 +87,24 @@ pub struct Handled {
     pub took_seconds: Option<f64>,
 }
 
+/// What is in a message.
+#[derive(Clone, Debug, Serialize)]
+pub struct Content {
+    pub headers: serde_json::Value,
+    #[serde(flatten)]
+    pub payload: Payload,
+}
+
 /// A message with its content and its time line.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct MessageStory {
+    #[serde(flatten)]
     pub message: MessageState,
     /// The id that the record carries, derived; differs from `message.id` if the application brought its own.
     pub message_id: Uuid,
-    pub headers: serde_json::Value,
-    pub payload: Option<Vec<u8>>,
+    /// `None`: this user may look at messages, but not into them.
+    #[serde(flatten)]
+    pub content: Option<Content>,
     pub handled: Vec<Handled>,
 }
 
@@ -92,11 +119,17 @@ pub struct MessageFilter {
     pub limit: i64,
 }
 
+/// Ends every later statement of this connection that takes longer than a look may.
+pub async fn bound(client: &Client) -> Result<(), PgError> {
+    Ok(client.batch_execute(BOUND).await?)
+}
+
 /// The newest messages that pass the filter, newest first.
 pub async fn messages(client: &Client, filter: &MessageFilter) -> Result<Vec<MessageState>, PgError> {
+    let before = filter.before.unwrap_or(i64::MAX);
     let rows =
-        client.query(MESSAGES, &[&filter.topic, &filter.key, &filter.state, &filter.before, &filter.limit]).await?;
-    Ok(rows.iter().map(message_state).collect())
+        client.query(MESSAGES, &[&filter.topic, &filter.key, &filter.state, &before, &filter.limit]).await?;
+    rows.iter().map(message_state).collect()
 }
 
 /// The message of that id, derived or own.
@@ -105,20 +138,20 @@ pub async fn message(client: &Client, id: Uuid) -> Result<Option<MessageStory>, 
     let tag = Tag::new(tag.get(0), tag.get(1));
     let seq = tag.seq_of(id).unwrap_or(0);
     let rows = client.query(MESSAGE, &[&seq, &Some(id)]).await?;
-    let found = rows.iter().map(message_state).find(|message| {
-        message.id == id || tag.message_id(message.created_at, message.seq) == id
-    });
-    let Some(message) = found else {
+    let found: Vec<_> = rows.iter().map(message_state).collect::<Result<_, _>>()?;
+    // Another outbox's id decodes to a `seq` as well.
+    let is_meant =
+        |message: &MessageState| message.id == id || tag.message_id(message.created_at, message.seq) == id;
+    let Some(message) = found.into_iter().find(is_meant) else {
         return Ok(None);
     };
     let message_id = tag.message_id(message.created_at, message.seq);
-    let content = client.query_one(CONTENT, &[&message.priority, &message.seq]).await?;
+    let content = content(client, &message).await?;
     let handled = client.query(HANDLED_BY, &[&message_id]).await?;
     Ok(Some(MessageStory {
         message,
         message_id,
-        headers: content.get(0),
-        payload: content.get(1),
+        content,
         handled: handled
             .iter()
             .map(|row| Handled {
@@ -136,11 +169,22 @@ pub async fn message(client: &Client, id: Uuid) -> Result<Option<MessageStory>, 
     }))
 }
 
-fn message_state(row: &tokio_postgres::Row) -> MessageState {
-    MessageState {
+async fn content(client: &Client, message: &MessageState) -> Result<Option<Content>, PgError> {
+    match client.query_one(CONTENT, &[&message.priority.number(), &message.seq]).await {
+        Ok(row) => {
+            Ok(Some(Content { headers: row.get(0), payload: row.get::<_, Option<Vec<u8>>>(1).into() }))
+        }
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn message_state(row: &Row) -> Result<MessageState, PgError> {
+    let priority: i16 = row.get(2);
+    Ok(MessageState {
         id: row.get(0),
         seq: row.get(1),
-        priority: row.get(2),
+        priority: priority.try_into().map_err(|error: NotAPriority| PgError::Setup(error.to_string()))?,
         topic: row.get(3),
         key: row.get(4),
         event_type: row.get(5),
@@ -149,11 +193,11 @@ fn message_state(row: &tokio_postgres::Row) -> MessageState {
         deliver_after: row.get(8),
         state: row.get(9),
         reason: row.get(10),
-    }
+    })
 }
 
 /// A line of `lanes list`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct LaneStatus {
     pub priority: i16,
     pub name: String,
@@ -163,7 +207,7 @@ pub struct LaneStatus {
     pub epoch: i64,
     pub window: i64,
     pub moved_at: Option<DateTime<Utc>>,
-    /// Up to 10,000 are counted.
+    /// Up to `PENDING_LIMIT` are counted.
     pub pending: i64,
     pub oldest_pending_at: Option<DateTime<Utc>>,
     pub oldest_pending_seconds: Option<f64>,

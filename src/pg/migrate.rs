@@ -11,8 +11,13 @@ use super::connect::PgError;
 use crate::config::Roles;
 
 /// Taken for as long as migrations run, so that two at once are safe: the second waits, and finds nothing to do.
+const TRY_LOCK: &str = "select pg_try_advisory_lock(hashtextextended('outboxd.migrate', 0))";
 const LOCK: &str = "select pg_advisory_lock(hashtextextended('outboxd.migrate', 0))";
 const UNLOCK: &str = "select pg_advisory_unlock(hashtextextended('outboxd.migrate', 0))";
+
+const MISSING_ROLES: &str = "
+    select wanted.name from unnest($1::text[]) with ordinality as wanted (name, place)
+    where not exists (select from pg_roles where rolname = wanted.name) order by place";
 
 const BOOTSTRAP: &str = "
 create schema if not exists outboxd;
@@ -81,6 +86,15 @@ pub enum Fit {
     TooNew { version: i32, oldest_compatible: i32 },
 }
 
+impl Fit {
+    /// The version that the schema is at; 0 if it is not there.
+    pub fn version(&self) -> i32 {
+        match self {
+            Self::Fits { version } | Self::Behind { version } | Self::TooNew { version, .. } => *version,
+        }
+    }
+}
+
 /// One line of `migrate status`.
 #[derive(Debug)]
 pub struct Applied {
@@ -107,7 +121,11 @@ pub async fn applied(client: &Client) -> Result<Vec<Applied>, PgError> {
                 applied_at: row.get(4),
             })
             .collect()),
-        Err(error) if matches!(error.code(), Some(&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME)) => Ok(Vec::new()),
+        Err(error)
+            if matches!(error.code(), Some(&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME)) =>
+        {
+            Ok(Vec::new())
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -117,7 +135,8 @@ pub async fn fit(client: &Client) -> Result<Fit, PgError> {
     Ok(judge(&applied(client).await?))
 }
 
-fn judge(applied: &[Applied]) -> Fit {
+/// Does a schema with these fit this program?
+pub fn judge(applied: &[Applied]) -> Fit {
     let Some(last) = applied.last() else {
         return Fit::Behind { version: 0 };
     };
@@ -140,7 +159,11 @@ pub struct Report {
 
 /// Brings the schema up and, if `roles` are given, makes them and grants what each needs.
 pub async fn migrate(client: &mut Client, roles: Option<&Roles>) -> Result<Report, PgError> {
-    client.batch_execute(LOCK).await?;
+    let is_free: bool = client.query_one(TRY_LOCK, &[]).await?.get(0);
+    if !is_free {
+        tracing::warn!("another `outboxd migrate` is at work on this database: waiting for it");
+        client.batch_execute(LOCK).await?;
+    }
     let report = migrate_locked(client, roles).await;
     // Should the unlock fail, the lock ends with the session.
     let _ = client.batch_execute(UNLOCK).await;
@@ -155,16 +178,16 @@ async fn migrate_locked(client: &mut Client, roles: Option<&Roles>) -> Result<Re
         return Err(PgError::Setup(too_new(version, oldest_compatible)));
     }
     let version = before.last().map_or(0, |last| last.version);
-    let pending: Vec<&Migration> = MIGRATIONS.iter().filter(|migration| migration.version > version).collect();
+    let pending: Vec<&Migration> =
+        MIGRATIONS.iter().filter(|migration| migration.version > version).collect();
     if before.is_empty() {
         client.batch_execute(BOOTSTRAP).await?;
     }
     for migration in pending {
         let transaction = client.transaction().await?;
-        transaction
-            .batch_execute(migration.sql)
-            .await
-            .map_err(|error| PgError::Setup(format!("migration {}: {}", migration.name, super::connect::describe(&error))))?;
+        transaction.batch_execute(migration.sql).await.map_err(|error| {
+            PgError::Setup(format!("migration {}: {}", migration.name, super::connect::describe(&error)))
+        })?;
         transaction
             .execute(
                 "insert into outboxd.migrations (version, name, checksum, oldest_compatible) values ($1, $2, $3, $4)",
@@ -175,25 +198,43 @@ async fn migrate_locked(client: &mut Client, roles: Option<&Roles>) -> Result<Re
         report.applied.push(migration.name);
     }
     if let Some(roles) = roles {
-        for (role, _) in named(roles) {
-            let created = client
-                .execute("select from pg_roles where rolname = $1", &[&role])
-                .await
-                .map(|found| found == 0)?;
-            if created {
-                client.batch_execute(&format!("create role {} nologin", quote(role))).await.map_err(|error| {
-                    PgError::Setup(format!(
-                        "role {role} cannot be created: {}. Let someone who may create it, or run `outboxd migrate \
-                         --no-roles` and apply the grants that it prints",
-                        super::connect::describe(&error)
-                    ))
-                })?;
-                report.roles_created.push(role.to_owned());
-            }
-        }
+        report.roles_created = create_missing(client, roles).await?;
         client.batch_execute(&grants(roles)).await?;
     }
     Ok(report)
+}
+
+async fn missing_roles(client: &Client, roles: &Roles) -> Result<Vec<String>, PgError> {
+    let wanted: Vec<_> = named(roles).into_iter().map(|(role, _)| role).collect();
+    Ok(client.query(MISSING_ROLES, &[&wanted]).await?.iter().map(|row| row.get(0)).collect())
+}
+
+async fn create_missing(client: &Client, roles: &Roles) -> Result<Vec<String>, PgError> {
+    let mut created = missing_roles(client, roles).await?;
+    let mut came_up = Vec::new();
+    for role in &created {
+        match client.batch_execute(&create_role(role)).await {
+            Ok(()) => {}
+            // Roles belong to all databases of a server, the lock to this one: someone else has just made it.
+            Err(error)
+                if matches!(
+                    error.code(),
+                    Some(&SqlState::DUPLICATE_OBJECT | &SqlState::UNIQUE_VIOLATION)
+                ) =>
+            {
+                came_up.push(role.clone());
+            }
+            Err(error) => {
+                return Err(PgError::Setup(format!(
+                    "the schema is up, but role {role} cannot be created: {}. Let someone who may run this command, or \
+                     run `outboxd migrate --no-roles` and have the SQL that it prints applied",
+                    super::connect::describe(&error)
+                )));
+            }
+        }
+    }
+    created.retain(|role| !came_up.contains(role));
+    Ok(created)
 }
 
 /// An applied file that was changed afterwards would leave this database unlike any other.
@@ -220,8 +261,24 @@ pub fn too_new(version: i32, oldest_compatible: i32) -> String {
     )
 }
 
-/// The SQL that `migrate` would run on a database at that version.
-pub fn plan(version: i32) -> String {
+/// The SQL that `migrate` would run now.
+#[derive(Debug)]
+pub struct Plan {
+    /// Empty if the schema is up to date.
+    pub schema: String,
+    /// Those that are missing, and the grants, which are renewed each time.
+    pub roles: String,
+}
+
+/// What is left to do on this database.
+pub async fn plan(client: &Client, roles: &Roles) -> Result<Plan, PgError> {
+    let before = applied(client).await?;
+    verify(&before)?;
+    let version = before.last().map_or(0, |last| last.version);
+    Ok(Plan { schema: schema_plan(version), roles: roles_plan(client, roles).await? })
+}
+
+fn schema_plan(version: i32) -> String {
     let mut sql = String::new();
     if version == 0 {
         sql.push_str(BOOTSTRAP.trim_start());
@@ -241,13 +298,15 @@ pub fn plan(version: i32) -> String {
     sql
 }
 
-/// `create role` statements for an operator who makes roles by hand, and the grants.
-pub fn roles_plan(roles: &Roles) -> String {
-    let mut sql = String::new();
-    for (role, _) in named(roles) {
-        let _ = writeln!(sql, "create role {} nologin;", quote(role));
-    }
-    sql + "\n" + &grants(roles)
+/// What an operator runs who makes roles by hand.
+pub async fn roles_plan(client: &Client, roles: &Roles) -> Result<String, PgError> {
+    let missing = missing_roles(client, roles).await?;
+    let created = missing.iter().map(|role| create_role(role) + ";\n").collect::<String>();
+    Ok(created + &grants(roles))
+}
+
+fn create_role(role: &str) -> String {
+    format!("create role {} nologin", quote(role))
 }
 
 fn grants(roles: &Roles) -> String {
@@ -256,7 +315,12 @@ fn grants(roles: &Roles) -> String {
 }
 
 fn named(roles: &Roles) -> [(&str, &'static str); 4] {
-    [(&roles.app, "{app}"), (&roles.agent, "{agent}"), (&roles.operator, "{operator}"), (&roles.reader, "{reader}")]
+    [
+        (&roles.app, "{app}"),
+        (&roles.agent, "{agent}"),
+        (&roles.operator, "{operator}"),
+        (&roles.reader, "{reader}"),
+    ]
 }
 
 fn quote(identifier: &str) -> String {

@@ -1,0 +1,142 @@
+//! `outboxd agents`.
+
+use clap::{Args, Subcommand};
+use uuid::Uuid;
+
+use super::global::{Global, connect_to_look};
+use super::output::{self, maybe};
+use crate::failure::{Exit, Failure};
+use crate::pg::agents::{self, Agent};
+
+/// Look at the agents: who is alive, and how well
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  outboxd agents list")]
+pub struct Options {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Every process that registered: active, draining, stopped, suspect (missed two beats), inactive
+    #[command(
+        after_help = "Example:\n  outboxd agents list --json | jq -r '.[] | select(.state == \"active\") | .name'"
+    )]
+    List {
+        /// One array of objects
+        #[arg(long)]
+        json: bool,
+    },
+    /// One of them, with its health
+    #[command(after_help = "Example:\n  outboxd agents show relay-1")]
+    Show {
+        /// Its id, or its name: the one of that name that was heard last
+        #[arg(value_name = "ID or NAME")]
+        agent: String,
+        /// One object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl Options {
+    pub async fn run(&self, global: &Global) -> anyhow::Result<Exit> {
+        let config = global.load()?.config;
+        let client = connect_to_look(&config, "agents").await?;
+        let agents = agents::list(&client).await?;
+        match &self.command {
+            Command::List { json: true } => output::json(&agents)?,
+            Command::List { json: false } => {
+                let columns =
+                    ["NAME", "ROLE", "STATE", "GROUPS", "HEARD", "HTTP", "HOST", "PID", "VERSION", "ID"];
+                output::table(columns, agents.iter().map(row))?;
+            }
+            Command::Show { agent, json } => {
+                let found = find(agents, agent).ok_or_else(|| {
+                    Failure::not_found(format!(
+                        "no agent `{agent}`; `outboxd agents list` shows those there are"
+                    ))
+                })?;
+                if *json { output::json(&found)? } else { output::line(&describe(&found))? }
+            }
+        }
+        Ok(Exit::Done)
+    }
+}
+
+fn find(agents: Vec<Agent>, wanted: &str) -> Option<Agent> {
+    let id = Uuid::parse_str(wanted).ok();
+    let named = |agent: &Agent| Some(agent.id) == id || agent.name == wanted;
+    agents.into_iter().filter(named).max_by_key(|agent| (Some(agent.id) == id, agent.last_heartbeat_at))
+}
+
+fn row(agent: &Agent) -> [String; 10] {
+    [
+        agent.name.clone(),
+        agent.role.clone(),
+        agent.state.clone(),
+        agent.groups.join(","),
+        format!("{} ago", output::age(agent.silent_seconds)),
+        maybe(agent.http.clone()),
+        agent.host.clone(),
+        agent.pid.to_string(),
+        agent.version.clone(),
+        agent.id.to_string(),
+    ]
+}
+
+fn describe(agent: &Agent) -> String {
+    let mut facts = vec![
+        ("name", agent.name.clone()),
+        ("id", agent.id.to_string()),
+        ("role", agent.role.clone()),
+        ("state", agent.state.clone()),
+        ("groups", agent.groups.join(", ")),
+        ("process", format!("{} on {}, version {}", agent.pid, agent.host, agent.version)),
+        ("http", maybe(agent.http.clone())),
+        ("started", output::time(agent.started_at)),
+        (
+            "heard",
+            format!("{} ({} ago)", output::time(agent.last_heartbeat_at), output::age(agent.silent_seconds)),
+        ),
+    ];
+    for (name, value) in agent.health.as_object().into_iter().flatten() {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        facts.push((name, value));
+    }
+    output::facts(facts)
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+
+    use super::*;
+
+    fn agent(id: u128, name: &str, heard: i64) -> Agent {
+        Agent {
+            id: Uuid::from_u128(id),
+            name: name.to_owned(),
+            role: "producer".into(),
+            groups: Vec::new(),
+            host: "h".into(),
+            pid: 1,
+            version: "0".into(),
+            http: None,
+            started_at: DateTime::UNIX_EPOCH,
+            last_heartbeat_at: DateTime::from_timestamp(heard, 0).unwrap(),
+            state: "active".into(),
+            health: serde_json::Value::Null,
+            silent_seconds: 0.0,
+        }
+    }
+
+    #[test]
+    fn a_name_means_the_one_heard_last_and_an_id_beats_a_name() {
+        let all =
+            || vec![agent(1, "a", 30), agent(2, "a", 20), agent(3, &Uuid::from_u128(2).to_string(), 90)];
+        let found = |wanted: &str| find(all(), wanted).map(|agent| agent.id.as_u128());
+        assert_eq!((found("a"), found("b")), (Some(1), None));
+        assert_eq!(found(&Uuid::from_u128(2).to_string()), Some(2));
+    }
+}

@@ -1,0 +1,64 @@
+//! `outboxd config`.
+
+use clap::{Args, Subcommand};
+
+use super::global::Global;
+use super::output;
+use crate::config::{Config, Handler, Loaded};
+use crate::failure::Exit;
+
+/// Look at the configuration, without connecting to anything
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  outboxd --config ./outboxd.toml config check")]
+pub struct Options {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Is it valid, and what does it declare? If not: exit 2, with line and caret
+    #[command(after_help = "Example:\n  outboxd config check --config /etc/outboxd/outboxd.toml")]
+    Check,
+    /// The effective values and where each comes from, secrets masked
+    #[command(after_help = "Example:\n  outboxd config dump")]
+    Dump {
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl Options {
+    pub fn run(&self, global: &Global) -> anyhow::Result<Exit> {
+        let loaded = global.load()?;
+        match self.command {
+            Command::Check => output::line(&summary(&loaded))?,
+            Command::Dump { json: true } => output::json(&loaded.dump_json())?,
+            Command::Dump { json: false } => output::line(&loaded.dump())?,
+        }
+        Ok(Exit::Done)
+    }
+}
+
+fn summary(loaded: &Loaded) -> String {
+    let Config { postgres, kafka, groups, jobs, .. } = &loaded.config;
+    let path = loaded.path.as_ref().map_or("no file".to_owned(), |path| path.display().to_string());
+    let mut facts = vec![("postgres", postgres.url.address().to_owned()), ("kafka", kafka.brokers.clone())];
+    for (name, group) in groups {
+        facts.push(("group", format!("{name}: {} -> {}", group.topics.join(", "), handler(&group.handler))));
+    }
+    for name in jobs.keys() {
+        facts.push(("job", name.clone()));
+    }
+    format!("valid: {path}\n{}", output::facts(facts))
+}
+
+fn handler(handler: &Handler) -> String {
+    match handler {
+        Handler::Log => "log".to_owned(),
+        Handler::Exec { command, .. } => format!("exec {}", command.join(" ")),
+        Handler::Http(http) => format!("http {}", http.url),
+        Handler::Sql { function, .. } => format!("sql {function}"),
+    }
+}

@@ -1,0 +1,183 @@
+//! `outboxd messages`.
+
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Subcommand};
+use uuid::Uuid;
+
+use super::global::{Global, connect_to_look};
+use super::output::{self, maybe};
+use crate::domain::payload::Payload;
+use crate::failure::{Exit, Failure};
+use crate::pg::inspect::{self, Handled, MessageFilter, MessageState, MessageStory};
+
+const STATES: [&str; 5] = ["pending", "scheduled", "published", "parked", "held"];
+
+/// Look at the messages of the outbox: their state, and what became of them
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  outboxd messages list --state parked")]
+pub struct Options {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    List(List),
+    Show(Show),
+}
+
+/// The newest messages, newest first
+///
+/// States: pending (committed, not yet published), scheduled (due later), published, parked (refused by Kafka for good:
+/// an operator decides), held (waits behind a parked one, or for its topic).
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  outboxd messages list --topic orders --limit 10
+  outboxd messages list --key customer-7 --json
+  outboxd messages list --before 120000   the next page: older than the last SEQ of this one")]
+struct List {
+    #[arg(long)]
+    topic: Option<String>,
+    #[arg(long)]
+    key: Option<String>,
+    #[arg(long, value_parser = PossibleValuesParser::new(STATES))]
+    state: Option<String>,
+    /// At most so many
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    limit: u32,
+    /// Only those before this `seq`
+    #[arg(long, value_name = "SEQ")]
+    before: Option<i64>,
+    /// One array of objects
+    #[arg(long)]
+    json: bool,
+}
+
+/// One message: its state, its content, and what each group did with it
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  outboxd messages show 0199e0c4-35a1-7d27-9a7e-5be91bd1c5f2")]
+struct Show {
+    /// The id that `send` and `enqueue` return: the message's own, or the derived one in header outboxd-id
+    id: Uuid,
+    /// One object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Options {
+    pub async fn run(&self, global: &Global) -> anyhow::Result<Exit> {
+        match &self.command {
+            Command::List(options) => options.run(global).await,
+            Command::Show(options) => options.run(global).await,
+        }
+    }
+}
+
+impl List {
+    async fn run(&self, global: &Global) -> anyhow::Result<Exit> {
+        let filter = MessageFilter {
+            topic: self.topic.clone(),
+            key: self.key.clone(),
+            state: self.state.clone(),
+            before: self.before,
+            limit: self.limit.into(),
+        };
+        let config = global.load()?.config;
+        let client = connect_to_look(&config, "messages").await?;
+        let messages = inspect::messages(&client, &filter).await?;
+        if self.json {
+            output::json(&messages)?;
+        } else {
+            let columns = ["SEQ", "ID", "STATE", "PRIORITY", "TOPIC", "KEY", "TYPE", "CREATED"];
+            output::table(columns, messages.iter().map(row))?;
+        }
+        Ok(Exit::Done)
+    }
+}
+
+fn row(message: &MessageState) -> [String; 8] {
+    [
+        message.seq.to_string(),
+        message.id.to_string(),
+        message.state.clone(),
+        message.priority.to_string(),
+        message.topic.clone(),
+        maybe(message.key.clone()),
+        maybe(message.event_type.clone()),
+        output::time(message.created_at),
+    ]
+}
+
+impl Show {
+    async fn run(&self, global: &Global) -> anyhow::Result<Exit> {
+        let config = global.load()?.config;
+        let client = connect_to_look(&config, "messages").await?;
+        let story = inspect::message(&client, self.id).await?.ok_or_else(|| {
+            Failure::not_found(format!(
+                "no message {} is in the outbox: it was never committed, or it is past its retention",
+                self.id
+            ))
+        })?;
+        if self.json {
+            output::json(&story)?;
+            return Ok(Exit::Done);
+        }
+        output::line(&describe(&story))?;
+        if !story.handled.is_empty() {
+            output::line("")?;
+            let columns =
+                ["GROUP", "AGENT", "ATTEMPT", "PARTITION", "OFFSET", "HANDLED", "TOOK", "DUPLICATE OF"];
+            output::table(columns, story.handled.iter().map(handled))?;
+        }
+        Ok(Exit::Done)
+    }
+}
+
+fn describe(story: &MessageStory) -> String {
+    let message = &story.message;
+    let derived = (story.message_id != message.id).then(|| story.message_id.to_string());
+    let state = match &message.reason {
+        Some(reason) => format!("{}: {reason}", message.state),
+        None => message.state.clone(),
+    };
+    let mut facts = vec![
+        ("id", message.id.to_string()),
+        ("outboxd-id", maybe(derived)),
+        ("state", state),
+        ("topic", message.topic.clone()),
+        ("key", maybe(message.key.clone())),
+        ("type", maybe(message.event_type.clone())),
+        ("priority", message.priority.to_string()),
+        ("seq", message.seq.to_string()),
+        ("created", output::time(message.created_at)),
+        ("deliver after", maybe(message.deliver_after.map(output::time))),
+        ("idempotency", maybe(message.idempotency_key.clone())),
+    ];
+    let Some(content) = &story.content else {
+        facts.push(("payload", "not shown: this user may not read it".to_owned()));
+        return output::facts(facts);
+    };
+    for (name, value) in content.headers.as_object().into_iter().flatten() {
+        facts.push(("header", format!("{name}={}", value.as_str().unwrap_or_default())));
+    }
+    facts.push(match &content.payload {
+        Payload::Text(Some(text)) => ("payload", text.clone()),
+        Payload::Text(None) => ("payload", "none: a tombstone".to_owned()),
+        Payload::Base64(bytes) => ("payload, base64", bytes.clone()),
+    });
+    output::facts(facts)
+}
+
+fn handled(handled: &Handled) -> [String; 8] {
+    [
+        handled.group.clone(),
+        handled.agent.clone(),
+        handled.attempt.to_string(),
+        format!("{}/{}", handled.topic, handled.partition),
+        handled.offset.to_string(),
+        output::time(handled.handled_at),
+        maybe(handled.took_seconds.map(output::age)),
+        maybe(handled.duplicate_of),
+    ]
+}
