@@ -1,20 +1,31 @@
 //! The configuration: one TOML file, checked before anything starts.
 
 pub mod agent;
+mod dump;
+mod error;
 pub mod group;
 pub mod http;
 pub mod job;
 pub mod kafka;
+mod load;
+mod mask;
+mod nearest;
+mod overrides;
 pub mod postgres;
 pub mod producer;
+mod section;
+mod setting;
+mod sources;
 
 use std::collections::BTreeMap;
 
 pub use agent::Agent;
+pub use error::ConfigError;
 pub use group::{Dedup, Group, Handler, Retry, Start};
 pub use http::Http;
 pub use job::Job;
 pub use kafka::{Kafka, Properties};
+pub use load::Loaded;
 pub use postgres::{Postgres, PostgresUrl, Roles, SslMode, Tls};
 pub use producer::Producer;
 
@@ -29,3 +40,6 @@ pub struct Config {
     pub groups: BTreeMap<String, Group>,
     pub jobs: BTreeMap<String, Job>,
 }
+
+#[cfg(test)]
+mod tests;
