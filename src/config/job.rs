@@ -26,7 +26,7 @@ impl Job {
         let schedule: Option<String> = section.optional("schedule", |text| parse(text).map(drop))?;
         let schedule = schedule.map(|text| parse(&text)).transpose();
         let schedule = schedule.map_err(|problem| section.wrong("schedule", &problem))?;
-        if section.has("timezone") && !matches!(schedule, Some(Schedule::Cron(_))) {
+        if timezone != Tz::UTC && !matches!(schedule, Some(Schedule::Cron(_))) {
             return Err(section.wrong("timezone", "needs a cron expression in `schedule`"));
         }
         Ok(Self { schedule, enabled: section.or("enabled", true, any)? })

@@ -397,6 +397,13 @@ fn the_example_is_valid_as_it_is_and_with_everything_uncommented() {
     valid(EXAMPLE);
     let everything = parse(&uncommented(), &[]).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(everything.config.groups.len(), 4);
+    for loaded in [everything, parse(EXAMPLE, &[]).unwrap()] {
+        let dump = loaded.dump();
+        assert_eq!(
+            parse(&dump, &[]).unwrap_or_else(|error| panic!("{error}")).entries.len(),
+            loaded.entries.len()
+        );
+    }
 }
 
 #[test]
@@ -418,4 +425,35 @@ fn the_example_holds_every_key_and_shows_the_defaults() {
             assert_eq!(shown.value, default.value, "{}", default.path.join("."));
         }
     }
+}
+
+#[test]
+fn no_damage_to_a_file_goes_unanswered_or_shows_its_secrets() {
+    let whole = uncommented().replace("outboxd@localhost", "outboxd:hunter2@localhost");
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut refused = 0;
+    for _ in 0..3000 {
+        let mut chars: Vec<char> = whole.chars().collect();
+        for _ in 0..random.usize(1..3) {
+            let at = random.usize(..chars.len());
+            // The secret and what marks it as one stay whole.
+            match random.u8(0..3) {
+                _ if (at..at + 30).any(|at| chars[at.saturating_sub(30)..].starts_with(&['h', 'u', 'n'])) => {
+                }
+                0 => drop(chars.remove(at)),
+                1 => chars.insert(
+                    at,
+                    *random.choice(&['"', '\'', '=', '[', ']', '\n', '\r', 'ä', '{', '\u{0}', '\t']).unwrap(),
+                ),
+                _ => drop(chars.drain(at..(at + random.usize(1..200)).min(chars.len()))),
+            }
+        }
+        let text: String = chars.into_iter().collect();
+        if let Err(error) = parse(&text, &[]) {
+            refused += 1;
+            let error = error.to_string();
+            assert!(error.starts_with("outboxd.toml:") && !error.contains("hunter2"), "{error}");
+        }
+    }
+    assert!(refused > 1000, "the damage must be felt: {refused}");
 }
