@@ -1,11 +1,13 @@
 //! The composition root: the only place that wires configuration, pools, clients and tasks.
 
 mod daemon;
+mod dev;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use daemon::Daemon;
+pub use dev::{DevOptions, dev};
 
 use crate::config::{Config, Loaded};
 use crate::domain::health::Vitals;
@@ -63,17 +65,4 @@ async fn run_producer(config: Config, lifecycle: Lifecycle) -> anyhow::Result<Ex
         Ok(Vec::new())
     };
     daemon.work(member, work).await
-}
-
-#[derive(Clone, Debug, Default)]
-pub struct DevOptions {
-    /// Feed it, show it working, and end.
-    pub demo: bool,
-    /// Where its data is kept; temporary without.
-    pub data_dir: Option<std::path::PathBuf>,
-}
-
-/// Every role in one process on an embedded default.
-pub async fn dev(_: DevOptions) -> anyhow::Result<Exit> {
-    anyhow::bail!("not wired yet")
 }

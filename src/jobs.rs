@@ -42,7 +42,7 @@ impl Job {
     pub async fn run(self, drain: CancellationToken) {
         loop {
             let now = Utc::now();
-            let Some(next) = Some(now) else { return };
+            let Some(next) = self.schedule.next_after(now) else { return };
             let wait = (next - now).to_std().unwrap_or_default();
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}

@@ -1,8 +1,17 @@
 //! `[groups.NAME]`: what a consumer reads, and what it does with a message.
 
+mod handler;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use serde_json::Value;
+
+use super::error::ConfigError;
+use super::section::Section;
+use super::setting::{DAY, MILLISECOND, Problem, Setting, Written, any, chosen, lasting, within};
+use crate::domain::message::is_topic_name;
 
 pub const BATCH: usize = 500;
 pub const TIMEOUT: Duration = Duration::from_secs(10);
@@ -72,4 +81,112 @@ pub struct Retry {
     /// The first delay; it doubles, with full jitter.
     pub backoff: Duration,
     pub max_backoff: Duration,
+}
+
+const STARTS: &[(&str, Start)] = &[("earliest", Start::Earliest), ("latest", Start::Latest)];
+const DEDUPS: &[(&str, Dedup)] = &[("outboxd", Dedup::Outboxd), ("id", Dedup::Id)];
+
+impl Group {
+    pub(super) fn read(section: &mut Section<'_>) -> Result<Self, ConfigError> {
+        let topics = section.list("topics", check_topic)?;
+        if let Some(twice) = topics.iter().enumerate().find(|(index, topic)| topics[..*index].contains(topic))
+        {
+            return Err(section.wrong("topics", &format!("names `{}` twice", twice.1)));
+        }
+        Ok(Self {
+            topics,
+            batch: section.or("batch", BATCH, within(1..=10_000))?,
+            start: section.or("start", Start::default(), any)?,
+            kafka_group: section.optional("kafka_group", |name: &String| check_kafka_group(name))?,
+            dedup: section.or("dedup", Dedup::default(), any)?,
+            handler: section.table("handler", handler::read)?,
+            retry: section.table("retry", Retry::read)?,
+        })
+    }
+}
+
+impl Retry {
+    fn read(section: &mut Section<'_>) -> Result<Self, ConfigError> {
+        let retry = Self {
+            backoff: section.or("backoff", BACKOFF, lasting(MILLISECOND..=DAY))?,
+            max_backoff: section.or("max_backoff", MAX_BACKOFF, lasting(MILLISECOND..=DAY))?,
+        };
+        if retry.max_backoff < retry.backoff {
+            let [backoff, max] = [retry.backoff, retry.max_backoff].map(humantime::format_duration);
+            return Err(if section.has("max_backoff") {
+                section
+                    .wrong("max_backoff", &format!("({max}) must not be shorter than `backoff` ({backoff})"))
+            } else {
+                section
+                    .wrong("backoff", &format!("({backoff}) must not be longer than `max_backoff` ({max})"))
+            });
+        }
+        Ok(retry)
+    }
+}
+
+/// Which group has which of Kafka's names: two with the same would take each other's partitions.
+#[derive(Default)]
+pub(super) struct KafkaGroups(BTreeMap<String, String>);
+
+impl KafkaGroups {
+    pub(super) fn enter(&mut self, section: &Section<'_>, group: &Group) -> Result<(), ConfigError> {
+        let kafka_group = group.kafka_group.as_deref().unwrap_or(section.name());
+        match self.0.insert(kafka_group.to_owned(), section.name().to_owned()) {
+            None => Ok(()),
+            Some(other) => {
+                let problem =
+                    format!("`{kafka_group}` is that of group `{other}` already: each needs its own");
+                Err(section.wrong("kafka_group", &problem))
+            }
+        }
+    }
+}
+
+pub(super) fn check_name(name: &str) -> Result<(), Problem> {
+    if is_plain_name(name) {
+        return Ok(());
+    }
+    Err(format!("`{name}` is not a name for a group: 1 to 249 letters, digits, dots, dashes and underscores"))
+}
+
+fn check_topic(name: &str) -> Result<(), Problem> {
+    if is_topic_name(name) {
+        return Ok(());
+    }
+    Err(format!(
+        "holds `{name}`, which Kafka forbids as a topic: 1 to 249 letters, digits, dots, dashes and underscores, not `.` or `..`"
+    ))
+}
+
+fn check_kafka_group(name: &str) -> Result<(), Problem> {
+    if is_plain_name(name) {
+        return Ok(());
+    }
+    Err("must be 1 to 249 letters, digits, dots, dashes and underscores".into())
+}
+
+fn is_plain_name(name: &str) -> bool {
+    (1..=249).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+}
+
+impl Setting for Start {
+    fn read(written: Written<'_>) -> Result<Self, Problem> {
+        written.choice(STARTS)
+    }
+
+    fn show(&self) -> Value {
+        chosen(STARTS, self)
+    }
+}
+
+impl Setting for Dedup {
+    fn read(written: Written<'_>) -> Result<Self, Problem> {
+        written.choice(DEDUPS)
+    }
+
+    fn show(&self) -> Value {
+        chosen(DEDUPS, self)
+    }
 }

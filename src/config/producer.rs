@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use super::error::ConfigError;
+use super::section::Section;
+use super::setting::{Bytes, GIB, HOUR, KIB, MIB, SECOND, lasting, within};
+
 pub const LEASE: Duration = Duration::from_secs(10);
 pub const BATCH_BYTES: u64 = 8 << 20;
 pub const BUFFER_BYTES: u64 = 64 << 20;
@@ -14,4 +18,16 @@ pub struct Producer {
     pub batch_bytes: u64,
     /// librdkafka's queue, in bytes.
     pub buffer_bytes: u64,
+}
+
+impl Producer {
+    pub(super) fn read(section: &mut Section<'_>) -> Result<Self, ConfigError> {
+        let bytes = |low, high| within(Bytes(low)..=Bytes(high));
+        Ok(Self {
+            lease: section.or("lease", LEASE, lasting(SECOND..=HOUR))?,
+            batch_bytes: section.or("batch_bytes", Bytes(BATCH_BYTES), bytes(64 * KIB, GIB))?.0,
+            // librdkafka wants room for one message of the largest size.
+            buffer_bytes: section.or("buffer_bytes", Bytes(BUFFER_BYTES), bytes(MIB, 1024 * GIB))?.0,
+        })
+    }
 }

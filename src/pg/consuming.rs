@@ -109,7 +109,7 @@ statements! {
     FUNCTION_EXISTS = "select to_regprocedure($1 || '(outboxd.delivery)') is not null";
 
     /// For `dev`, whose embedded broker forgets everything at its end.
-    FORGET_OTHER_CLUSTERS = "delete from outboxd.groups where cluster_id <> $1";
+    FORGET_GROUPS = "delete from outboxd.groups";
 }
 
 /// A partition of a topic.
@@ -404,8 +404,8 @@ pub async fn call(transaction: &Transaction<'_>, function: &str, delivery: &Deli
     Ok(())
 }
 
-/// Drops groups that began on another Kafka cluster.
-pub async fn forget_other_clusters(client: &Client, cluster_id: &str) -> Result<(), PgError> {
-    client.execute(FORGET_OTHER_CLUSTERS, &[&cluster_id]).await?;
+/// Forgets which cluster each group began with.
+pub async fn forget_groups(client: &Client) -> Result<(), PgError> {
+    client.execute(FORGET_GROUPS, &[]).await?;
     Ok(())
 }

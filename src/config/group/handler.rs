@@ -1,0 +1,135 @@
+//! `[groups.NAME.handler]`: which keys there are depends on `kind`.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{Handler, HttpHandler, TIMEOUT};
+use crate::config::error::ConfigError;
+use crate::config::mask::mask;
+use crate::config::section::Section;
+use crate::config::setting::{DAY, MILLISECOND, Problem, Setting, Written, any, chosen, lasting};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Log,
+    Exec,
+    Http,
+    Sql,
+}
+
+const KINDS: &[(&str, Kind)] =
+    &[("log", Kind::Log), ("exec", Kind::Exec), ("http", Kind::Http), ("sql", Kind::Sql)];
+
+impl Setting for Kind {
+    fn read(written: Written<'_>) -> Result<Self, Problem> {
+        written.choice(KINDS)
+    }
+
+    fn show(&self) -> Value {
+        chosen(KINDS, self)
+    }
+}
+
+pub(super) fn read(section: &mut Section<'_>) -> Result<Handler, ConfigError> {
+    Ok(match section.required("kind", any)? {
+        Kind::Log => Handler::Log,
+        Kind::Exec => Handler::Exec { command: command(section)?, timeout: timeout(section)? },
+        Kind::Http => Handler::Http(http(section)?),
+        Kind::Sql => Handler::Sql {
+            function: section.required("function", |name: &String| check_function(name))?,
+            timeout: timeout(section)?,
+        },
+    })
+}
+
+fn timeout(section: &mut Section<'_>) -> Result<Duration, ConfigError> {
+    section.or("timeout", TIMEOUT, lasting(MILLISECOND..=DAY))
+}
+
+fn command(section: &mut Section<'_>) -> Result<Vec<String>, ConfigError> {
+    let command = section.list("command", |word| {
+        if word.contains('\0') { Err("must not hold a null character".into()) } else { Ok(()) }
+    })?;
+    if command.first().is_some_and(String::is_empty) {
+        return Err(section.wrong("command", "must begin with a program"));
+    }
+    Ok(command)
+}
+
+fn http(section: &mut Section<'_>) -> Result<HttpHandler, ConfigError> {
+    let handler = HttpHandler {
+        url: section.required("url", |url: &HttpUrl| check_url(&url.0))?.0,
+        timeout: timeout(section)?,
+        headers: section.strings("headers", check_header)?,
+        bearer_file: section.optional("bearer_file", any)?,
+        ca_file: section.optional("ca_file", any)?,
+        client_cert: section.optional("client_cert", any)?,
+        client_key: section.optional("client_key", any)?,
+    };
+    if let Some(name) = handler.headers.keys().find(|name| name.eq_ignore_ascii_case("authorization"))
+        && handler.bearer_file.is_some()
+    {
+        return Err(section.wrong("bearer_file", &format!("and `{name}` in `headers` exclude each other")));
+    }
+    match (&handler.client_cert, &handler.client_key) {
+        (Some(_), None) => Err(section.wrong("client_cert", "needs `client_key` too")),
+        (None, Some(_)) => Err(section.wrong("client_key", "needs `client_cert` too")),
+        _ => Ok(handler),
+    }
+}
+
+/// Shown without its password.
+struct HttpUrl(String);
+
+impl Setting for HttpUrl {
+    fn read(written: Written<'_>) -> Result<Self, Problem> {
+        String::read(written).map(Self)
+    }
+
+    fn show(&self) -> Value {
+        mask(&self.0).into()
+    }
+}
+
+fn check_url(url: &str) -> Result<(), Problem> {
+    const WHAT: &str = "must be a URL such as \"http://localhost:8080/orders\"";
+    let uri: hyper::Uri = url.parse().map_err(|error| format!("{WHAT}: {error}"))?;
+    match (uri.scheme_str(), uri.host()) {
+        (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(()),
+        (Some("http" | "https") | None, _) => Err(WHAT.into()),
+        (Some(scheme), _) => Err(format!("must begin with http:// or https://, not {scheme}://")),
+    }
+}
+
+/// The rest of a request's head is ours.
+const OWN_HEADERS: [&str; 5] =
+    ["host", "content-length", "transfer-encoding", "connection", "idempotency-key"];
+
+fn check_header(name: &str, value: &str) -> Result<(), Problem> {
+    if hyper::header::HeaderName::from_bytes(name.as_bytes()).is_err() {
+        return Err(format!("`{name}` is not a name for a header"));
+    }
+    if hyper::header::HeaderValue::from_str(value).is_err() {
+        return Err(format!("the value of `{name}` is not one for a header"));
+    }
+    let lower = name.to_ascii_lowercase();
+    if OWN_HEADERS.contains(&&*lower) || lower.starts_with("outboxd-") {
+        return Err(format!("`{name}` is set by outboxd for each request"));
+    }
+    Ok(())
+}
+
+/// A function's name goes into a statement as it is.
+fn check_function(name: &str) -> Result<(), Problem> {
+    let is_identifier = |part: &str| {
+        let first = part.bytes().next();
+        part.len() <= 63
+            && first.is_some_and(|byte| byte.is_ascii_lowercase() || byte == b'_')
+            && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+    };
+    if name.split('.').count() <= 2 && name.split('.').all(is_identifier) {
+        return Ok(());
+    }
+    Err("must be the name of a function such as \"app.on_order\": lower-case letters, digits and underscores, no arguments".into())
+}

@@ -1,0 +1,318 @@
+//! A table of the configuration while it is read: each key is named once, with its default and its bounds, and
+//! what is read is noted for the dump.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use toml::de::{DeTable, DeValue};
+
+use super::error::ConfigError;
+use super::load::LOOKED_FOR;
+use super::mask::{MASK, is_secret};
+use super::nearest::nearest;
+use super::overrides::variable_name;
+use super::setting::{Problem, Setting, Written};
+use super::sources::{PREFIX, Source, Sources, Span};
+
+/// A key that exists, with its effective value.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Tables and key.
+    pub path: Vec<String>,
+    /// `None`: not set, and without a default.
+    pub value: Option<Value>,
+    pub source: Source,
+}
+
+/// A table, present or not.
+pub struct Section<'a> {
+    sources: &'a Sources,
+    entries: &'a mut Vec<Entry>,
+    path: Vec<String>,
+    table: Option<(Span, &'a DeTable<'a>)>,
+    /// The names that were asked for: all that are valid here, once it is read.
+    known: Vec<String>,
+}
+
+impl<'a> Section<'a> {
+    /// Reads the whole file.
+    pub fn read_root<T>(
+        sources: &'a Sources,
+        table: &'a DeTable<'a>,
+        entries: &'a mut Vec<Entry>,
+        read: impl FnOnce(&mut Section<'_>) -> Result<T, ConfigError>,
+    ) -> Result<T, ConfigError> {
+        Section { sources, entries, path: Vec::new(), table: Some((0..0, table)), known: Vec::new() }
+            .read(read)
+    }
+
+    fn read<T>(
+        mut self,
+        read: impl FnOnce(&mut Section<'_>) -> Result<T, ConfigError>,
+    ) -> Result<T, ConfigError> {
+        let value = read(&mut self)?;
+        let unknown = self.keys().find(|(name, _)| !self.known.iter().any(|known| known == name));
+        match unknown {
+            Some((name, span)) => Err(self.unknown(name, &span)),
+            None => Ok(value),
+        }
+    }
+
+    /// The last part of its name: that of a group, say.
+    pub fn name(&self) -> &str {
+        self.path.last().map_or("", String::as_str)
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    /// A table in this one.
+    pub fn table<T>(
+        &mut self,
+        name: &str,
+        read: impl FnOnce(&mut Section<'_>) -> Result<T, ConfigError>,
+    ) -> Result<T, ConfigError> {
+        self.known.push(name.to_owned());
+        let table = match self.get(name) {
+            None => None,
+            Some((span, DeValue::Table(table))) => Some((span, table)),
+            Some((span, value)) => {
+                let problem = Written { value, variable: None }.not("a table");
+                return Err(self.sources.error_at(&span, &format!("`{name}` {problem}")));
+            }
+        };
+        let path = [self.path.as_slice(), &[name.to_owned()]].concat();
+        Section { sources: self.sources, entries: self.entries, path, table, known: Vec::new() }.read(read)
+    }
+
+    /// A table of tables whose names the operator chooses, each a name that `check` takes.
+    pub fn each<T>(
+        &mut self,
+        name: &str,
+        check: impl Fn(&str) -> Result<(), Problem>,
+        mut read: impl FnMut(&mut Section<'_>) -> Result<T, ConfigError>,
+    ) -> Result<BTreeMap<String, T>, ConfigError> {
+        self.table(name, |tables| {
+            let keys: Vec<(String, Span)> =
+                tables.keys().map(|(name, span)| (name.to_owned(), span)).collect();
+            let mut values = BTreeMap::new();
+            for (name, span) in keys {
+                check(&name).map_err(|problem| tables.sources.error_at(&span, &problem))?;
+                let value = tables.table(&name, &mut read)?;
+                values.insert(name, value);
+            }
+            Ok(values)
+        })
+    }
+
+    pub fn optional<T: Setting>(
+        &mut self,
+        name: &str,
+        check: impl Fn(&T) -> Result<(), Problem>,
+    ) -> Result<Option<T>, ConfigError> {
+        let value = self.value(name, check)?;
+        if value.is_none() {
+            self.note(name, None, Source::Default);
+        }
+        Ok(value)
+    }
+
+    pub fn or<T: Setting>(
+        &mut self,
+        name: &str,
+        default: T,
+        check: impl Fn(&T) -> Result<(), Problem>,
+    ) -> Result<T, ConfigError> {
+        if let Some(value) = self.value(name, check)? {
+            return Ok(value);
+        }
+        self.note(name, Some(default.show()), Source::Default);
+        Ok(default)
+    }
+
+    pub fn required<T: Setting>(
+        &mut self,
+        name: &str,
+        check: impl Fn(&T) -> Result<(), Problem>,
+    ) -> Result<T, ConfigError> {
+        self.value(name, check)?.ok_or_else(|| self.missing(name))
+    }
+
+    /// A list of strings, each of which `check` takes.
+    pub fn list(
+        &mut self,
+        name: &str,
+        check: impl Fn(&str) -> Result<(), Problem>,
+    ) -> Result<Vec<String>, ConfigError> {
+        self.known.push(name.to_owned());
+        let Some((span, value)) = self.get(name) else { return Err(self.missing(name)) };
+        let DeValue::Array(items) = value else {
+            let problem = Written { value, variable: None }.not("a list of strings");
+            return Err(self.sources.error_at(&span, &format!("`{name}` {problem}")));
+        };
+        let mut list: Vec<String> = Vec::new();
+        for item in items {
+            let wrong = |problem: &str| self.sources.error_at(&item.span(), &format!("`{name}` {problem}"));
+            let DeValue::String(text) = item.get_ref() else {
+                return Err(wrong("must be a list of strings"));
+            };
+            check(text).map_err(|problem| wrong(&problem))?;
+            list.push(text.clone().into_owned());
+        }
+        if list.is_empty() {
+            return Err(self.sources.error_at(&span, &format!("`{name}` must not be empty")));
+        }
+        self.note(name, Some(list.clone().into()), self.sources.source(&span));
+        Ok(list)
+    }
+
+    /// Strings under names that the operator chooses.
+    pub fn strings(
+        &mut self,
+        name: &str,
+        check: impl Fn(&str, &str) -> Result<(), Problem>,
+    ) -> Result<BTreeMap<String, String>, ConfigError> {
+        self.table(name, |table| {
+            let keys: Vec<(String, Span)> =
+                table.keys().map(|(name, span)| (name.to_owned(), span)).collect();
+            let mut strings = BTreeMap::new();
+            for (name, span) in keys {
+                let text: String = table.value(&name, |_| Ok(()))?.unwrap_or_default();
+                check(&name, &text).map_err(|problem| table.sources.error_at(&span, &problem))?;
+                strings.insert(name, text);
+            }
+            Ok(strings)
+        })
+    }
+
+    /// Everything under this table, tables in tables flattened to dotted names, with the places of their names.
+    pub fn flattened(&mut self) -> Vec<(String, Span, &'a DeValue<'a>)> {
+        let mut flat = Vec::new();
+        if let Some((_, table)) = self.table {
+            flatten(table, "", &mut flat);
+            self.known.extend(table.keys().map(|key| key.get_ref().to_string()));
+        }
+        flat
+    }
+
+    /// Something is wrong with the value of this key; if it is not there, with the table.
+    pub fn wrong(&self, name: &str, problem: &str) -> ConfigError {
+        match self.get(name) {
+            Some((span, _)) => self.sources.error_at(&span, &format!("`{name}` {problem}")),
+            None => self.at_header(&format!("`{name}` {problem}")),
+        }
+    }
+
+    pub fn wrong_at(&self, span: &Span, problem: &str) -> ConfigError {
+        self.sources.error_at(span, problem)
+    }
+
+    pub fn is_variable(&self, span: &Span) -> bool {
+        self.sources.variable(span).is_some()
+    }
+
+    /// The text of a variable, for values that may be of several kinds.
+    pub fn written<'v>(&self, span: &Span, value: &'v DeValue<'v>) -> Written<'v>
+    where
+        'a: 'v,
+    {
+        Written { value, variable: self.sources.variable(span).map(|variable| variable.value.as_str()) }
+    }
+
+    pub fn note_at(&mut self, name: &str, value: Value, span: &Span) {
+        self.note(name, Some(value), self.sources.source(span));
+    }
+
+    pub fn note(&mut self, name: &str, value: Option<Value>, source: Source) {
+        let value = value.map(|value| if is_secret(name) { MASK.into() } else { value });
+        self.entries.push(Entry { path: self.path_of(name), value, source });
+    }
+
+    fn value<T: Setting>(
+        &mut self,
+        name: &str,
+        check: impl Fn(&T) -> Result<(), Problem>,
+    ) -> Result<Option<T>, ConfigError> {
+        self.known.push(name.to_owned());
+        let Some((span, value)) = self.get(name) else { return Ok(None) };
+        let value = T::read(self.written(&span, value))
+            .and_then(|value| check(&value).map(|()| value))
+            .map_err(|problem| self.sources.error_at(&span, &format!("`{name}` {problem}")))?;
+        self.note(name, Some(value.show()), self.sources.source(&span));
+        Ok(Some(value))
+    }
+
+    fn get(&self, name: &str) -> Option<(Span, &'a DeValue<'a>)> {
+        let (_, table) = self.table.as_ref()?;
+        table.get(name).map(|value| (value.span(), value.get_ref()))
+    }
+
+    fn keys(&self) -> impl Iterator<Item = (&'a str, Span)> + use<'a> {
+        let table = self.table.as_ref().map(|(_, table)| *table);
+        table.into_iter().flat_map(|table| table.keys().map(|key| (key.get_ref().as_ref(), key.span())))
+    }
+
+    fn path_of(&self, name: &str) -> Vec<String> {
+        [self.path.as_slice(), &[name.to_owned()]].concat()
+    }
+
+    /// `[groups.orders]`, or what stands for the file.
+    fn title(&self) -> String {
+        if self.path.is_empty() {
+            "the configuration".to_owned()
+        } else {
+            format!("[{}]", self.path.join("."))
+        }
+    }
+
+    fn at_header(&self, problem: &str) -> ConfigError {
+        match &self.table {
+            Some((span, _)) if !self.path.is_empty() => self.sources.error_at(span, problem),
+            _ => self.sources.error(problem),
+        }
+    }
+
+    fn unknown(&self, name: &str, span: &Span) -> ConfigError {
+        let nearest = nearest(name, self.known.iter().map(String::as_str));
+        let suggestion = match (self.sources.variable(span), nearest) {
+            (_, None) => String::new(),
+            (None, Some(nearest)) => format!("; did you mean `{nearest}`?"),
+            (Some(variable), Some(nearest)) => {
+                let mut parts: Vec<&str> = variable.name[PREFIX.len()..].split("__").collect();
+                let nearest = nearest.to_ascii_uppercase().replace(['-', '.'], "_");
+                if let Some(part) = parts.get_mut(self.path.len()) {
+                    *part = &nearest;
+                }
+                format!("; did you mean {PREFIX}{}?", parts.join("__"))
+            }
+        };
+        self.sources.error_at(span, &format!("unknown key `{name}` in {}{suggestion}", self.title()))
+    }
+
+    fn missing(&self, name: &str) -> ConfigError {
+        // Misspelt, it is not missing.
+        let misspelt = self
+            .keys()
+            .find(|(key, _)| !self.known.iter().any(|known| known == key) && nearest(key, [name]).is_some());
+        if let Some((key, span)) = misspelt {
+            return self.unknown(key, &span);
+        }
+        let variable = variable_name(&self.path_of(name));
+        let looked_for = if self.sources.has_file() { "" } else { LOOKED_FOR };
+        self.at_header(&format!(
+            "`{name}` is missing in {}{looked_for}; it can also be set by {variable}",
+            self.title()
+        ))
+    }
+}
+
+fn flatten<'a>(table: &'a DeTable<'a>, prefix: &str, flat: &mut Vec<(String, Span, &'a DeValue<'a>)>) {
+    for (key, value) in table {
+        let name = format!("{prefix}{}", key.get_ref());
+        match value.get_ref() {
+            DeValue::Table(table) => flatten(table, &format!("{name}."), flat),
+            value => flat.push((name, key.span(), value)),
+        }
+    }
+}
