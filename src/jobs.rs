@@ -11,6 +11,9 @@ use tokio_util::sync::CancellationToken;
 use crate::config;
 use crate::domain::schedule::Schedule;
 
+/// Between two runs of a job that is always due.
+const REST: Duration = Duration::from_secs(1);
+
 /// A run that takes longer is cut.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -43,7 +46,7 @@ impl Job {
         loop {
             let now = Utc::now();
             let Some(next) = self.schedule.next_after(now) else { return };
-            let wait = (next - now).to_std().unwrap_or_default();
+            let wait = (next - now).to_std().unwrap_or_default().max(if next == now { REST } else { Duration::ZERO });
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = drain.cancelled() => return,
