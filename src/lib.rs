@@ -6,6 +6,7 @@ pub mod agents;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod consumer;
 pub mod domain;
 pub mod failpoint;
 pub mod failure;

@@ -6,8 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use anyhow::Context;
 use deadpool_postgres::{Connect, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use openssl::ssl::{SslConnector, SslFiletype, SslMethod, SslVerifyMode};
+use openssl::x509::X509;
+use openssl::x509::store::X509StoreBuilder;
 use postgres_openssl::MakeTlsConnector;
 use secrecy::ExposeSecret;
 use tokio::task::JoinHandle;
@@ -154,7 +157,7 @@ impl Connector {
         let attempts: &[WireSslMode] = match tls.mode {
             SslMode::Disable => &[WireSslMode::Disable],
             SslMode::Allow => &[WireSslMode::Disable, WireSslMode::Require],
-            SslMode::Prefer => &[WireSslMode::Prefer],
+            SslMode::Prefer => &[WireSslMode::Prefer, WireSslMode::Disable],
             SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => &[WireSslMode::Require],
         };
         let mut last = None;
@@ -190,21 +193,23 @@ fn explain(error: anyhow::Error) -> anyhow::Error {
 fn tls_connector(tls: &Tls) -> anyhow::Result<MakeTlsConnector> {
     let mut builder = SslConnector::builder(SslMethod::tls_client())?;
     if let Some(root) = &tls.root_cert {
-        builder.set_ca_file(root)?;
+        // That file alone is trusted, as libpq has it: the builder would add it to the system's authorities.
+        let pem = std::fs::read(root).with_context(|| format!("sslrootcert {}", root.display()))?;
+        let mut store = X509StoreBuilder::new()?;
+        for authority in X509::stack_from_pem(&pem).with_context(|| format!("sslrootcert {}", root.display()))? {
+            store.add_cert(authority)?;
+        }
+        builder.set_cert_store(store.build());
     }
     if let Some(cert) = &tls.cert {
-        builder.set_certificate_chain_file(cert)?;
+        builder.set_certificate_chain_file(cert).with_context(|| format!("sslcert {}", cert.display()))?;
     }
     if let Some(key) = &tls.key {
-        builder.set_private_key_file(key, SslFiletype::PEM)?;
+        builder.set_private_key_file(key, SslFiletype::PEM).with_context(|| format!("sslkey {}", key.display()))?;
     }
-    // libpq: `require` with a root certificate behaves as verify-ca; only verify-full looks at the host's name.
-    let verify_ca = match tls.mode {
-        SslMode::VerifyCa | SslMode::VerifyFull => true,
-        SslMode::Require => tls.root_cert.is_some(),
-        SslMode::Disable | SslMode::Allow | SslMode::Prefer => false,
-    };
-    builder.set_verify(if verify_ca { SslVerifyMode::PEER } else { SslVerifyMode::NONE });
+    // libpq: a root certificate makes any mode verify the chain; only verify-full looks at the host's name.
+    let verify_chain = tls.root_cert.is_some() || matches!(tls.mode, SslMode::VerifyCa | SslMode::VerifyFull);
+    builder.set_verify(if verify_chain { SslVerifyMode::PEER } else { SslVerifyMode::NONE });
     let mut connector = MakeTlsConnector::new(builder.build());
     let verify_host = tls.mode == SslMode::VerifyFull;
     connector.set_callback(move |ssl, _| {
