@@ -12,3 +12,5 @@ pub mod payload;
 pub mod priority;
 pub mod schedule;
 pub mod snapshot;
+pub mod start_offset;
+pub mod watermark;

@@ -3,6 +3,7 @@
 pub mod client;
 pub mod error;
 pub mod publish;
+pub mod subscribe;
 pub mod topics;
 
 pub use error::KafkaFailure;

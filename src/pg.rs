@@ -3,10 +3,13 @@
 pub mod agents;
 pub mod connect;
 pub mod consuming;
+pub mod effect;
 pub mod inspect;
 pub mod lanes;
 pub mod messages;
 pub mod migrate;
+pub mod pool;
 pub mod sql;
 
 pub use connect::{Connector, PgError};
+pub use pool::Pool;

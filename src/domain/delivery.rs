@@ -6,6 +6,9 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+/// A partition of a topic.
+pub type TopicPartition = (String, i32);
+
 /// A Kafka record as it was read: nothing decoded, headers in their order, repeated ones kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -20,6 +23,13 @@ pub struct Record {
 }
 
 impl Record {
+    /// Bytes that it takes of a buffer.
+    pub fn size(&self) -> usize {
+        let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
+        let headers = self.headers.iter().map(|(name, value)| name.len() + length(value));
+        length(&self.key) + length(&self.payload) + headers.sum::<usize>()
+    }
+
     /// The last header of that name, as Kafka's clients resolve repeated ones.
     pub fn header(&self, name: &str) -> Option<&[u8]> {
         self.headers.iter().rev().find(|(header, _)| header == name).and_then(|(_, value)| value.as_deref())

@@ -38,6 +38,11 @@ const CONSUMER: &[(&str, &str)] = &[
     ("allow.auto.create.topics", "false"),
 ];
 
+/// What may be overridden for a member of a group: a topic or partition that appears is found within seconds, and the
+/// ends of the partitions are known for the lag.
+const MEMBER_DEFAULTS: &[(&str, &str)] =
+    &[("topic.metadata.refresh.interval.ms", "10000"), ("statistics.interval.ms", "5000")];
+
 /// For a producer; `buffer_bytes` bounds what waits in it.
 pub fn producer_config(
     kafka: &Kafka,
@@ -56,6 +61,21 @@ pub fn producer_config(
 pub fn consumer_config(kafka: &Kafka, client_id: &str) -> Result<ClientConfig, KafkaFailure> {
     let properties = kafka.consumer_properties().map_err(KafkaFailure::secret)?;
     Ok(layered(client_id, &[], properties, CONSUMER))
+}
+
+/// For a client that may ask for a group's offsets, without being a member of it.
+pub fn group_config(kafka: &Kafka, client_id: &str, kafka_group: &str) -> Result<ClientConfig, KafkaFailure> {
+    let mut config = consumer_config(kafka, client_id)?;
+    config.set("group.id", kafka_group);
+    Ok(config)
+}
+
+/// For a member of a group.
+pub fn member_config(kafka: &Kafka, client_id: &str, kafka_group: &str) -> Result<ClientConfig, KafkaFailure> {
+    let properties = kafka.consumer_properties().map_err(KafkaFailure::secret)?;
+    let mut config = layered(client_id, MEMBER_DEFAULTS, properties, CONSUMER);
+    config.set("group.id", kafka_group);
+    Ok(config)
 }
 
 fn layered(

@@ -1,16 +1,20 @@
 //! What the broker says of a topic, asked by a client that never creates one.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::{self, Logged};
 use super::error::{KafkaFailure, Refusal, refusal};
 use super::publish::blocking;
 use crate::config::Kafka;
+use crate::domain::delivery::TopicPartition;
+use crate::domain::start_offset::Extent;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -31,8 +35,16 @@ pub struct Topics {
 
 impl Topics {
     pub fn new(kafka: &Kafka, client_id: &str) -> Result<Self, KafkaFailure> {
-        let config = client::consumer_config(kafka, client_id)?;
-        let client = BaseConsumer::from_config_and_context(&config, Logged)
+        Self::from_config(&client::consumer_config(kafka, client_id)?, kafka)
+    }
+
+    /// Can tell a group's offsets too. It never joins the group.
+    pub fn of_group(kafka: &Kafka, client_id: &str, kafka_group: &str) -> Result<Self, KafkaFailure> {
+        Self::from_config(&client::group_config(kafka, client_id, kafka_group)?, kafka)
+    }
+
+    fn from_config(config: &ClientConfig, kafka: &Kafka) -> Result<Self, KafkaFailure> {
+        let client = BaseConsumer::from_config_and_context(config, Logged)
             .map_err(|error| KafkaFailure::Setup(format!("the Kafka client cannot be made: {error}")))?;
         Ok(Self { client: Arc::new(client), brokers: kafka.brokers.clone() })
     }
@@ -75,7 +87,40 @@ impl Topics {
         })
     }
 
-    fn unreachable(&self, error: &rdkafka::error::KafkaError) -> KafkaFailure {
+    /// What a partition has now.
+    pub async fn extent(&self, (topic, partition): &TopicPartition) -> Result<Extent, KafkaFailure> {
+        let (client, topic, partition) = (Arc::clone(&self.client), topic.clone(), *partition);
+        let (low, high) = blocking(move || client.fetch_watermarks(&topic, partition, PATIENCE))
+            .await
+            .map_err(|error| self.unreachable(&error))?;
+        Ok(Extent { low, high })
+    }
+
+    /// What the group has committed of these; a partition without an offset is left out.
+    pub async fn committed(
+        &self,
+        partitions: &[TopicPartition],
+    ) -> Result<HashMap<TopicPartition, i64>, KafkaFailure> {
+        let client = Arc::clone(&self.client);
+        let mut wanted = TopicPartitionList::with_capacity(partitions.len());
+        for (topic, partition) in partitions {
+            wanted.add_partition(topic, *partition);
+        }
+        let found = blocking(move || client.committed_offsets(wanted, PATIENCE))
+            .await
+            .map_err(|error| self.unreachable(&error))?;
+        let mut committed = HashMap::new();
+        for element in found.elements() {
+            // An offset that could not be told is not one that is missing.
+            element.error().map_err(|error| self.unreachable(&error))?;
+            if let Offset::Offset(offset) = element.offset() {
+                committed.insert((element.topic().to_owned(), element.partition()), offset);
+            }
+        }
+        Ok(committed)
+    }
+
+    fn unreachable(&self, error: &KafkaError) -> KafkaFailure {
         KafkaFailure::Unreachable { brokers: self.brokers.clone(), reason: error.to_string() }
     }
 }

@@ -56,8 +56,13 @@ impl PgError {
 
     /// A conflict between transactions (serialization, deadlock): nobody's failure, to be tried again.
     pub fn is_conflict(&self) -> bool {
-        matches!(self, Self::Query(QueryError(error)) if error.code().is_some_and(|code| matches!(code.code(), "40001" | "40P01")))
+        matches!(self, Self::Query(QueryError(error)) if is_conflict(error))
     }
+}
+
+/// See `PgError::is_conflict`.
+pub fn is_conflict(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|code| matches!(code.code(), "40001" | "40P01"))
 }
 
 /// True if the error says nothing about the statement, only that the server or the way to it is gone.

@@ -4,13 +4,12 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use serde_json::{Map, Value};
 use tokio_postgres::{Client, GenericClient, Transaction};
 use uuid::Uuid;
 
 use super::connect::PgError;
 use super::sql::statements;
-use crate::domain::delivery::Delivery;
+use crate::domain::delivery::TopicPartition;
 
 statements! {
     DECLARE = "
@@ -112,9 +111,6 @@ statements! {
     FORGET_GROUPS = "delete from outboxd.groups";
 }
 
-/// A partition of a topic.
-pub type TopicPartition = (String, i32);
-
 /// What the group is to this database.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Declared {
@@ -123,6 +119,38 @@ pub enum Declared {
     Known,
     /// The name or its Kafka group belongs to something else.
     Refused(String),
+}
+
+/// What the group is to this database, before anything is entered.
+pub async fn standing(
+    client: &impl GenericClient,
+    group: &str,
+    kafka_group: &str,
+    cluster_id: &str,
+) -> Result<Declared, PgError> {
+    let owner = client.query_opt(OWNER_OF_KAFKA_GROUP, &[&cluster_id, &kafka_group]).await?;
+    if let Some(owner) = owner.map(|row| row.get::<_, String>(0))
+        && owner != group
+    {
+        return Ok(Declared::Refused(format!(
+            "Kafka group `{kafka_group}` is used by group `{owner}` already: two groups cannot share its offsets"
+        )));
+    }
+    let Some(row) = client.query_opt(DECLARED, &[&group]).await? else { return Ok(Declared::New) };
+    let (its_group, its_cluster): (String, String) = (row.get(0), row.get(1));
+    if its_cluster != cluster_id {
+        return Ok(Declared::Refused(format!(
+            "group `{group}` began on Kafka cluster {its_cluster}, and this is {cluster_id}: its positions mean \
+             nothing here; give the group another name"
+        )));
+    }
+    if its_group != kafka_group {
+        return Ok(Declared::Refused(format!(
+            "group `{group}` began as Kafka group `{its_group}`, and `{kafka_group}` knows nothing of its offsets; \
+             set kafka_group back, or give the group another name"
+        )));
+    }
+    Ok(Declared::Known)
 }
 
 /// Enters a group at its first start, with where it begins; refuses one that is not what it was.
@@ -134,30 +162,8 @@ pub async fn declare(
     starts: &[(TopicPartition, i64)],
 ) -> Result<Declared, PgError> {
     let transaction = client.transaction().await?;
-    let owner = transaction.query_opt(OWNER_OF_KAFKA_GROUP, &[&cluster_id, &kafka_group]).await?;
-    if let Some(owner) = owner.map(|row| row.get::<_, String>(0))
-        && owner != group
-    {
-        return Ok(Declared::Refused(format!(
-            "Kafka group `{kafka_group}` is used by group `{owner}` already: two groups cannot share its offsets"
-        )));
-    }
     if transaction.query_opt(DECLARE, &[&group, &kafka_group, &cluster_id]).await?.is_none() {
-        let row = transaction.query_one(DECLARED, &[&group]).await?;
-        let (its_group, its_cluster): (String, String) = (row.get(0), row.get(1));
-        if its_cluster != cluster_id {
-            return Ok(Declared::Refused(format!(
-                "group `{group}` began on Kafka cluster {its_cluster}, and this is {cluster_id}: its positions mean \
-                 nothing here; give the group another name"
-            )));
-        }
-        if its_group != kafka_group {
-            return Ok(Declared::Refused(format!(
-                "group `{group}` began as Kafka group `{its_group}`, and `{kafka_group}` knows nothing of its offsets; \
-                 set kafka_group back, or give the group another name"
-            )));
-        }
-        return Ok(Declared::Known);
+        return standing(&transaction, group, kafka_group, cluster_id).await;
     }
     let topics: Vec<&str> = starts.iter().map(|((topic, _), _)| topic.as_str()).collect();
     let partitions: Vec<i32> = starts.iter().map(|((_, partition), _)| *partition).collect();
@@ -281,7 +287,8 @@ pub struct Finished {
     pub offset: i64,
     pub attempt: i32,
     pub duplicate_of: Option<Uuid>,
-    pub took: Duration,
+    /// How long the handler took; `None` if it was not called, or is about to be.
+    pub took: Option<Duration>,
     pub claims: Vec<Claim>,
 }
 
@@ -326,8 +333,10 @@ pub async fn evidence(
     let offsets: Vec<i64> = finished.iter().map(|message| message.offset).collect();
     let attempts: Vec<i32> = finished.iter().map(|message| message.attempt).collect();
     let duplicates: Vec<Option<Uuid>> = finished.iter().map(|message| message.duplicate_of).collect();
-    let micros: Vec<i64> =
-        finished.iter().map(|message| i64::try_from(message.took.as_micros()).unwrap_or(i64::MAX)).collect();
+    let micros: Vec<Option<i64>> = finished
+        .iter()
+        .map(|message| message.took.map(|took| i64::try_from(took.as_micros()).unwrap_or(i64::MAX)))
+        .collect();
     let Place { group, topic, partition, agent_name, .. } = place;
     let rows = transaction
         .query(EVIDENCE, &[&group, &topic, &partition, &agent_name, &ids, &offsets, &attempts, &duplicates, &micros])
@@ -365,43 +374,6 @@ pub async fn claim_done(
 /// Is there a function of that name that takes an `outboxd.delivery`?
 pub async fn function_exists(client: &impl GenericClient, function: &str) -> Result<bool, PgError> {
     Ok(client.query_one(FUNCTION_EXISTS, &[&function]).await?.get(0))
-}
-
-/// Calls the function of an `sql` handler. `function` is an identifier that the configuration has checked.
-pub async fn call(transaction: &Transaction<'_>, function: &str, delivery: &Delivery) -> Result<(), tokio_postgres::Error> {
-    let record = &delivery.record;
-    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok().filter(|text| !text.contains('\0'));
-    let headers: Map<String, Value> = record
-        .headers
-        .iter()
-        .filter_map(|(name, value)| {
-            Some((name.clone(), Value::String(value.as_deref().and_then(text)?))).filter(|(name, _)| !name.contains('\0'))
-        })
-        .collect();
-    let sql = format!(
-        "select {function}(row($1::text, $2::uuid, $3::text, $4::text, $5::bytea, $6::text, $7::integer, $8::bigint, \
-         $9::integer, $10::text, $11::jsonb, $12::bytea)::outboxd.delivery)"
-    );
-    transaction
-        .query(
-            &sql,
-            &[
-                &delivery.group,
-                &delivery.message_id,
-                &delivery.event_type().filter(|event_type| !event_type.contains('\0')),
-                &record.key.as_deref().and_then(text),
-                &record.key.as_deref(),
-                &record.topic,
-                &record.partition,
-                &record.offset,
-                &i32::try_from(delivery.attempt).unwrap_or(i32::MAX),
-                &delivery.idempotency_key,
-                &Value::Object(headers),
-                &record.payload.as_deref(),
-            ],
-        )
-        .await?;
-    Ok(())
 }
 
 /// Forgets which cluster each group began with.

@@ -1,0 +1,263 @@
+//! A member of a consumer group. The rebalance callback never waits: it hands on what is to be done, and the one who
+//! polls does it, while polling goes on.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use chrono::DateTime;
+use rdkafka::bindings::rd_kafka_resp_err_t as ResponseCode;
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, StreamConsumer};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::{ClientContext, Offset, Statistics, TopicPartitionList};
+use tokio::sync::{mpsc, oneshot};
+
+use super::client;
+use super::error::KafkaFailure;
+use crate::config::Kafka;
+use crate::domain::delivery::{Record, TopicPartition};
+
+/// What the group's coordinator decided.
+#[derive(Debug)]
+pub enum Rebalance {
+    /// To be read from now on, once it is known where they begin.
+    Assigned(Vec<TopicPartition>),
+    /// To be finished, and then given back.
+    Revoked(Vec<TopicPartition>),
+    /// Another member may have them already.
+    Lost(Vec<TopicPartition>),
+}
+
+/// What polling brings.
+#[derive(Debug)]
+pub enum Polled {
+    Record(Record),
+    Rebalance(Rebalance),
+    /// Some partition is read at an offset that its log does not have; which, is not told.
+    OutOfRange,
+    /// Said by the client now and then.
+    Standing { connected: bool, ends: HashMap<TopicPartition, i64> },
+    /// Passes by itself.
+    Trouble { code: RDKafkaErrorCode, reason: String },
+    /// The client is of no more use.
+    Fatal(String),
+}
+
+struct Context {
+    events: mpsc::UnboundedSender<Polled>,
+    /// Nobody polls for the loop any more: what is asked for is granted at once.
+    closing: AtomicBool,
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        client::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!("librdkafka: {error}: {reason}");
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        let connected = statistics.brokers.values().any(|broker| broker.state == "UP");
+        let mut ends = HashMap::new();
+        for (name, topic) in statistics.topics {
+            for (partition, state) in topic.partitions {
+                if partition >= 0 && state.ls_offset >= 0 {
+                    ends.insert((name.clone(), partition), state.ls_offset);
+                }
+            }
+        }
+        let _ = self.events.send(Polled::Standing { connected, ends });
+    }
+}
+
+impl ConsumerContext for Context {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, code: ResponseCode, list: &mut TopicPartitionList) {
+        if self.closing.load(Ordering::SeqCst) {
+            settle(consumer);
+            return;
+        }
+        let partitions = partitions(list);
+        let rebalance = match code {
+            ResponseCode::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Rebalance::Assigned(partitions),
+            _ if consumer.assignment_lost() => Rebalance::Lost(partitions),
+            _ => Rebalance::Revoked(partitions),
+        };
+        let _ = self.events.send(Polled::Rebalance(rebalance));
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
+        // Nothing depends on it: a partition starts at the lower of Kafka's position and the database's.
+        if let Err(error) = result
+            && error.rdkafka_error_code() != Some(RDKafkaErrorCode::NoOffset)
+        {
+            tracing::info!("Kafka did not take an offset, which the database has: {error}");
+        }
+    }
+}
+
+fn partitions(list: &TopicPartitionList) -> Vec<TopicPartition> {
+    list.elements().iter().map(|element| (element.topic().to_owned(), element.partition())).collect()
+}
+
+/// Answers whatever librdkafka waits for, and gives everything back: it would not close before.
+fn settle<C: Consumer<Context>>(consumer: &C) {
+    let answered = consumer
+        .incremental_assign(&TopicPartitionList::new())
+        .and_then(|()| consumer.assignment())
+        .and_then(|assigned| consumer.incremental_unassign(&assigned));
+    if let Err(error) = answered {
+        tracing::debug!("while leaving the group: {error}");
+    }
+}
+
+/// Membership in a group; dropped, it leaves without waiting.
+pub struct Subscription {
+    consumer: Option<Arc<StreamConsumer<Context>>>,
+    events: mpsc::UnboundedReceiver<Polled>,
+}
+
+impl Subscription {
+    /// Joins when polled. It needs no broker yet.
+    pub fn new(kafka: &Kafka, client_id: &str, kafka_group: &str, topics: &[String]) -> Result<Self, KafkaFailure> {
+        let config = client::member_config(kafka, client_id, kafka_group)?;
+        let (events, received) = mpsc::unbounded_channel();
+        let context = Context { events, closing: AtomicBool::new(false) };
+        let consumer: StreamConsumer<Context> = StreamConsumer::from_config_and_context(&config, context)
+            .map_err(|error| KafkaFailure::Setup(format!("the consumer cannot be made: {error}")))?;
+        let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+        consumer.subscribe(&topics)?;
+        Ok(Self { consumer: Some(Arc::new(consumer)), events: received })
+    }
+
+    /// The next thing that happens. Must be called again and again for the member to stay in its group; nothing is
+    /// lost if the call is dropped.
+    pub async fn next(&mut self) -> Polled {
+        let Some(consumer) = &self.consumer else { return std::future::pending().await };
+        tokio::select! {
+            biased;
+            Some(event) = self.events.recv() => event,
+            received = consumer.recv() => match received {
+                Ok(message) => Polled::Record(record(&message)),
+                Err(error) => trouble(&error),
+            },
+        }
+    }
+
+    /// Answers an assignment. Empty, it only lets the group go on; partitions may be added later.
+    pub fn assign(&self, starts: &[(TopicPartition, i64)]) -> Result<(), KafkaFailure> {
+        let Some(consumer) = &self.consumer else { return Ok(()) };
+        let list = offsets(starts)?;
+        consumer.incremental_assign(&list)?;
+        // A pause outlives an assignment.
+        if !starts.is_empty() {
+            consumer.resume(&list)?;
+        }
+        Ok(())
+    }
+
+    /// Answers a revocation: gives back those that were assigned, after the offsets that were committed before.
+    pub fn unassign(&self, revoked: &[TopicPartition]) -> Result<(), KafkaFailure> {
+        let Some(consumer) = &self.consumer else { return Ok(()) };
+        let assigned: HashSet<TopicPartition> = partitions(&consumer.assignment()?).into_iter().collect();
+        let mut list = TopicPartitionList::new();
+        for (topic, partition) in revoked.iter().filter(|partition| assigned.contains(partition)) {
+            list.add_partition(topic, *partition);
+        }
+        Ok(consumer.incremental_unassign(&list)?)
+    }
+
+    pub fn pause(&self, (topic, partition): &TopicPartition) -> Result<(), KafkaFailure> {
+        let Some(consumer) = &self.consumer else { return Ok(()) };
+        let mut list = TopicPartitionList::new();
+        list.add_partition(topic, *partition);
+        Ok(consumer.pause(&list)?)
+    }
+
+    pub fn resume(&self, (topic, partition): &TopicPartition) -> Result<(), KafkaFailure> {
+        let Some(consumer) = &self.consumer else { return Ok(()) };
+        let mut list = TopicPartitionList::new();
+        list.add_partition(topic, *partition);
+        Ok(consumer.resume(&list)?)
+    }
+
+    /// Reads on from there; what was fetched and not polled is dropped.
+    pub fn seek(&self, (topic, partition): &TopicPartition, offset: i64) -> Result<(), KafkaFailure> {
+        let Some(consumer) = &self.consumer else { return Ok(()) };
+        Ok(consumer.seek(topic, *partition, Offset::Offset(offset), Duration::ZERO)?)
+    }
+
+    /// Tells Kafka how far the group is; that it did not arrive is only logged.
+    pub fn commit(&self, positions: &[(TopicPartition, i64)]) -> Result<(), KafkaFailure> {
+        let Some(consumer) = &self.consumer else { return Ok(()) };
+        Ok(consumer.commit(&offsets(positions)?, CommitMode::Async)?)
+    }
+
+    /// Gives everything back and leaves, once Kafka has answered the commits before.
+    pub async fn leave(mut self) {
+        if let Some(closed) = self.close() {
+            let _ = closed.await;
+        }
+    }
+
+    /// On a thread of its own, which nothing joins: closing blocks, for as long as the broker is away.
+    fn close(&mut self) -> Option<oneshot::Receiver<()>> {
+        let consumer = self.consumer.take()?;
+        let (done, closed) = oneshot::channel();
+        consumer.context().closing.store(true, Ordering::SeqCst);
+        std::thread::spawn(move || {
+            settle(&*consumer);
+            drop(consumer);
+            let _ = done.send(());
+        });
+        Some(closed)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn offsets(positions: &[(TopicPartition, i64)]) -> KafkaResult<TopicPartitionList> {
+    let mut list = TopicPartitionList::with_capacity(positions.len());
+    for ((topic, partition), offset) in positions {
+        list.add_partition_offset(topic, *partition, Offset::Offset(*offset))?;
+    }
+    Ok(list)
+}
+
+fn record(message: &BorrowedMessage<'_>) -> Record {
+    let headers = message.headers().map_or_else(Vec::new, |headers| {
+        headers
+            .iter()
+            .map(|header| (header.key.to_owned(), header.value.map(Bytes::copy_from_slice)))
+            .collect()
+    });
+    Record {
+        topic: message.topic().to_owned(),
+        partition: message.partition(),
+        offset: message.offset(),
+        timestamp: message.timestamp().to_millis().and_then(DateTime::from_timestamp_millis),
+        key: message.key().map(Bytes::copy_from_slice),
+        payload: message.payload().map(Bytes::copy_from_slice),
+        headers,
+    }
+}
+
+fn trouble(error: &KafkaError) -> Polled {
+    match error {
+        KafkaError::MessageConsumptionFatal(code) => Polled::Fatal(code.to_string()),
+        KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => Polled::OutOfRange,
+        error => {
+            let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+            Polled::Trouble { code, reason: code.to_string() }
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Connections that many tasks share. One that may be broken is not lent again.
+
+use std::time::Duration;
+
+use deadpool_postgres::{Object, PoolError};
+use tokio_postgres::Client;
+
+use super::connect::{Connector, PgError};
+
+/// Makes connections when they are needed, up to `pool_size`, and keeps them.
+pub struct Pool {
+    inner: deadpool_postgres::Pool,
+    connector: Connector,
+}
+
+impl Pool {
+    pub fn new(connector: &Connector) -> Result<Self, PgError> {
+        Ok(Self { inner: connector.pool()?, connector: connector.clone() })
+    }
+
+    /// Waits for a free connection, or makes one, and asks the database for at most `patience`. A connection that
+    /// failed, did not answer, or was left in the middle of a statement is closed.
+    pub async fn ask<T>(
+        &self,
+        patience: Duration,
+        question: impl AsyncFnOnce(&mut Client) -> Result<T, PgError>,
+    ) -> Result<T, PgError> {
+        let mut loan = Loan(Some(self.lend().await?));
+        let Some(client) = &mut loan.0 else { return Err(self.unreachable(anyhow::anyhow!("no connection"))) };
+        let answer = tokio::time::timeout(patience, question(client)).await.unwrap_or_else(|_| {
+            let waited = humantime::format_duration(patience);
+            Err(self.unreachable(anyhow::anyhow!("no answer within {waited}")))
+        });
+        if !answer.as_ref().is_err_and(PgError::is_connection) {
+            loan.give_back();
+        }
+        answer
+    }
+
+    async fn lend(&self) -> Result<Object, PgError> {
+        self.inner.get().await.map_err(|error| match error {
+            PoolError::Backend(error) => error.into(),
+            error => self.unreachable(anyhow::anyhow!(error)),
+        })
+    }
+
+    fn unreachable(&self, source: anyhow::Error) -> PgError {
+        PgError::Unreachable { address: self.connector.address(), source }
+    }
+}
+
+/// Closes its connection when dropped, unless it was given back.
+struct Loan(Option<Object>);
+
+impl Loan {
+    fn give_back(mut self) {
+        self.0.take();
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        if let Some(client) = self.0.take() {
+            drop(Object::take(client));
+        }
+    }
+}
