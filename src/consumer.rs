@@ -1,3 +1,195 @@
 //! Consumes topics for named groups: every message of a group is handled once, on evidence.
+//!
+//! A `session` is a membership in the Kafka group: it polls, and has one `worker` a partition. A worker looks up what
+//! was handled before, claims the operations of a message just before it starts, handles it, and records what is
+//! finished: evidence, keys and position in one transaction, with the `sql` handler the effect too. Kafka's offset
+//! follows behind. Whatever the database does not answer is not handled.
 
+mod buffer;
+mod completion;
 pub mod handler;
+mod keys;
+mod session;
+mod start;
+pub mod status;
+mod store;
+mod wait;
+mod worker;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+pub use status::{ConsumerStatus, GroupStatus};
+
+use crate::config;
+use crate::domain::backoff::Backoff;
+use crate::kafka::KafkaFailure;
+use crate::kafka::topics::Topics;
+use crate::pg::{Connector, PgError, Pool};
+use handler::{Handler, HandlerError};
+use status::Tally;
+use store::Store;
+use wait::Wait;
+
+/// Between two memberships, after one that could not go on.
+const BACKOFF: Backoff = Backoff { first: Duration::from_secs(1), max: Duration::from_secs(30) };
+
+/// What a group works with.
+pub struct GroupContext {
+    pub name: String,
+    pub config: config::Group,
+    pub connector: Connector,
+    pub kafka: config::Kafka,
+    pub agent: Uuid,
+    pub agent_name: String,
+    pub status: Arc<GroupStatus>,
+}
+
+/// How a group came to its end.
+#[derive(Debug)]
+pub struct Drained {
+    /// What was left unfinished, by partition; another member does it.
+    pub left: Vec<String>,
+}
+
+/// Why a group cannot be consumed: always something for the operator to change.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsumerError {
+    #[error("group `{group}`, handler: {source}")]
+    Handler { group: String, source: HandlerError },
+    #[error("group `{group}`: there is no function {function}(outboxd.delivery): create it, or correct `function`")]
+    NoFunction { group: String, function: String },
+    #[error("{0}")]
+    Refused(String),
+    #[error("group `{group}`: {source}")]
+    Kafka { group: String, source: KafkaFailure },
+    #[error("group `{group}`: {source}")]
+    Postgres { group: String, source: PgError },
+}
+
+/// What stands in the way of a start.
+#[derive(Debug, thiserror::Error)]
+enum SetupError {
+    #[error(transparent)]
+    Never(#[from] ConsumerError),
+    #[error(transparent)]
+    Kafka(#[from] KafkaFailure),
+    #[error(transparent)]
+    Postgres(#[from] PgError),
+}
+
+/// Why a membership cannot go on; another one may.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error(transparent)]
+    Kafka(#[from] KafkaFailure),
+    #[error("Kafka's client gave up: {0}")]
+    Fatal(String),
+    #[error("the worker of {0} has ended")]
+    WorkerEnded(String),
+}
+
+/// A group at work.
+struct Group {
+    name: String,
+    config: config::Group,
+    kafka: config::Kafka,
+    handler: Handler,
+    topics: Topics,
+    store: Store,
+    status: Arc<GroupStatus>,
+}
+
+impl Group {
+    fn kafka_group(&self) -> &str {
+        self.config.kafka_group.as_deref().unwrap_or(&self.name)
+    }
+
+    fn client_id(&self) -> String {
+        client_id(&self.store.agent_name)
+    }
+}
+
+fn client_id(agent_name: &str) -> String {
+    format!("outboxd-{agent_name}")
+}
+
+/// Consumes until `drain`, then finishes what is under way, records it and leaves the group; on `abort` it stops where
+/// it is. Postgres and Kafka are waited for, and connections that are lost made anew.
+pub async fn run(
+    context: GroupContext,
+    drain: CancellationToken,
+    abort: CancellationToken,
+) -> Result<Drained, ConsumerError> {
+    let status = Arc::clone(&context.status);
+    tokio::select! {
+        biased;
+        () = abort.cancelled() => Ok(Drained { left: status.left() }),
+        done = work(context, &drain) => done.map(|()| Drained { left: Vec::new() }),
+    }
+}
+
+async fn work(context: GroupContext, drain: &CancellationToken) -> Result<(), ConsumerError> {
+    let group = tokio::select! {
+        group = set_up(context) => Arc::new(group?),
+        () = drain.cancelled() => return Ok(()),
+    };
+    let mut failures = 0;
+    while !drain.is_cancelled() {
+        let started = tokio::time::Instant::now();
+        let Err(error) = session::work(&group, drain).await else { return Ok(()) };
+        failures = if started.elapsed() > BACKOFF.max { 1 } else { failures + 1 };
+        tracing::error!(group = group.name, failures, "the group joins again: {error}");
+        group.status.wait_for(&error.to_string());
+        tokio::select! {
+            () = tokio::time::sleep(BACKOFF.delay(failures, fastrand::f64())) => {}
+            () = drain.cancelled() => {}
+        }
+    }
+    Ok(())
+}
+
+/// Everything before the first join. What only the operator can mend is an error, the rest is waited for.
+async fn set_up(context: GroupContext) -> Result<Group, ConsumerError> {
+    let GroupContext { name, config, connector, kafka, agent, agent_name, status } = context;
+    let handler = handler::prepare(&config.handler)
+        .map_err(|source| ConsumerError::Handler { group: name.clone(), source })?;
+    let kafka_group = config.kafka_group.as_deref().unwrap_or(&name);
+    let topics = Topics::of_group(&kafka, &client_id(&agent_name), kafka_group)
+        .map_err(|source| ConsumerError::Kafka { group: name.clone(), source })?;
+    let pool = Pool::new(&connector).map_err(|source| ConsumerError::Postgres { group: name.clone(), source })?;
+    let mut wait = Wait::new(&name, &status);
+    let cluster_id = loop {
+        match topics.cluster_id().await {
+            Ok(id) => break id,
+            Err(error) => wait.pause(&error.to_string()).await,
+        }
+    };
+    wait.end();
+    let store = Store { pool, group: name.clone(), cluster_id, agent, agent_name };
+    let group = Group { name, config, kafka, handler, topics, store, status };
+    let mut wait = Wait::new(&group.name, &group.status);
+    loop {
+        match enter(&group).await {
+            Ok(()) => break,
+            Err(SetupError::Never(error)) => return Err(error),
+            Err(error) => wait.pause(&error.to_string()).await,
+        }
+    }
+    wait.end();
+    group.status.go_on();
+    Ok(group)
+}
+
+async fn enter(group: &Group) -> Result<(), SetupError> {
+    if let Handler::Sql(handler) = &group.handler
+        && !group.store.function_exists(&handler.function).await?
+    {
+        let (group, function) = (group.name.clone(), handler.function.clone());
+        return Err(ConsumerError::NoFunction { group, function }.into());
+    }
+    start::declare(group).await
+}

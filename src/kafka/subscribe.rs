@@ -41,8 +41,10 @@ pub enum Polled {
     OutOfRange,
     /// Said by the client now and then.
     Standing { connected: bool, ends: HashMap<TopicPartition, i64> },
+    /// A topic that was subscribed to is not there.
+    TopicMissing,
     /// Passes by itself.
-    Trouble { code: RDKafkaErrorCode, reason: String },
+    Trouble(String),
     /// The client is of no more use.
     Fatal(String),
 }
@@ -255,9 +257,11 @@ fn trouble(error: &KafkaError) -> Polled {
     match error {
         KafkaError::MessageConsumptionFatal(code) => Polled::Fatal(code.to_string()),
         KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => Polled::OutOfRange,
-        error => {
-            let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
-            Polled::Trouble { code, reason: code.to_string() }
-        }
+        error => match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::AllBrokersDown) => Polled::Standing { connected: false, ends: HashMap::new() },
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => Polled::TopicMissing,
+            Some(code) => Polled::Trouble(code.to_string()),
+            None => Polled::Trouble(error.to_string()),
+        },
     }
 }

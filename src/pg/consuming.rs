@@ -235,13 +235,14 @@ pub async fn claim(
     let Claimant { group, agent, message_id, payload_hash } = claimant;
     let rows =
         client.query(CLAIM, &[&group, &message_id, &namespaces, &names, &payload_hash, &agent, &ttl]).await?;
-    let mut claims = Vec::new();
-    for (row, key) in rows.iter().zip(sorted(keys)) {
-        if let Some(number) = row.get::<_, Option<i64>>(2) {
-            let key = OperationKey { key: row.get(1), ..key };
-            claims.push(Claim { key, number });
-        }
-    }
+    let claims: Vec<Claim> = rows
+        .iter()
+        .filter_map(|row| {
+            let (namespace, name, number): (&str, &str, Option<i64>) = (row.get(0), row.get(1), row.get(2));
+            let key = keys.iter().find(|key| key.namespace == namespace && key.key == name)?;
+            Some(Claim { key: key.clone(), number: number? })
+        })
+        .collect();
     if claims.len() == keys.len() {
         return Ok(Claimed::All(claims));
     }
@@ -251,12 +252,6 @@ pub async fn claim(
     let outcome = done.map_or(Claimed::Busy, |row| Claimed::Done { by: row.get(4), same_payload: row.get(5) });
     release(client, group, &claims).await?;
     Ok(outcome)
-}
-
-fn sorted(keys: &[OperationKey]) -> Vec<OperationKey> {
-    let mut keys = keys.to_vec();
-    keys.sort();
-    keys
 }
 
 fn columns(keys: &[OperationKey]) -> (Vec<&'static str>, Vec<&str>) {

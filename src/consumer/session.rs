@@ -1,0 +1,425 @@
+//! One membership in the Kafka group: polls, hands records to the partitions' workers, and answers what the
+//! coordinator asks for, from joining to leaving or to the first thing that cannot be mended.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::buffer::{self, Inlet};
+use super::completion::Completion;
+use super::start;
+use super::worker::{Report, Reporter, Worker};
+use super::{Group, SessionError};
+use crate::domain::delivery::{Record, TopicPartition};
+use crate::domain::start_offset::{Extent, StartOffset};
+use crate::failpoint;
+use crate::kafka::subscribe::{Polled, Rebalance, Subscription};
+
+/// A revoked partition is given back this long after its running message should have come to its end,
+const REVOKE_MARGIN: Duration = Duration::from_secs(10);
+
+/// and after this long in any case: other members wait for it.
+const REVOKE_LIMIT: Duration = Duration::from_secs(60);
+
+/// The loop turns at least this often.
+const TICK: Duration = Duration::from_secs(5);
+
+/// How often topics that are missing are looked for.
+const LOOK_FOR_TOPICS: Duration = Duration::from_secs(15);
+
+/// How often they are told.
+const TELL_MISSING: Duration = Duration::from_secs(60);
+
+/// What the session's tasks tell its loop. The number is that of the assignment that they work for: what comes from
+/// an earlier one is of no interest.
+#[derive(Debug)]
+pub(super) enum Event {
+    Found(TopicPartition, u64, i64),
+    Worker(TopicPartition, u64, Report),
+    Extents(Vec<(TopicPartition, Extent)>),
+    Missing(Vec<String>),
+}
+
+pub(super) type Events = mpsc::UnboundedSender<Event>;
+
+/// A partition that is read.
+struct Partition {
+    inlet: Inlet,
+    stop: CancellationToken,
+    /// The offset after the last record that was polled, or the first to come.
+    next: i64,
+    assignment: u64,
+    _worker: AbortOnDropHandle<()>,
+}
+
+/// Partitions that the coordinator wants back.
+struct Revocation {
+    all: Vec<TopicPartition>,
+    /// Those that have not come to their end.
+    busy: HashSet<TopicPartition>,
+    until: Instant,
+}
+
+struct Session {
+    group: Arc<Group>,
+    subscription: Subscription,
+    assignment: u64,
+    partitions: HashMap<TopicPartition, Partition>,
+    /// Assigned, and not read yet: where they begin is looked up.
+    starting: HashMap<TopicPartition, u64>,
+    searches: HashMap<u64, AbortOnDropHandle<()>>,
+    revocation: Option<Revocation>,
+    draining: bool,
+    events: Events,
+    extents: Option<AbortOnDropHandle<()>>,
+    topics: Option<AbortOnDropHandle<()>>,
+    told: Told,
+}
+
+/// What has been said, and need not be said again.
+#[derive(Default)]
+struct Told {
+    away: bool,
+    troubles: BTreeSet<String>,
+    missing: Option<(Instant, Vec<String>)>,
+}
+
+/// Joins, and works until `drain` or an error.
+pub(super) async fn work(group: &Arc<Group>, drain: &CancellationToken) -> Result<(), SessionError> {
+    let subscription =
+        Subscription::new(&group.kafka, &group.client_id(), group.kafka_group(), &group.config.topics)?;
+    let (events, mut received) = mpsc::unbounded_channel();
+    let session = Session {
+        group: Arc::clone(group),
+        subscription,
+        assignment: 0,
+        partitions: HashMap::new(),
+        starting: HashMap::new(),
+        searches: HashMap::new(),
+        revocation: None,
+        draining: false,
+        events,
+        extents: None,
+        topics: None,
+        told: Told::default(),
+    };
+    let result = session.run(&mut received, drain).await;
+    group.status.no_assignment();
+    result
+}
+
+impl Session {
+    async fn run(
+        mut self,
+        received: &mut mpsc::UnboundedReceiver<Event>,
+        drain: &CancellationToken,
+    ) -> Result<(), SessionError> {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looked_for_topics = None;
+        while !self.draining || !self.partitions.is_empty() {
+            let until = self.revocation.as_ref().map(|revocation| revocation.until);
+            let late = async {
+                match until {
+                    Some(until) => tokio::time::sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = drain.cancelled(), if !self.draining => self.drain(),
+                Some(event) = received.recv() => self.event(event)?,
+                () = late => self.cut_revocation()?,
+                _ = tick.tick() => {
+                    self.group.status.turn();
+                    if looked_for_topics.is_none_or(|at: Instant| at.elapsed() >= LOOK_FOR_TOPICS) {
+                        looked_for_topics = Some(Instant::now());
+                        self.look_for_topics();
+                    }
+                }
+                polled = self.subscription.next() => self.polled(polled)?,
+            }
+        }
+        self.subscription.leave().await;
+        Ok(())
+    }
+
+    /// Takes nothing new on; what runs is finished.
+    fn drain(&mut self) {
+        self.draining = true;
+        self.starting.clear();
+        self.searches.clear();
+        for partition in self.partitions.values() {
+            partition.stop.cancel();
+        }
+    }
+
+    fn polled(&mut self, polled: Polled) -> Result<(), SessionError> {
+        match polled {
+            Polled::Record(record) => self.record(record)?,
+            Polled::Rebalance(Rebalance::Assigned(partitions)) => self.assigned(partitions)?,
+            Polled::Rebalance(Rebalance::Revoked(partitions)) => self.revoked(partitions)?,
+            Polled::Rebalance(Rebalance::Lost(partitions)) => self.lost(partitions)?,
+            Polled::OutOfRange => self.look_at_extents(),
+            Polled::TopicMissing => self.look_for_topics(),
+            Polled::Standing { connected, ends } => self.standing(connected, &ends),
+            Polled::Trouble(reason) => {
+                if self.told.troubles.insert(reason.clone()) {
+                    tracing::warn!(group = self.group.name, "Kafka says: {reason}");
+                }
+            }
+            Polled::Fatal(reason) => return Err(SessionError::Fatal(reason)),
+        }
+        Ok(())
+    }
+
+    /// A record of a partition that is not ours any more, or already ends, is another's.
+    fn record(&mut self, record: Record) -> Result<(), SessionError> {
+        self.told.troubles.clear();
+        let at = (record.topic.clone(), record.partition);
+        let Some(partition) = self.partitions.get_mut(&at).filter(|partition| !partition.stop.is_cancelled()) else {
+            return Ok(());
+        };
+        partition.next = record.offset + 1;
+        if partition.inlet.push(record) {
+            self.subscription.pause(&at)?;
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, event: Event) -> Result<(), SessionError> {
+        match event {
+            Event::Found(at, assignment, offset) if self.starting.get(&at) == Some(&assignment) => {
+                self.begin(at, assignment, offset)?;
+            }
+            Event::Worker(at, assignment, report)
+                if self.partitions.get(&at).is_some_and(|partition| partition.assignment == assignment) =>
+            {
+                self.report(at, report)?;
+            }
+            Event::Found(..) | Event::Worker(..) => {}
+            Event::Extents(extents) => self.mend(&extents)?,
+            Event::Missing(topics) => self.tell_missing(topics),
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, at: TopicPartition, report: Report) -> Result<(), SessionError> {
+        match report {
+            Report::Completed(next) => {
+                if let Err(error) = self.subscription.commit(&[(at, next)]) {
+                    tracing::info!(group = self.group.name, "an offset is not committed: {error}");
+                }
+                failpoint::hit("consumer-after-commit");
+            }
+            Report::Room => {
+                let has_room = |partition: &Partition| partition.inlet.has_room(self.group.config.batch);
+                if self.partitions.get(&at).is_some_and(has_room) {
+                    self.subscription.resume(&at)?;
+                }
+            }
+            Report::Ended => {
+                self.partitions.remove(&at);
+                self.group.status.gave_back(&at);
+                let awaited = self.revocation.as_mut().is_some_and(|revocation| revocation.busy.remove(&at));
+                if !awaited && !self.draining {
+                    return Err(SessionError::WorkerEnded(format!("{}[{}]", at.0, at.1)));
+                }
+                self.end_revocation()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The group goes on at once; each partition follows when it is known where it begins.
+    fn assigned(&mut self, partitions: Vec<TopicPartition>) -> Result<(), SessionError> {
+        self.subscription.assign(&[])?;
+        if self.draining || partitions.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(group = self.group.name, partitions = names(&partitions), "assigned");
+        self.assignment += 1;
+        self.starting.extend(partitions.iter().map(|at| (at.clone(), self.assignment)));
+        let (group, events, assignment) = (Arc::clone(&self.group), self.events.clone(), self.assignment);
+        let search = tokio::spawn(async move { start::find_starts(&group, partitions, assignment, &events).await });
+        self.searches.insert(assignment, AbortOnDropHandle::new(search));
+        Ok(())
+    }
+
+    fn begin(&mut self, at: TopicPartition, assignment: u64, start: i64) -> Result<(), SessionError> {
+        self.starting.remove(&at);
+        self.prune_searches();
+        let (inlet, outlet) = buffer::buffer(self.group.config.batch);
+        let stop = CancellationToken::new();
+        self.group.status.assigned(&at, start);
+        let worker = Worker {
+            group: Arc::clone(&self.group),
+            outlet,
+            reporter: Reporter { at: at.clone(), assignment, events: self.events.clone() },
+            completion: Completion::new(at.clone(), start),
+            stop: stop.clone(),
+        };
+        let worker = AbortOnDropHandle::new(tokio::spawn(worker.run()));
+        self.subscription.assign(&[(at.clone(), start)])?;
+        self.partitions.insert(at, Partition { inlet, stop, next: start, assignment, _worker: worker });
+        Ok(())
+    }
+
+    fn prune_searches(&mut self) {
+        let starting = &self.starting;
+        self.searches.retain(|assignment, _| starting.values().any(|wanted| wanted == assignment));
+    }
+
+    fn revoked(&mut self, partitions: Vec<TopicPartition>) -> Result<(), SessionError> {
+        tracing::info!(group = self.group.name, partitions = names(&partitions), "revoked");
+        let patience = (self.group.handler.timeout() + REVOKE_MARGIN).min(REVOKE_LIMIT);
+        let revocation = self.revocation.get_or_insert_with(|| Revocation {
+            all: Vec::new(),
+            busy: HashSet::new(),
+            until: Instant::now() + patience,
+        });
+        for at in &partitions {
+            self.starting.remove(at);
+            if let Some(partition) = self.partitions.get(at) {
+                partition.stop.cancel();
+                revocation.busy.insert(at.clone());
+            }
+        }
+        revocation.all.extend(partitions);
+        self.prune_searches();
+        self.end_revocation()
+    }
+
+    /// Another member may be at work on them: nothing of ours counts any more.
+    fn lost(&mut self, partitions: Vec<TopicPartition>) -> Result<(), SessionError> {
+        tracing::warn!(group = self.group.name, partitions = names(&partitions), "lost to another member");
+        for at in &partitions {
+            self.starting.remove(at);
+            self.partitions.remove(at);
+            self.group.status.gave_back(at);
+        }
+        self.prune_searches();
+        let mut revocation = self.revocation.take();
+        let mut all = revocation.as_mut().map(|revocation| std::mem::take(&mut revocation.all)).unwrap_or_default();
+        for at in &all {
+            self.partitions.remove(at);
+            self.group.status.gave_back(at);
+        }
+        all.extend(partitions);
+        Ok(self.subscription.unassign(&all)?)
+    }
+
+    /// Gives the partitions back once all are at their end; their offsets have been committed.
+    fn end_revocation(&mut self) -> Result<(), SessionError> {
+        if let Some(revocation) = self.revocation.take_if(|revocation| revocation.busy.is_empty()) {
+            self.subscription.unassign(&revocation.all)?;
+        }
+        Ok(())
+    }
+
+    fn cut_revocation(&mut self) -> Result<(), SessionError> {
+        if let Some(revocation) = &mut self.revocation {
+            for at in revocation.busy.drain() {
+                tracing::warn!(
+                    group = self.group.name,
+                    topic = at.0,
+                    partition = at.1,
+                    "given back in the middle of a message, which its next owner handles again"
+                );
+                self.partitions.remove(&at);
+                self.group.status.gave_back(&at);
+            }
+        }
+        self.end_revocation()
+    }
+
+    /// Some position is out of range; Kafka does not say which, so all are compared.
+    fn look_at_extents(&mut self) {
+        if self.extents.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        let (group, events) = (Arc::clone(&self.group), self.events.clone());
+        let partitions: Vec<TopicPartition> = self.partitions.keys().cloned().collect();
+        let task = tokio::spawn(async move {
+            let extents = start::extents(&group, partitions).await;
+            let _ = events.send(Event::Extents(extents));
+        });
+        self.extents = Some(AbortOnDropHandle::new(task));
+    }
+
+    /// Makes every partition read on, those out of range from the earliest record. A partition that was fine only
+    /// fetches again.
+    fn mend(&mut self, extents: &[(TopicPartition, Extent)]) -> Result<(), SessionError> {
+        for (at, extent) in extents {
+            let Some(partition) = self.partitions.get_mut(at) else { continue };
+            let start = extent.clamp(partition.next);
+            if let StartOffset::Reset { .. } = start {
+                start::tell_reset(&self.group.name, at, start);
+            }
+            partition.next = start.offset();
+            self.subscription.seek(at, partition.next)?;
+        }
+        Ok(())
+    }
+
+    fn standing(&mut self, connected: bool, ends: &HashMap<TopicPartition, i64>) {
+        for (at, end) in ends {
+            self.group.status.ends_at(at, *end);
+        }
+        if connected {
+            if self.told.away {
+                tracing::info!(group = self.group.name, "Kafka answers again");
+            }
+            self.group.status.go_on();
+        } else {
+            let away = format!("Kafka at {} cannot be reached", self.group.kafka.brokers);
+            if !self.told.away {
+                tracing::warn!(group = self.group.name, "waiting: {away}");
+            }
+            self.group.status.wait_for(&away);
+        }
+        self.told.away = !connected;
+    }
+
+    fn look_for_topics(&mut self) {
+        if self.topics.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        let (group, events) = (Arc::clone(&self.group), self.events.clone());
+        let task = tokio::spawn(async move {
+            // No answer: Kafka is away, which is told elsewhere.
+            if let Ok(inventory) = start::inventory(&group.topics, &group.config.topics).await {
+                let _ = events.send(Event::Missing(inventory.missing));
+            }
+        });
+        self.topics = Some(AbortOnDropHandle::new(task));
+    }
+
+    fn tell_missing(&mut self, missing: Vec<String>) {
+        self.group.status.missing(missing.clone());
+        if missing.is_empty() {
+            if self.told.missing.take().is_some() {
+                tracing::info!(group = self.group.name, "all topics are there now");
+            }
+            return;
+        }
+        let told = &self.told.missing;
+        if told.as_ref().is_none_or(|(at, what)| *what != missing || at.elapsed() >= TELL_MISSING) {
+            let missing_topics = missing.join(", ");
+            tracing::warn!(group = self.group.name, "{missing_topics}: waiting, other topics go on");
+            self.told.missing = Some((Instant::now(), missing));
+        }
+    }
+}
+
+/// `orders[0], orders[3]`.
+fn names(partitions: &[TopicPartition]) -> String {
+    let mut names: Vec<String> = partitions.iter().map(|(topic, partition)| format!("{topic}[{partition}]")).collect();
+    names.sort();
+    names.join(", ")
+}
