@@ -111,7 +111,7 @@ async fn call(
                 &record.partition,
                 &record.offset,
                 &i32::try_from(delivery.attempt).unwrap_or(i32::MAX),
-                &delivery.idempotency_key,
+                &delivery.idempotency_key.as_deref().filter(|key| !key.contains('\0')),
                 &Value::Object(headers),
                 &record.payload.as_deref(),
             ],
