@@ -6,10 +6,14 @@ mod dev;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use anyhow::Context;
 use daemon::Daemon;
 pub use dev::{DevOptions, dev};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Loaded};
+use crate::consumer::{self, ConsumerError, ConsumerStatus, Drained, GroupContext, GroupStatus, handler};
 use crate::domain::health::Vitals;
 use crate::failure::Exit;
 use crate::lifecycle::Lifecycle;
@@ -44,10 +48,6 @@ pub async fn consumer(loaded: Loaded, groups: Vec<String>, options: DaemonOption
     run_consumer(config, groups, lifecycle).await
 }
 
-async fn run_consumer(_: Config, _: Vec<String>, _: Lifecycle) -> anyhow::Result<Exit> {
-    anyhow::bail!("not wired yet")
-}
-
 async fn run_producer(config: Config, lifecycle: Lifecycle) -> anyhow::Result<Exit> {
     let status = Arc::new(RelayStatus::default());
     let vitals: Vec<Arc<dyn Vitals>> = vec![Arc::clone(&status) as Arc<dyn Vitals>];
@@ -65,4 +65,49 @@ async fn run_producer(config: Config, lifecycle: Lifecycle) -> anyhow::Result<Ex
         Ok(Vec::new())
     };
     daemon.work(member, work).await
+}
+
+async fn run_consumer(config: Config, groups: Vec<String>, lifecycle: Lifecycle) -> anyhow::Result<Exit> {
+    let status: Vec<_> = groups.iter().map(|group| Arc::new(GroupStatus::new(group))).collect();
+    let vitals: Vec<Arc<dyn Vitals>> = vec![Arc::new(ConsumerStatus(status.clone()))];
+    for group in &groups {
+        let config = config.groups.get(group).with_context(|| format!("there is no group `{group}`"))?;
+        // Found out before anything is joined, let alone handled.
+        handler::prepare(&config.handler).with_context(|| format!("group `{group}`, handler"))?;
+    }
+    let mut daemon = Daemon::start(config, lifecycle.clone(), "consumer", groups.clone(), vitals).await?;
+    let Some(member) = daemon.join().await? else { return Ok(Exit::Done) };
+    let mut running = JoinSet::new();
+    for (name, status) in groups.into_iter().zip(status) {
+        let context = GroupContext {
+            config: daemon.config.groups[&name].clone(),
+            connector: daemon.connector(&member.name),
+            kafka: daemon.config.kafka.clone(),
+            agent: member.id,
+            agent_name: member.name.clone(),
+            name,
+            status,
+        };
+        running.spawn(consumer::run(context, lifecycle.drain.clone(), lifecycle.abort.clone()));
+    }
+    daemon.work(member, all(running, lifecycle.drain.clone())).await
+}
+
+/// Waits for every group. One that cannot go on drains the others, and is what the end tells.
+async fn all(
+    mut running: JoinSet<Result<Drained, ConsumerError>>,
+    drain: CancellationToken,
+) -> anyhow::Result<Vec<String>> {
+    let mut left = Vec::new();
+    let mut failure = None;
+    while let Some(ended) = running.join_next().await {
+        match ended? {
+            Ok(drained) => left.extend(drained.left),
+            Err(error) => {
+                drain.cancel();
+                failure.get_or_insert(error);
+            }
+        }
+    }
+    failure.map_or(Ok(left), |error| Err(error.into()))
 }

@@ -23,6 +23,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// The demo's account is its own log.
+    pub(super) fn tells_by_itself(&self) -> bool {
+        self.demo
+    }
+
     pub async fn run(&self) -> anyhow::Result<Exit> {
         app::dev(DevOptions { demo: self.demo, data_dir: self.data_dir.clone() }).await
     }

@@ -353,7 +353,9 @@ impl Worker {
         };
         let retry = self.group.config.retry;
         let backoff = Backoff { first: retry.backoff, max: retry.max_backoff };
-        let delay = backoff.delay(failures, fastrand::f64()).max(after.unwrap_or_default());
+        // What the handler asks for is obeyed, within reason: a server may say a year.
+        let asked = after.unwrap_or_default().min(retry.max_backoff);
+        let delay = backoff.delay(failures, fastrand::f64()).max(asked);
         self.group.status.count(Tally::Failed);
         // The first, the second, the fourth, the eighth: a message that keeps failing does not fill the log.
         if failures.is_power_of_two() {

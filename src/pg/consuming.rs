@@ -37,7 +37,8 @@ statements! {
           select message_id from outboxd.handled h where h.consumer_group = $1 and h.message_id = wanted.id limit 1
         ) found";
 
-    /// Takes keys that are free or whose claim has ended, sorted, all in one statement; shows the others.
+    /// Takes keys that are free, whose claim has ended, or that an earlier start of this message left behind: it died, or
+    /// its partition was taken from it. Sorted, all in one statement; shows the others.
     CLAIM = "
         with wanted as (
           select namespace, key from unnest($3::text[], $4::text[]) as w (namespace, key)
@@ -50,7 +51,7 @@ statements! {
           on conflict (consumer_group, namespace, key) do update set message_id = excluded.message_id,
             payload_hash = excluded.payload_hash, claim = excluded.claim, owner = excluded.owner,
             expires_at = excluded.expires_at
-          where k.state = 'claimed' and k.expires_at < clock_timestamp()
+          where k.state = 'claimed' and (k.expires_at < clock_timestamp() or k.message_id = excluded.message_id)
           returning k.namespace, k.key, k.claim
         )
         select w.namespace, w.key, t.claim, k.state, k.message_id, k.payload_hash = $5
@@ -68,7 +69,7 @@ statements! {
         on conflict (consumer_group, namespace, key) do update set message_id = excluded.message_id,
           payload_hash = excluded.payload_hash, state = 'done', claim = excluded.claim, owner = excluded.owner,
           expires_at = null, done_at = excluded.done_at
-        where k.state = 'claimed' and k.expires_at < clock_timestamp()";
+        where k.state = 'claimed' and (k.expires_at < clock_timestamp() or k.message_id = excluded.message_id)";
 
     FIND_KEYS = "
         select k.namespace, k.key, null::bigint, k.state, k.message_id, k.payload_hash = $4
