@@ -34,8 +34,9 @@ impl Kafka {
         for (name, value) in self.client.0.iter().chain(&side.0) {
             resolved.push(match name.strip_suffix(FILE_SUFFIX) {
                 Some(name) => {
-                    let text = std::fs::read_to_string(value)
-                        .map_err(|error| std::io::Error::new(error.kind(), format!("{name}{FILE_SUFFIX} {value}: {error}")))?;
+                    let text = std::fs::read_to_string(value).map_err(|error| {
+                        std::io::Error::new(error.kind(), format!("{name}{FILE_SUFFIX} {value}: {error}"))
+                    })?;
                     (name.to_owned(), text.trim_end_matches(['\r', '\n']).to_owned())
                 }
                 None => (name.clone(), value.clone()),

@@ -18,8 +18,9 @@ impl Postgres {
     /// From the file, read again at each connection; the URL's own is in its `client_config`.
     pub fn password(&self) -> Result<Option<SecretString>, std::io::Error> {
         let Some(path) = &self.password_file else { return Ok(None) };
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| std::io::Error::new(error.kind(), format!("password_file {}: {error}", path.display())))?;
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            std::io::Error::new(error.kind(), format!("password_file {}: {error}", path.display()))
+        })?;
         Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned().into()))
     }
 }

@@ -118,7 +118,10 @@ mod tests {
             timestamp: DateTime::from_timestamp_millis(1_790_000_000_000),
             key: Some(Bytes::from_static(b"k")),
             payload: Some(Bytes::from_static(b"p")),
-            headers: headers.into_iter().map(|(name, value)| (name.to_owned(), Some(Bytes::from(value)))).collect(),
+            headers: headers
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), Some(Bytes::from(value))))
+                .collect(),
         }
     }
 

@@ -40,7 +40,10 @@ impl TryFrom<i16> for Priority {
     type Error = NotAPriority;
 
     fn try_from(number: i16) -> Result<Self, NotAPriority> {
-        Self::ALL.into_iter().find(|priority| priority.number() == number).ok_or_else(|| NotAPriority(number.to_string()))
+        Self::ALL
+            .into_iter()
+            .find(|priority| priority.number() == number)
+            .ok_or_else(|| NotAPriority(number.to_string()))
     }
 }
 

@@ -20,8 +20,12 @@ const PRODUCER: &[(&str, &str)] = &[
 ];
 
 /// What may be overridden.
-const PRODUCER_DEFAULTS: &[(&str, &str)] =
-    &[("compression.type", "lz4"), ("linger.ms", "0"), ("batch.size", "1000000"), ("sticky.partitioning.linger.ms", "0")];
+const PRODUCER_DEFAULTS: &[(&str, &str)] = &[
+    ("compression.type", "lz4"),
+    ("linger.ms", "0"),
+    ("batch.size", "1000000"),
+    ("sticky.partitioning.linger.ms", "0"),
+];
 
 /// What the guarantees of consuming stand on: offsets are committed behind the work, and an offset out of range is
 /// our decision.
@@ -34,7 +38,11 @@ const CONSUMER: &[(&str, &str)] = &[
 ];
 
 /// For a producer; `buffer_bytes` bounds what waits in it.
-pub fn producer_config(kafka: &Kafka, client_id: &str, buffer_bytes: u64) -> Result<ClientConfig, KafkaFailure> {
+pub fn producer_config(
+    kafka: &Kafka,
+    client_id: &str,
+    buffer_bytes: u64,
+) -> Result<ClientConfig, KafkaFailure> {
     let properties = kafka.producer_properties().map_err(KafkaFailure::secret)?;
     let mut config = layered(client_id, PRODUCER_DEFAULTS, properties, PRODUCER);
     // In KiB, and never so small that librdkafka refuses it.
@@ -92,7 +100,10 @@ pub fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
             tracing::warn!(target: "librdkafka", facility, "{message}");
         }
         // Its "errors" are mostly a broker that does not answer: said once by us, not at each of its tries.
-        RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning | RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
+        RDKafkaLogLevel::Error
+        | RDKafkaLogLevel::Warning
+        | RDKafkaLogLevel::Notice
+        | RDKafkaLogLevel::Info => {
             tracing::debug!(target: "librdkafka", facility, "{message}");
         }
         RDKafkaLogLevel::Debug => tracing::trace!(target: "librdkafka", facility, "{message}"),

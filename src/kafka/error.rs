@@ -38,7 +38,9 @@ pub enum Refusal {
 pub fn refusal(code: RDKafkaErrorCode) -> Refusal {
     use RDKafkaErrorCode as Code;
     match code {
-        Code::MessageSizeTooLarge | Code::InvalidMessage | Code::InvalidTimestamp | Code::InvalidRecord => Refusal::Record,
+        Code::MessageSizeTooLarge | Code::InvalidMessage | Code::InvalidTimestamp | Code::InvalidRecord => {
+            Refusal::Record
+        }
         Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition | Code::InvalidTopic => {
             Refusal::TopicMissing
         }

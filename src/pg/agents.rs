@@ -86,7 +86,12 @@ pub struct Agent {
 }
 
 /// Enters the agent, and returns the name that it got. One at a time, so that two that start at one moment differ.
-pub async fn register(client: &mut Client, agent: &Registration, status: &str, health: &Value) -> Result<String, PgError> {
+pub async fn register(
+    client: &mut Client,
+    agent: &Registration,
+    status: &str,
+    health: &Value,
+) -> Result<String, PgError> {
     let heartbeat = i64::try_from(agent.heartbeat.as_millis()).unwrap_or(i64::MAX);
     let transaction = client.transaction().await?;
     transaction.batch_execute("select pg_advisory_xact_lock(hashtextextended('outboxd.agents', 0))").await?;

@@ -110,7 +110,8 @@ impl Connector {
     /// One connection of its own, with its driver.
     pub async fn connect(&self) -> Result<Connection, PgError> {
         let warnings = Arc::new(AtomicU64::new(0));
-        let (client, driver) = self.open(&Arc::clone(&warnings)).await.map_err(|error| self.unreachable(explain(error)))?;
+        let (client, driver) =
+            self.open(&Arc::clone(&warnings)).await.map_err(|error| self.unreachable(explain(error)))?;
         Ok(Connection { client, warnings, driver })
     }
 
@@ -139,7 +140,10 @@ impl Connector {
         if let Some(password) = self.settings.password()? {
             config.password(password.expose_secret());
         }
-        config.application_name(&self.application_name).connect_timeout(CONNECT_TIMEOUT).keepalives_idle(Duration::from_secs(60));
+        config
+            .application_name(&self.application_name)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .keepalives_idle(Duration::from_secs(60));
         Ok(config)
     }
 

@@ -94,8 +94,9 @@ pub struct MessageFilter {
 
 /// The newest messages that pass the filter, newest first.
 pub async fn messages(client: &Client, filter: &MessageFilter) -> Result<Vec<MessageState>, PgError> {
-    let rows =
-        client.query(MESSAGES, &[&filter.topic, &filter.key, &filter.state, &filter.before, &filter.limit]).await?;
+    let rows = client
+        .query(MESSAGES, &[&filter.topic, &filter.key, &filter.state, &filter.before, &filter.limit])
+        .await?;
     Ok(rows.iter().map(message_state).collect())
 }
 
@@ -105,9 +106,10 @@ pub async fn message(client: &Client, id: Uuid) -> Result<Option<MessageStory>, 
     let tag = Tag::new(tag.get(0), tag.get(1));
     let seq = tag.seq_of(id).unwrap_or(0);
     let rows = client.query(MESSAGE, &[&seq, &Some(id)]).await?;
-    let found = rows.iter().map(message_state).find(|message| {
-        message.id == id || tag.message_id(message.created_at, message.seq) == id
-    });
+    let found = rows
+        .iter()
+        .map(message_state)
+        .find(|message| message.id == id || tag.message_id(message.created_at, message.seq) == id);
     let Some(message) = found else {
         return Ok(None);
     };

@@ -326,7 +326,12 @@ impl LaneStore {
         let candidate_floor = next.candidate.map(|pair| pair.last_seq);
         let candidate_xid = next.candidate.map(|pair| pair.next_xid.to_string());
         let fence = Fence::of(lane);
-        self.write("TURN", lane, &fence.with(&[&done, &next.floor, &candidate_floor, &candidate_xid, &target])).await?;
+        self.write(
+            "TURN",
+            lane,
+            &fence.with(&[&done, &next.floor, &candidate_floor, &candidate_xid, &target]),
+        )
+        .await?;
         lane.window += 1;
         lane.cursor = next;
         Ok(())
@@ -342,7 +347,12 @@ impl LaneStore {
 
     /// A fenced update. A commit that came with a warning is not known to be durable (a cancelled wait for a
     /// synchronous standby looks like this): it counts as failed, and the lane is acquired anew, by another write.
-    async fn write(&self, name: &'static str, lane: &OwnedLane, params: &[&(dyn ToSql + Sync)]) -> Result<(), LaneError> {
+    async fn write(
+        &self,
+        name: &'static str,
+        lane: &OwnedLane,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<(), LaneError> {
         let warnings = self.connection.warnings();
         if self.connection.execute(self.statement(name), params).await? == 0 {
             return Err(LaneError::Lost(lane.priority));
@@ -354,7 +364,9 @@ impl LaneStore {
         if self.connection.warnings() == warnings {
             return Ok(());
         }
-        Err(LaneError::Unfit("the server warned while a cursor was committed: it is not known to be durable".into()))
+        Err(LaneError::Unfit(
+            "the server warned while a cursor was committed: it is not known to be durable".into(),
+        ))
     }
 
     /// The next rows of the open window: two index-ordered reads, merged here.
@@ -362,7 +374,8 @@ impl LaneStore {
         let Some(scan) = lane.cursor.scan() else {
             return Ok(Batch { messages: Vec::new(), last: true });
         };
-        let (main, stragglers) = tokio::try_join!(self.read_main(lane, &scan, limit), self.read_stragglers(lane, &scan, limit))?;
+        let (main, stragglers) =
+            tokio::try_join!(self.read_main(lane, &scan, limit), self.read_stragglers(lane, &scan, limit))?;
         Ok(merge(main, stragglers))
     }
 
@@ -379,7 +392,12 @@ impl LaneStore {
         self.batch(&rows, limit)
     }
 
-    async fn read_stragglers(&self, lane: &OwnedLane, scan: &Scan<'_>, limit: Limit) -> Result<Batch, LaneError> {
+    async fn read_stragglers(
+        &self,
+        lane: &OwnedLane,
+        scan: &Scan<'_>,
+        limit: Limit,
+    ) -> Result<Batch, LaneError> {
         if scan.stragglers.is_empty() {
             return Ok(Batch { messages: Vec::new(), last: true });
         }
@@ -390,7 +408,15 @@ impl LaneStore {
             .connection
             .query(
                 self.statement("READ_STRAGGLERS"),
-                &[&number, &scan.stragglers_after_seq, &xids, &target, &limit.rows, &ROW_OVERHEAD, &limit.bytes],
+                &[
+                    &number,
+                    &scan.stragglers_after_seq,
+                    &xids,
+                    &target,
+                    &limit.rows,
+                    &ROW_OVERHEAD,
+                    &limit.bytes,
+                ],
             )
             .await?;
         self.batch(&rows, limit)
@@ -400,9 +426,16 @@ impl LaneStore {
         let messages = rows.iter().map(|row| message(row, self.tag)).collect::<Result<Vec<_>, _>>()?;
         let bytes: i64 = messages
             .iter()
-            .map(|message| ROW_OVERHEAD + message.payload.as_ref().map_or(0, |bytes| i64::try_from(bytes.len()).unwrap_or(i64::MAX)))
+            .map(|message| {
+                ROW_OVERHEAD
+                    + message
+                        .payload
+                        .as_ref()
+                        .map_or(0, |bytes| i64::try_from(bytes.len()).unwrap_or(i64::MAX))
+            })
             .sum();
-        let full = i64::try_from(rows.len()).is_ok_and(|rows| rows >= limit.rows) || bytes + ROW_OVERHEAD > limit.bytes;
+        let full = i64::try_from(rows.len()).is_ok_and(|rows| rows >= limit.rows)
+            || bytes + ROW_OVERHEAD > limit.bytes;
         Ok(Batch { messages, last: !full })
     }
 
@@ -416,7 +449,12 @@ impl LaneStore {
         self.fenced_items("CHANGE_STATE", lane, items).await
     }
 
-    async fn fenced_items(&self, name: &'static str, lane: &OwnedLane, items: &[(i64, Aside)]) -> Result<(), LaneError> {
+    async fn fenced_items(
+        &self,
+        name: &'static str,
+        lane: &OwnedLane,
+        items: &[(i64, Aside)],
+    ) -> Result<(), LaneError> {
         if items.is_empty() {
             return Ok(());
         }
@@ -433,7 +471,12 @@ impl LaneStore {
         self.fenced("PUT_BACK", lane, &fence.with(&[&seqs])).await
     }
 
-    async fn fenced(&self, name: &'static str, lane: &OwnedLane, params: &[&(dyn ToSql + Sync)]) -> Result<(), LaneError> {
+    async fn fenced(
+        &self,
+        name: &'static str,
+        lane: &OwnedLane,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<(), LaneError> {
         let row = self.connection.query_one(self.statement(name), params).await?;
         if row.get::<_, i64>(0) == 0 { Err(LaneError::Lost(lane.priority)) } else { Ok(()) }
     }
@@ -479,7 +522,11 @@ impl LaneStore {
 }
 
 /// Lengthens the leases of these owners; says how many of them still own a lane.
-pub async fn renew(client: &tokio_postgres::Client, owners: &[Uuid], lease: Duration) -> Result<u64, PgError> {
+pub async fn renew(
+    client: &tokio_postgres::Client,
+    owners: &[Uuid],
+    lease: Duration,
+) -> Result<u64, PgError> {
     Ok(client.execute(RENEW, &[&owners, &millis(lease)]).await?)
 }
 
@@ -497,7 +544,8 @@ impl Fence {
     }
 
     fn with<'a>(&'a self, rest: &[&'a (dyn ToSql + Sync)]) -> Vec<&'a (dyn ToSql + Sync)> {
-        let mut params: Vec<&(dyn ToSql + Sync)> = vec![&self.priority, &self.owner, &self.epoch, &self.window];
+        let mut params: Vec<&(dyn ToSql + Sync)> =
+            vec![&self.priority, &self.owner, &self.epoch, &self.window];
         params.extend_from_slice(rest);
         params
     }
@@ -576,4 +624,3 @@ fn lost_one_of(found: &HashMap<Priority, Seen>) -> LaneError {
 fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
-

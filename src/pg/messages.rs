@@ -40,7 +40,8 @@ pub enum Due {
 
 /// Inserts one message and returns its id.
 pub async fn enqueue(client: &impl GenericClient, message: &NewMessage) -> Result<Uuid, PgError> {
-    let headers: Value = message.headers.iter().map(|(name, value)| (name.clone(), Value::from(value.clone()))).collect();
+    let headers: Value =
+        message.headers.iter().map(|(name, value)| (name.clone(), Value::from(value.clone()))).collect();
     let (at, after) = match message.due {
         Due::Now => (None, None),
         Due::At(time) => (Some(time), None),

@@ -107,7 +107,11 @@ pub async fn applied(client: &Client) -> Result<Vec<Applied>, PgError> {
                 applied_at: row.get(4),
             })
             .collect()),
-        Err(error) if matches!(error.code(), Some(&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME)) => Ok(Vec::new()),
+        Err(error)
+            if matches!(error.code(), Some(&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME)) =>
+        {
+            Ok(Vec::new())
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -155,16 +159,16 @@ async fn migrate_locked(client: &mut Client, roles: Option<&Roles>) -> Result<Re
         return Err(PgError::Setup(too_new(version, oldest_compatible)));
     }
     let version = before.last().map_or(0, |last| last.version);
-    let pending: Vec<&Migration> = MIGRATIONS.iter().filter(|migration| migration.version > version).collect();
+    let pending: Vec<&Migration> =
+        MIGRATIONS.iter().filter(|migration| migration.version > version).collect();
     if before.is_empty() {
         client.batch_execute(BOOTSTRAP).await?;
     }
     for migration in pending {
         let transaction = client.transaction().await?;
-        transaction
-            .batch_execute(migration.sql)
-            .await
-            .map_err(|error| PgError::Setup(format!("migration {}: {}", migration.name, super::connect::describe(&error))))?;
+        transaction.batch_execute(migration.sql).await.map_err(|error| {
+            PgError::Setup(format!("migration {}: {}", migration.name, super::connect::describe(&error)))
+        })?;
         transaction
             .execute(
                 "insert into outboxd.migrations (version, name, checksum, oldest_compatible) values ($1, $2, $3, $4)",
@@ -256,7 +260,12 @@ fn grants(roles: &Roles) -> String {
 }
 
 fn named(roles: &Roles) -> [(&str, &'static str); 4] {
-    [(&roles.app, "{app}"), (&roles.agent, "{agent}"), (&roles.operator, "{operator}"), (&roles.reader, "{reader}")]
+    [
+        (&roles.app, "{app}"),
+        (&roles.agent, "{agent}"),
+        (&roles.operator, "{operator}"),
+        (&roles.reader, "{reader}"),
+    ]
 }
 
 fn quote(identifier: &str) -> String {
