@@ -61,7 +61,8 @@ async fn run_producer(config: Config, lifecycle: Lifecycle) -> anyhow::Result<Ex
         status,
     };
     let work = async {
-        relay.run(&lifecycle.drain).await;
+        // Boxed: a relay's state is large, and every future around it would carry it.
+        Box::pin(relay.run(&lifecycle.drain)).await;
         Ok(Vec::new())
     };
     daemon.work(member, work).await

@@ -86,7 +86,7 @@ impl Cli {
 
     /// Daemons tell what they do; one-shot commands only what is not right.
     pub fn default_log_level(&self) -> &'static str {
-        match self.command {
+        match &self.command {
             Command::Dev(options) if options.tells_by_itself() => "warn",
             Command::Producer(_) | Command::Consumer(_) | Command::Dev(_) => "info",
             _ => "warn",

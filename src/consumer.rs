@@ -60,7 +60,9 @@ pub struct Drained {
 pub enum ConsumerError {
     #[error("group `{group}`, handler: {source}")]
     Handler { group: String, source: HandlerError },
-    #[error("group `{group}`: there is no function {function}(outboxd.delivery): create it, or correct `function`")]
+    #[error(
+        "group `{group}`: there is no function {function}(outboxd.delivery): create it, or correct `function`"
+    )]
     NoFunction { group: String, function: String },
     #[error("{0}")]
     Refused(String),
@@ -160,7 +162,8 @@ async fn set_up(context: GroupContext) -> Result<Group, ConsumerError> {
     let kafka_group = config.kafka_group.as_deref().unwrap_or(&name);
     let topics = Topics::of_group(&kafka, &client_id(&agent_name), kafka_group)
         .map_err(|source| ConsumerError::Kafka { group: name.clone(), source })?;
-    let pool = Pool::new(&connector).map_err(|source| ConsumerError::Postgres { group: name.clone(), source })?;
+    let pool =
+        Pool::new(&connector).map_err(|source| ConsumerError::Postgres { group: name.clone(), source })?;
     let mut wait = Wait::new(&name, &status);
     let cluster_id = loop {
         match topics.cluster_id().await {

@@ -46,7 +46,11 @@ impl Job {
         loop {
             let now = Utc::now();
             let Some(next) = self.schedule.next_after(now) else { return };
-            let wait = (next - now).to_std().unwrap_or_default().max(if next == now { REST } else { Duration::ZERO });
+            let wait = (next - now).to_std().unwrap_or_default().max(if next == now {
+                REST
+            } else {
+                Duration::ZERO
+            });
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = drain.cancelled() => return,

@@ -25,7 +25,7 @@ pub struct Daemon {
     /// The agent's name, instead of `[agent] name`
     #[arg(long)]
     name: Option<String>,
-    /// Where health and metrics are served, instead of `[http] listen`
+    /// Where its health is told, instead of `[http] listen`
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
 }

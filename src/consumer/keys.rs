@@ -26,9 +26,9 @@ pub(super) fn operation_keys(record: &Record, message_id: Uuid, dedup: Dedup) ->
     let is_ours = outboxd_id == Some(message_id);
     let mut keys = Vec::new();
     let own_id = match (is_ours, dedup) {
-        (true, _) => record
-            .header("id")
-            .filter(|id| std::str::from_utf8(id).ok().and_then(|id| Uuid::parse_str(id).ok()) != Some(message_id)),
+        (true, _) => record.header("id").filter(|id| {
+            std::str::from_utf8(id).ok().and_then(|id| Uuid::parse_str(id).ok()) != Some(message_id)
+        }),
         (false, Dedup::Id) => record.header("id").or_else(|| record.header("ce_id")),
         (false, Dedup::Outboxd) => None,
     };

@@ -182,7 +182,8 @@ impl Session {
     fn record(&mut self, record: Record) -> Result<(), SessionError> {
         self.told.troubles.clear();
         let at = (record.topic.clone(), record.partition);
-        let Some(partition) = self.partitions.get_mut(&at).filter(|partition| !partition.stop.is_cancelled()) else {
+        let Some(partition) = self.partitions.get_mut(&at).filter(|partition| !partition.stop.is_cancelled())
+        else {
             return Ok(());
         };
         partition.next = record.offset + 1;
@@ -246,7 +247,8 @@ impl Session {
         self.assignment += 1;
         self.starting.extend(partitions.iter().map(|at| (at.clone(), self.assignment)));
         let (group, events, assignment) = (Arc::clone(&self.group), self.events.clone(), self.assignment);
-        let search = tokio::spawn(async move { start::find_starts(&group, partitions, assignment, &events).await });
+        let search =
+            tokio::spawn(async move { start::find_starts(&group, partitions, assignment, &events).await });
         self.searches.insert(assignment, AbortOnDropHandle::new(search));
         Ok(())
     }
@@ -305,7 +307,8 @@ impl Session {
         }
         self.prune_searches();
         let mut revocation = self.revocation.take();
-        let mut all = revocation.as_mut().map(|revocation| std::mem::take(&mut revocation.all)).unwrap_or_default();
+        let mut all =
+            revocation.as_mut().map(|revocation| std::mem::take(&mut revocation.all)).unwrap_or_default();
         for at in &all {
             self.partitions.remove(at);
             self.group.status.gave_back(at);
@@ -419,7 +422,8 @@ impl Session {
 
 /// `orders[0], orders[3]`.
 fn names(partitions: &[TopicPartition]) -> String {
-    let mut names: Vec<String> = partitions.iter().map(|(topic, partition)| format!("{topic}[{partition}]")).collect();
+    let mut names: Vec<String> =
+        partitions.iter().map(|(topic, partition)| format!("{topic}[{partition}]")).collect();
     names.sort();
     names.join(", ")
 }

@@ -51,7 +51,11 @@ pub(super) async fn declare(group: &Group) -> Result<(), SetupError> {
             }
             let declared = group.store.declare(group.kafka_group(), &starts).await?;
             if declared == Declared::New {
-                tracing::info!(group = group.name, partitions = starts.len(), "a new group: its start is stored");
+                tracing::info!(
+                    group = group.name,
+                    partitions = starts.len(),
+                    "a new group: its start is stored"
+                );
             }
             declared
         }

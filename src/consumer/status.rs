@@ -168,7 +168,8 @@ impl Vitals for ConsumerStatus {
         let mut groups = serde_json::Map::new();
         for group in &self.0 {
             let inner = group.inner();
-            let behind = inner.partitions.values().filter_map(|at| Some((at.end? - at.next).max(0))).sum::<i64>();
+            let behind =
+                inner.partitions.values().filter_map(|at| Some((at.end? - at.next).max(0))).sum::<i64>();
             let running = inner.partitions.values().map(|at| at.in_flight).sum::<u64>();
             let names: Vec<String> =
                 inner.partitions.keys().map(|(topic, partition)| format!("{topic}[{partition}]")).collect();
@@ -213,7 +214,9 @@ impl Vitals for ConsumerStatus {
         let waiting: Vec<String> = self
             .0
             .iter()
-            .filter_map(|group| Some(format!("group {}: {}", group.group, group.inner().waiting_for.as_ref()?)))
+            .filter_map(|group| {
+                Some(format!("group {}: {}", group.group, group.inner().waiting_for.as_ref()?))
+            })
             .collect();
         (!waiting.is_empty()).then(|| waiting.join("; "))
     }

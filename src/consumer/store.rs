@@ -65,8 +65,7 @@ impl Store {
     }
 
     pub(super) async fn look_up(&self, ids: &[Uuid]) -> Result<HashSet<Uuid>, PgError> {
-        let call =
-            async |client: &mut Client| consuming::look_up(client, &self.group, ids).await;
+        let call = async |client: &mut Client| consuming::look_up(client, &self.group, ids).await;
         self.pool.ask(PATIENCE, call).await
     }
 
@@ -78,14 +77,12 @@ impl Store {
         ttl: Duration,
     ) -> Result<Claimed, PgError> {
         let claimant = Claimant { group: &self.group, agent: self.agent, message_id, payload_hash };
-        let call =
-            async |client: &mut Client| consuming::claim(client, claimant, keys, ttl).await;
+        let call = async |client: &mut Client| consuming::claim(client, claimant, keys, ttl).await;
         self.pool.ask(PATIENCE, call).await
     }
 
     pub(super) async fn release(&self, claims: &[Claim]) -> Result<(), PgError> {
-        let call =
-            async |client: &mut Client| consuming::release(client, &self.group, claims).await;
+        let call = async |client: &mut Client| consuming::release(client, &self.group, claims).await;
         self.pool.ask(PATIENCE, call).await
     }
 
@@ -105,8 +102,7 @@ impl Store {
     /// See `effect::apply`; may be repeated.
     pub(super) async fn apply(&self, at: &TopicPartition, effect: Effect<'_>) -> Result<Affected, PgError> {
         let limit = Duration::from_millis(u64::try_from(effect.statement_timeout).unwrap_or(0));
-        let call =
-            async |client: &mut Client| effect::apply(client, self.place(at), effect).await;
+        let call = async |client: &mut Client| effect::apply(client, self.place(at), effect).await;
         self.pool.ask(limit + PATIENCE, call).await
     }
 }

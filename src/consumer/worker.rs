@@ -33,7 +33,7 @@ const BUSY: Backoff = Backoff { first: Duration::from_millis(50), max: Duration:
 const BUSY_IS_LONG: u32 = 20;
 
 /// What the loop is told of a partition.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Report {
     /// Everything below is finished and recorded.
     Completed(i64),
@@ -135,14 +135,14 @@ impl Worker {
         let messages: Vec<Message> = records.into_iter().map(|record| self.identify(record)).collect();
         let ids: Vec<Uuid> = messages.iter().map(|message| message.delivery.message_id).collect();
         let group = Arc::clone(&self.group);
-        let mut handled = self.look_up(&ids).await?;
+        let mut done = self.look_up(&ids).await?;
         for message in messages {
             if self.stop.is_cancelled() {
                 return Err(Stopped);
             }
             let (id, offset) = (message.delivery.message_id, message.offset());
             // The second record of one message in the same batch is its repeat.
-            if !handled.insert(id) {
+            if !done.insert(id) {
                 tracing::debug!(group = group.name, %id, offset, "a repeat, skipped");
                 group.status.count(Tally::Duplicate);
                 self.completion.skip(offset);
@@ -307,7 +307,7 @@ impl Worker {
     /// Another message holds a key, maybe one that this partition has finished and not yet recorded.
     async fn wait_for_key(&mut self, message: &Message, times: u32) -> Result<(), Stopped> {
         self.complete().await;
-        if times % BUSY_IS_LONG == 0 {
+        if times.is_multiple_of(BUSY_IS_LONG) {
             tracing::warn!(
                 group = self.group.name,
                 id = %message.delivery.message_id,

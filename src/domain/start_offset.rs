@@ -12,7 +12,10 @@ pub struct Extent {
 pub enum StartOffset {
     At(i64),
     /// The records from `wanted` on are gone, or the log is another: the earliest record that there is.
-    Reset { wanted: i64, low: i64 },
+    Reset {
+        wanted: i64,
+        low: i64,
+    },
 }
 
 impl StartOffset {
@@ -66,6 +69,10 @@ mod tests {
     #[test]
     fn an_offset_out_of_range_goes_to_the_earliest_record() {
         assert_eq!(LOG.start(Some(50), None), StartOffset::Reset { wanted: 50, low: 100 });
-        assert_eq!(LOG.start(Some(201), None), StartOffset::Reset { wanted: 201, low: 100 }, "a topic made anew");
+        assert_eq!(
+            LOG.start(Some(201), None),
+            StartOffset::Reset { wanted: 201, low: 100 },
+            "a topic made anew"
+        );
     }
 }

@@ -71,7 +71,11 @@ pub fn group_config(kafka: &Kafka, client_id: &str, kafka_group: &str) -> Result
 }
 
 /// For a member of a group.
-pub fn member_config(kafka: &Kafka, client_id: &str, kafka_group: &str) -> Result<ClientConfig, KafkaFailure> {
+pub fn member_config(
+    kafka: &Kafka,
+    client_id: &str,
+    kafka_group: &str,
+) -> Result<ClientConfig, KafkaFailure> {
     let properties = kafka.consumer_properties().map_err(KafkaFailure::secret)?;
     let mut config = layered(client_id, MEMBER_DEFAULTS, properties, CONSUMER);
     config.set("group.id", kafka_group);

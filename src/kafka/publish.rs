@@ -146,10 +146,14 @@ impl Incarnation {
         }
         let ticket = self.next_ticket;
         let added = message.record_headers();
-        let headers = added.iter().fold(OwnedHeaders::new_with_capacity(added.len()), |headers, (name, value)| {
-            headers.insert(Header { key: name, value: Some(value) })
-        });
-        #[allow(clippy::cast_possible_truncation, reason = "usize has 64 bits wherever librdkafka's clients run")]
+        let headers =
+            added.iter().fold(OwnedHeaders::new_with_capacity(added.len()), |headers, (name, value)| {
+                headers.insert(Header { key: name, value: Some(value) })
+            });
+        #[allow(
+            clippy::cast_possible_truncation,
+            reason = "usize has 64 bits wherever librdkafka's clients run"
+        )]
         let opaque = ticket as usize;
         let mut record: BaseRecord<'_, str, [u8], usize> =
             BaseRecord::with_opaque_to(&message.topic, opaque).headers(headers);

@@ -40,7 +40,10 @@ pub enum Polled {
     /// Some partition is read at an offset that its log does not have; which, is not told.
     OutOfRange,
     /// Said by the client now and then.
-    Standing { connected: bool, ends: HashMap<TopicPartition, i64> },
+    Standing {
+        connected: bool,
+        ends: HashMap<TopicPartition, i64>,
+    },
     /// A topic that was subscribed to is not there.
     TopicMissing,
     /// Passes by itself.
@@ -126,7 +129,12 @@ pub struct Subscription {
 
 impl Subscription {
     /// Joins when polled. It needs no broker yet.
-    pub fn new(kafka: &Kafka, client_id: &str, kafka_group: &str, topics: &[String]) -> Result<Self, KafkaFailure> {
+    pub fn new(
+        kafka: &Kafka,
+        client_id: &str,
+        kafka_group: &str,
+        topics: &[String],
+    ) -> Result<Self, KafkaFailure> {
         let config = client::member_config(kafka, client_id, kafka_group)?;
         let (events, received) = mpsc::unbounded_channel();
         let context = Context { events, closing: AtomicBool::new(false) };
@@ -258,8 +266,12 @@ fn trouble(error: &KafkaError) -> Polled {
         KafkaError::MessageConsumptionFatal(code) => Polled::Fatal(code.to_string()),
         KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => Polled::OutOfRange,
         error => match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::AllBrokersDown) => Polled::Standing { connected: false, ends: HashMap::new() },
-            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => Polled::TopicMissing,
+            Some(RDKafkaErrorCode::AllBrokersDown) => {
+                Polled::Standing { connected: false, ends: HashMap::new() }
+            }
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
+                Polled::TopicMissing
+            }
             Some(code) => Polled::Trouble(code.to_string()),
             None => Polled::Trouble(error.to_string()),
         },

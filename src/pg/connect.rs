@@ -201,7 +201,9 @@ fn tls_connector(tls: &Tls) -> anyhow::Result<MakeTlsConnector> {
         // That file alone is trusted, as libpq has it: the builder would add it to the system's authorities.
         let pem = std::fs::read(root).with_context(|| format!("sslrootcert {}", root.display()))?;
         let mut store = X509StoreBuilder::new()?;
-        for authority in X509::stack_from_pem(&pem).with_context(|| format!("sslrootcert {}", root.display()))? {
+        for authority in
+            X509::stack_from_pem(&pem).with_context(|| format!("sslrootcert {}", root.display()))?
+        {
             store.add_cert(authority)?;
         }
         builder.set_cert_store(store.build());
@@ -210,7 +212,9 @@ fn tls_connector(tls: &Tls) -> anyhow::Result<MakeTlsConnector> {
         builder.set_certificate_chain_file(cert).with_context(|| format!("sslcert {}", cert.display()))?;
     }
     if let Some(key) = &tls.key {
-        builder.set_private_key_file(key, SslFiletype::PEM).with_context(|| format!("sslkey {}", key.display()))?;
+        builder
+            .set_private_key_file(key, SslFiletype::PEM)
+            .with_context(|| format!("sslkey {}", key.display()))?;
     }
     // libpq: a root certificate makes any mode verify the chain; only verify-full looks at the host's name.
     let verify_chain = tls.root_cert.is_some() || matches!(tls.mode, SslMode::VerifyCa | SslMode::VerifyFull);

@@ -186,7 +186,11 @@ pub async fn positions(
 }
 
 /// Which of these messages the group has handled: one statement a batch.
-pub async fn look_up(client: &impl GenericClient, group: &str, ids: &[Uuid]) -> Result<HashSet<Uuid>, PgError> {
+pub async fn look_up(
+    client: &impl GenericClient,
+    group: &str,
+    ids: &[Uuid],
+) -> Result<HashSet<Uuid>, PgError> {
     let rows = client.query(LOOK_UP, &[&group, &ids]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
@@ -210,7 +214,10 @@ pub struct Claim {
 pub enum Claimed {
     All(Vec<Claim>),
     /// Another message has done this operation.
-    Done { by: Uuid, same_payload: bool },
+    Done {
+        by: Uuid,
+        same_payload: bool,
+    },
     /// Another start holds a key now; nothing is held by this one.
     Busy,
 }
@@ -250,7 +257,8 @@ pub async fn claim(
     // A message that died between its completion's parts cannot be: state and evidence commit together. A finished
     // key of this very message means that its evidence has gone by retention: done all the same.
     let done = rows.iter().find(|row| row.get::<_, Option<&str>>(3) == Some("done"));
-    let outcome = done.map_or(Claimed::Busy, |row| Claimed::Done { by: row.get(4), same_payload: row.get(5) });
+    let outcome =
+        done.map_or(Claimed::Busy, |row| Claimed::Done { by: row.get(4), same_payload: row.get(5) });
     release(client, group, &claims).await?;
     Ok(outcome)
 }
@@ -335,13 +343,20 @@ pub async fn evidence(
         .collect();
     let Place { group, topic, partition, agent_name, .. } = place;
     let rows = transaction
-        .query(EVIDENCE, &[&group, &topic, &partition, &agent_name, &ids, &offsets, &attempts, &duplicates, &micros])
+        .query(
+            EVIDENCE,
+            &[&group, &topic, &partition, &agent_name, &ids, &offsets, &attempts, &duplicates, &micros],
+        )
         .await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 /// Moves the group's position in that partition up to there.
-pub async fn move_to(transaction: &Transaction<'_>, place: Place<'_>, next_offset: i64) -> Result<(), PgError> {
+pub async fn move_to(
+    transaction: &Transaction<'_>,
+    place: Place<'_>,
+    next_offset: i64,
+) -> Result<(), PgError> {
     let Place { group, cluster_id, topic, partition, .. } = place;
     transaction.execute(MOVE, &[&group, &cluster_id, &topic, &partition, &next_offset]).await?;
     Ok(())
@@ -355,15 +370,14 @@ pub async fn claim_done(
 ) -> Result<Claimed, PgError> {
     let (namespaces, names) = columns(keys);
     let Claimant { group, agent, message_id, payload_hash } = claimant;
-    let taken =
-        transaction.execute(CLAIM_DONE, &[&group, &message_id, &namespaces, &names, &payload_hash, &agent]).await?;
+    let taken = transaction
+        .execute(CLAIM_DONE, &[&group, &message_id, &namespaces, &names, &payload_hash, &agent])
+        .await?;
     if usize::try_from(taken).is_ok_and(|taken| taken == keys.len()) {
         return Ok(Claimed::All(Vec::new()));
     }
     let rows = transaction.query(FIND_KEYS, &[&group, &namespaces, &names, &payload_hash]).await?;
-    let done = rows
-        .iter()
-        .find(|row| row.get::<_, &str>(3) == "done" && row.get::<_, Uuid>(4) != message_id);
+    let done = rows.iter().find(|row| row.get::<_, &str>(3) == "done" && row.get::<_, Uuid>(4) != message_id);
     Ok(done.map_or(Claimed::Busy, |row| Claimed::Done { by: row.get(4), same_payload: row.get(5) }))
 }
 

@@ -30,7 +30,10 @@ pub enum Affected {
     /// There is evidence already.
     Repeat,
     /// Another message has done this operation.
-    Duplicate { by: Uuid, same_payload: bool },
+    Duplicate {
+        by: Uuid,
+        same_payload: bool,
+    },
     /// Another start holds a key now.
     Busy,
     /// The function refused, by an exception of its own or by its time.
@@ -55,8 +58,12 @@ pub async fn apply(client: &mut Client, place: Place<'_>, effect: Effect<'_>) ->
         return Ok(Affected::Repeat);
     }
     if !keys.is_empty() {
-        let claimant =
-            Claimant { group: place.group, agent: effect.agent, message_id, payload_hash: effect.payload_hash };
+        let claimant = Claimant {
+            group: place.group,
+            agent: effect.agent,
+            message_id,
+            payload_hash: effect.payload_hash,
+        };
         match consuming::claim_done(&transaction, claimant, keys).await? {
             Claimed::All(_) => {}
             Claimed::Done { by, same_payload } => return Ok(Affected::Duplicate { by, same_payload }),
@@ -91,7 +98,8 @@ async fn call(
         .headers
         .iter()
         .filter_map(|(name, value)| {
-            Some((name.clone(), Value::String(value.as_deref().and_then(text)?))).filter(|(name, _)| !name.contains('\0'))
+            Some((name.clone(), Value::String(value.as_deref().and_then(text)?)))
+                .filter(|(name, _)| !name.contains('\0'))
         })
         .collect();
     let sql = format!(

@@ -26,7 +26,9 @@ impl Pool {
         question: impl AsyncFnOnce(&mut Client) -> Result<T, PgError>,
     ) -> Result<T, PgError> {
         let mut loan = Loan(Some(self.lend().await?));
-        let Some(client) = &mut loan.0 else { return Err(self.unreachable(anyhow::anyhow!("no connection"))) };
+        let Some(client) = &mut loan.0 else {
+            return Err(self.unreachable(anyhow::anyhow!("no connection")));
+        };
         let answer = tokio::time::timeout(patience, question(client)).await.unwrap_or_else(|_| {
             let waited = humantime::format_duration(patience);
             Err(self.unreachable(anyhow::anyhow!("no answer within {waited}")))

@@ -200,8 +200,12 @@ impl Session<'_> {
         }
         self.acknowledge();
         // What lies beyond an open window is of no interest until it is read to its end.
-        let asking: Vec<Uuid> =
-            self.lanes.iter().filter(|lane| !lane.window_is_open() || lane.drained).map(|lane| lane.owned.owner).collect();
+        let asking: Vec<Uuid> = self
+            .lanes
+            .iter()
+            .filter(|lane| !lane.window_is_open() || lane.drained)
+            .map(|lane| lane.owned.owner)
+            .collect();
         let poll = if asking.is_empty() { None } else { Some(self.store.poll(&asking).await?) };
         let mut busy = false;
         for index in 0..self.lanes.len() {
@@ -331,7 +335,11 @@ impl Session<'_> {
     }
 
     /// Hands a message over, waiting while the queue is full: its ticket, or why Kafka will never take it.
-    pub(super) async fn send(&mut self, message: &Message, partitions: i32) -> Result<Result<u64, String>, Stop> {
+    pub(super) async fn send(
+        &mut self,
+        message: &Message,
+        partitions: i32,
+    ) -> Result<Result<u64, String>, Stop> {
         loop {
             match self.incarnation.send(message, partitions) {
                 Ok(ticket) => return Ok(Ok(ticket)),

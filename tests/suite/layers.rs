@@ -22,8 +22,12 @@ const ROOMS: &[(&str, &[&str])] = &[
 ];
 
 /// Crates that keep out of a room.
-const CRATES: &[(&str, &[&str])] =
-    &[("domain", &["tokio", "tracing", "rdkafka"]), ("app", &["clap"]), ("producer", &["clap", "axum"]), ("http", &["rdkafka"])];
+const CRATES: &[(&str, &[&str])] = &[
+    ("domain", &["tokio", "tracing", "rdkafka"]),
+    ("app", &["clap"]),
+    ("producer", &["clap", "axum"]),
+    ("http", &["rdkafka"]),
+];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).unwrap() {
@@ -48,11 +52,18 @@ fn no_room_reaches_into_one_that_it_may_not_know() {
         let room = inside.iter().next().unwrap().to_str().unwrap().to_owned();
         let text = fs::read_to_string(&file).unwrap();
         let allowed = ROOMS.iter().find(|(name, _)| *name == room).map(|(_, allowed)| *allowed);
-        assert!(allowed.is_some() || matches!(room.as_str(), "main" | "lib" | "app"), "{room} is not in the table");
+        assert!(
+            allowed.is_some() || matches!(room.as_str(), "main" | "lib" | "app"),
+            "{room} is not in the table"
+        );
         for (place, _) in text.match_indices("crate::") {
-            let imported: String = text[place + 7..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            let imported: String =
+                text[place + 7..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
             let known = ROOMS.iter().any(|(name, _)| *name == imported) || imported == "app";
-            if known && imported != room && allowed.is_some_and(|allowed| !allowed.contains(&imported.as_str())) {
+            if known
+                && imported != room
+                && allowed.is_some_and(|allowed| !allowed.contains(&imported.as_str()))
+            {
                 wrong.push(format!("{}: {room} imports {imported}", inside.display()));
             }
         }

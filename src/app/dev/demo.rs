@@ -34,7 +34,9 @@ pub(super) async fn run(connector: &Connector) -> anyhow::Result<()> {
             "create table if not exists orders (id integer generated always as identity primary key, customer text not null)",
         )
         .await?;
-    println!("A shop takes {ORDERS} orders, each in one transaction of its own; every fourth is rolled back:");
+    println!(
+        "A shop takes {ORDERS} orders, each in one transaction of its own; every fourth is rolled back:"
+    );
     println!("  begin; insert into orders ...; select outboxd.enqueue('{TOPIC}', ...); commit\n");
     let mut sales = Vec::new();
     for number in 0..ORDERS {
@@ -53,7 +55,8 @@ pub(super) async fn run(connector: &Connector) -> anyhow::Result<()> {
 async fn sell(client: &mut Connection, number: usize) -> anyhow::Result<Sale> {
     let customer = CUSTOMERS[number % CUSTOMERS.len()];
     let transaction = client.transaction().await?;
-    let row = transaction.query_one("insert into orders (customer) values ($1) returning id", &[&customer]).await?;
+    let row =
+        transaction.query_one("insert into orders (customer) values ($1) returning id", &[&customer]).await?;
     let order = row.get(0);
     let message = enqueue(&transaction, order, customer).await?;
     if number % 4 == 3 {
@@ -125,7 +128,8 @@ fn check(sales: &[Sale], stories: &HashMap<Uuid, MessageStory>) -> anyhow::Resul
     );
     for customer in CUSTOMERS {
         let of_customer = sales.iter().filter(|sale| sale.customer == customer);
-        let offsets = of_customer.filter_map(|sale| stories.get(&sale.message?)?.handled.first().map(|first| first.offset));
+        let offsets = of_customer
+            .filter_map(|sale| stories.get(&sale.message?)?.handled.first().map(|first| first.offset));
         if !offsets.is_sorted() {
             bail!("the messages of {customer} are out of order");
         }

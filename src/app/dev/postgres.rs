@@ -64,7 +64,14 @@ impl EmbeddedPostgres {
         let mut keeper = user.command(Path::new("/bin/sh"));
         keeper.args(["-c", KEEPER, "sh"]).arg(binaries.join("postgres"));
         keeper.arg("-D").arg(&data).arg("-k").arg(folder.path());
-        keeper.args(["-c", "listen_addresses=", "-c", "unix_socket_permissions=0700", "-c", "log_min_messages=fatal"]);
+        keeper.args([
+            "-c",
+            "listen_addresses=",
+            "-c",
+            "unix_socket_permissions=0700",
+            "-c",
+            "log_min_messages=fatal",
+        ]);
         keeper.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         // A Ctrl-C is for us: the server goes last.
         let mut keeper = keeper.process_group(0).spawn().context("postgres cannot be started")?;
@@ -133,7 +140,9 @@ impl ServerUser {
         });
         match ids {
             Some(ids) => Ok(Self(Some(ids))),
-            None => bail!("Postgres refuses to run as root, and there is no user `postgres`: run this as another user"),
+            None => bail!(
+                "Postgres refuses to run as root, and there is no user `postgres`: run this as another user"
+            ),
         }
     }
 
@@ -163,14 +172,16 @@ fn binaries() -> anyhow::Result<PathBuf> {
         .into_iter()
         .flatten()
         .flatten()
-        .filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path().join("bin"))))
+        .filter_map(|entry| {
+            Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path().join("bin")))
+        })
         .filter(|(_, dir)| complete(dir))
         .max();
     if let Some((_, dir)) = newest {
         return Ok(dir);
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .find(complete)
-        .context("`outboxd dev` needs PostgreSQL's programs (initdb, postgres): on Debian, apt install postgresql")
+    std::env::split_paths(&path).find(complete).context(
+        "`outboxd dev` needs PostgreSQL's programs (initdb, postgres): on Debian, apt install postgresql",
+    )
 }

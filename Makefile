@@ -1,0 +1,53 @@
+# `make help` lists what there is.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.ONESHELL:
+.SHELLFLAGS := -euo pipefail -c
+
+# Where rustup puts cargo, for shells that were opened before it was installed.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+KAFKA_VERSION := 4.3.1
+KAFKA_LIB := target/kafka/$(KAFKA_VERSION)/lib
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## Install what is missing on a Debian machine; quiet if nothing is
+	@scripts/setup.sh
+
+.PHONY: kafka
+kafka: $(KAFKA_LIB)/.complete ## Fetch the Kafka broker that the tests run against
+
+$(KAFKA_LIB)/.complete: tests/services/pom.xml | setup
+	@echo "Fetching Kafka $(KAFKA_VERSION)"
+	rm -rf $(KAFKA_LIB)
+	mvn --quiet --batch-mode --file tests/services/pom.xml dependency:copy-dependencies \
+	  -Dkafka.version=$(KAFKA_VERSION) -DoutputDirectory="$(CURDIR)/$(KAFKA_LIB)"
+	touch $@
+
+.PHONY: build
+build: setup ## Build the release binary, target/release/outboxd
+	@cargo build --release --locked
+
+.PHONY: demo
+demo: build ## See it work: Postgres, a Kafka in the process, messages from end to end
+	@target/release/outboxd dev --demo
+
+.PHONY: lint
+lint: setup ## Check form: rustfmt, clippy, the systemd units, and cargo-deny where it is installed
+	@cargo fmt --check
+	cargo clippy --locked --all-targets --features failpoints -- -D warnings
+	scripts/check-units.sh
+	if command -v cargo-deny >/dev/null; then cargo deny --locked check; fi
+
+.PHONY: test
+test: lint kafka ## Run every test, against a real Postgres and a real Kafka
+	@cargo test --locked --features failpoints
+
+.PHONY: clean
+clean: ## Remove what was built and fetched
+	@rm -rf target

@@ -1,0 +1,24 @@
+//! What the tests stand on: real services of their own, faults, and the built program.
+
+pub mod daemon;
+pub mod database;
+pub mod eventually;
+pub mod kafka;
+pub mod outboxd;
+pub mod port;
+pub mod postgres;
+pub mod process;
+pub mod proxy;
+pub mod records;
+pub mod tls;
+pub mod unprivileged;
+pub mod watchdog;
+
+pub use daemon::Daemon;
+pub use database::{Database, PASSWORD};
+pub use eventually::{eventually, eventually_some};
+pub use kafka::Kafka;
+pub use outboxd::Outboxd;
+pub use postgres::Postgres;
+pub use proxy::{Direction, Proxy};
+pub use records::Record;

@@ -1,0 +1,275 @@
+//! A Kafka broker of the tests' own: one KRaft node from the jars that `make kafka` fetches.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode;
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tokio::sync::OnceCell;
+
+use super::database::PASSWORD;
+use super::process::Process;
+use super::{eventually, port, watchdog};
+
+const VERSION: &str = "4.3.1";
+const START: Duration = Duration::from_secs(120);
+const STOP: Duration = Duration::from_secs(60);
+const ANSWER: Duration = Duration::from_secs(30);
+
+pub struct Kafka {
+    process: Mutex<Option<Process>>,
+    port: u16,
+    guarded_port: u16,
+    directory: TempDir,
+    admin: AdminClient<DefaultClientContext>,
+}
+
+impl Kafka {
+    /// The one broker of this run: never stop it.
+    pub async fn shared() -> &'static Self {
+        static SHARED: OnceCell<Kafka> = OnceCell::const_new();
+        SHARED.get_or_init(Self::private).await
+    }
+
+    /// A broker for one test, to be stopped, killed or frozen. It costs seconds and some 300 MB.
+    pub async fn private() -> Self {
+        let directory = TempDir::with_prefix("outboxd-kafka-").unwrap();
+        watchdog::remove(directory.path());
+        let (port, guarded_port) = (port::free(), port::free());
+        std::fs::write(properties_file(&directory), properties(port, guarded_port, directory.path()))
+            .unwrap();
+        let formatted = java(&["kafka.tools.StorageTool", "format", "-t", &cluster_id(), "-c"])
+            .arg(properties_file(&directory))
+            .output()
+            .expect("java runs: `make setup` installs it");
+        assert!(
+            formatted.status.success(),
+            "Kafka's storage tool: {}",
+            String::from_utf8_lossy(&formatted.stderr)
+        );
+        let admin = client_config(port).create().unwrap();
+        let kafka = Self { process: Mutex::new(None), port, guarded_port, directory, admin };
+        kafka.start().await;
+        kafka
+    }
+
+    /// What goes into `kafka.brokers`.
+    pub fn brokers(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Where clients say who they are (see `guarded_client`), so that a topic can be forbidden to them.
+    pub fn guarded_brokers(&self) -> String {
+        format!("127.0.0.1:{}", self.guarded_port)
+    }
+
+    /// The librdkafka properties of a client at `guarded_brokers`.
+    pub fn guarded_client() -> [(&'static str, &'static str); 4] {
+        [
+            ("security.protocol", "sasl_plaintext"),
+            ("sasl.mechanism", "PLAIN"),
+            ("sasl.username", "app"),
+            ("sasl.password", PASSWORD),
+        ]
+    }
+
+    /// Nobody at `guarded_brokers` may write or read that topic any more, until `allow`.
+    pub async fn forbid(&self, topic: &str) {
+        self.acl(&["--add", "--deny-principal", "User:app", "--operation", "All", "--topic", topic]).await;
+    }
+
+    pub async fn allow(&self, topic: &str) {
+        self.acl(&[
+            "--remove",
+            "--force",
+            "--deny-principal",
+            "User:app",
+            "--operation",
+            "All",
+            "--topic",
+            topic,
+        ])
+        .await;
+    }
+
+    async fn acl(&self, arguments: &[&str]) {
+        let mut command = java(&["org.apache.kafka.tools.AclCommand", "--bootstrap-server", &self.brokers()]);
+        command.args(arguments);
+        let output = tokio::process::Command::from(command).output().await.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// A new topic with a name of its own.
+    pub async fn topic(&self, partitions: i32) -> String {
+        let name = format!("topic-{:016x}", fastrand::u64(..));
+        self.create_topic(&name, partitions, &[]).await;
+        name
+    }
+
+    /// A new topic of that name; ready when this returns.
+    pub async fn create_topic(&self, name: &str, partitions: i32, config: &[(&str, &str)]) {
+        let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        let topic = config.iter().fold(topic, |topic, (property, value)| topic.set(property, value));
+        let made = self.admin.create_topics(&[topic], &AdminOptions::new()).await.unwrap();
+        made.into_iter().collect::<Result<Vec<_>, _>>().unwrap();
+        eventually(&format!("topic {name} has leaders"), ANSWER, async || {
+            self.leaders(name).await == Some(partitions)
+        })
+        .await;
+    }
+
+    /// Deletes it; gone when this returns.
+    pub async fn delete_topic(&self, name: &str) {
+        let deleted = self.admin.delete_topics(&[name], &AdminOptions::new()).await.unwrap();
+        deleted.into_iter().collect::<Result<Vec<_>, _>>().unwrap();
+        eventually(&format!("topic {name} is gone"), ANSWER, async || self.leaders(name).await.is_none())
+            .await;
+    }
+
+    /// How many partitions of the topic can be written to; nothing if there is no such topic.
+    async fn leaders(&self, topic: &str) -> Option<i32> {
+        let (config, name) = (self.client_config(), topic.to_owned());
+        let metadata = tokio::task::spawn_blocking(move || {
+            let client: AdminClient<DefaultClientContext> = config.create()?;
+            client.inner().fetch_metadata(Some(&name), ANSWER)
+        });
+        let metadata = metadata.await.unwrap().ok()?;
+        let found = metadata.topics().first().filter(|topic| topic.error().is_none())?;
+        let ready = found
+            .partitions()
+            .iter()
+            .filter(|partition| partition.error().is_none() && partition.leader() >= 0);
+        i32::try_from(ready.count()).ok()
+    }
+
+    pub(super) fn client_config(&self) -> ClientConfig {
+        client_config(self.port)
+    }
+
+    /// Starts it, on the same port and data as before, and waits until it answers.
+    pub async fn start(&self) {
+        let mut command = java(&["kafka.Kafka"]);
+        command.arg(properties_file(&self.directory));
+        let process = Process::start("Kafka", &mut command, &self.directory.path().join("log"), "KILL");
+        *self.process.lock().unwrap() = Some(process);
+        eventually("Kafka answers", START, async || {
+            self.assert_alive();
+            self.answers().await
+        })
+        .await;
+    }
+
+    fn assert_alive(&self) {
+        let process = self.process.lock().unwrap();
+        let running = process.as_ref().expect("it was started");
+        assert!(running.exited().is_none(), "Kafka ended. {}", running.last_words());
+    }
+
+    async fn answers(&self) -> bool {
+        let config = self.client_config();
+        let asked = tokio::task::spawn_blocking(move || {
+            let client: AdminClient<DefaultClientContext> = config.create()?;
+            let metadata = client.inner().fetch_metadata(None, Duration::from_secs(1))?;
+            if metadata.brokers().is_empty() {
+                return Err(KafkaError::MetadataFetch(RDKafkaErrorCode::BrokerNotAvailable));
+            }
+            Ok(())
+        });
+        asked.await.unwrap().is_ok()
+    }
+
+    /// Ends it in good order.
+    pub async fn stop(&self) {
+        let process = self.process.lock().unwrap().take().expect("it runs");
+        process.signal(Signal::TERM);
+        process.ended(STOP).await;
+    }
+
+    pub fn kill(&self) {
+        self.process.lock().unwrap().take().expect("it runs").kill();
+    }
+
+    /// Freezes it: connections stay, nothing answers.
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        self.process.lock().unwrap().as_ref().expect("it runs").signal(signal);
+    }
+}
+
+fn client_config(port: u16) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", format!("127.0.0.1:{port}"));
+    config.set("allow.auto.create.topics", "false");
+    // A test that waits for a broker to come back has no patience for the default of ten seconds.
+    config.set("reconnect.backoff.max.ms", "500");
+    config
+}
+
+fn properties_file(directory: &TempDir) -> PathBuf {
+    directory.path().join("server.properties")
+}
+
+fn properties(port: u16, guarded_port: u16, directory: &Path) -> String {
+    let controller = port::free();
+    let data = directory.join("data");
+    format!(
+        "process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+controller.listener.names=CONTROLLER
+listeners=PLAINTEXT://127.0.0.1:{port},GUARDED://127.0.0.1:{guarded_port},CONTROLLER://127.0.0.1:{controller}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,GUARDED:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.name.guarded.sasl.enabled.mechanisms=PLAIN
+listener.name.guarded.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_app=\"{PASSWORD}\";
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:ANONYMOUS
+allow.everyone.if.no.acl.found=true
+log.dirs={data}
+auto.create.topics.enable=false
+group.initial.rebalance.delay.ms=0
+offsets.topic.num.partitions=4
+offsets.topic.replication.factor=1
+transaction.state.log.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+",
+        data = data.display()
+    )
+}
+
+/// A Java program from Kafka's jars, with a small heap and the compiler that starts fast.
+fn java(arguments: &[&str]) -> Command {
+    let jars = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/kafka").join(VERSION).join("lib");
+    assert!(
+        jars.join(".complete").exists(),
+        "Kafka's jars are missing in {}: run `make kafka`",
+        jars.display()
+    );
+    let mut command = Command::new("java");
+    command.args(["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
+    command.arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn");
+    command.arg("-cp").arg(jars.join("*")).args(arguments);
+    command
+}
+
+/// 128 bits in Kafka's base 64, never with the leading dash that its tools take for an option.
+fn cluster_id() -> String {
+    let letters: String = std::iter::repeat_with(fastrand::alphanumeric).take(21).collect();
+    letters + "A"
+}

@@ -1,0 +1,206 @@
+//! A Postgres cluster of the tests' own, from Debian's binaries.
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use outboxd::config::Roles;
+use outboxd::pg::migrate::migrate;
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tokio::sync::OnceCell;
+
+use super::database::{self, Database, PASSWORD};
+use super::process::Process;
+use super::unprivileged::User;
+use super::{eventually, port, tls, watchdog};
+
+const TEMPLATE: &str = "outboxd_template";
+const START: Duration = Duration::from_secs(60);
+const STOP: Duration = Duration::from_secs(60);
+
+/// Everyone but the superuser comes with a password.
+const HBA: &str = "\
+local all all trust
+host all postgres 127.0.0.1/32 trust
+host all all 127.0.0.1/32 scram-sha-256
+";
+
+const SETTINGS: &[&str] = &[
+    "listen_addresses=127.0.0.1",
+    "fsync=on",
+    "wal_level=logical",
+    "max_connections=300",
+    "max_prepared_transactions=20",
+    "shared_buffers=64MB",
+    "max_wal_size=256MB",
+    "ssl=on",
+    "ssl_cert_file=server.crt",
+    "ssl_key_file=server.key",
+];
+
+pub struct Postgres {
+    process: Mutex<Option<Process>>,
+    port: u16,
+    directory: TempDir,
+    bin: PathBuf,
+    user: User,
+}
+
+impl Postgres {
+    /// The one cluster of this run: never stop it.
+    pub async fn shared() -> &'static Self {
+        static SHARED: OnceCell<Postgres> = OnceCell::const_new();
+        SHARED.get_or_init(Self::private).await
+    }
+
+    /// A cluster for one test, to be stopped, killed or frozen.
+    pub async fn private() -> Self {
+        let postgres = Self::prepare();
+        postgres.start().await;
+        postgres.make_template().await;
+        postgres
+    }
+
+    fn prepare() -> Self {
+        let directory = TempDir::with_prefix("outboxd-postgres-").unwrap();
+        watchdog::remove(directory.path());
+        let user = User::for_postgres();
+        user.own(directory.path());
+        let bin = newest_bin();
+        let data = directory.path().join("data");
+        let made = user
+            .command(&bin.join("initdb"))
+            .args([
+                "--username=postgres",
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--locale=C.UTF-8",
+                "--no-sync",
+                "-D",
+            ])
+            .arg(&data)
+            .output()
+            .expect("initdb runs");
+        assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
+        std::fs::write(data.join("pg_hba.conf"), HBA).unwrap();
+        let (certificate, key) = (data.join("server.crt"), data.join("server.key"));
+        tls::write(&certificate, &key);
+        for file in [&certificate, &key] {
+            std::fs::set_permissions(file, Permissions::from_mode(0o600)).unwrap();
+            user.own(file);
+        }
+        Self { process: Mutex::new(None), port: port::free(), directory, bin, user }
+    }
+
+    /// On 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What a client verifies the server's certificate against; it is made out for `localhost`.
+    pub fn root_cert(&self) -> PathBuf {
+        self.directory.path().join("data/server.crt")
+    }
+
+    /// A migrated database of its own for a test; gone when dropped.
+    pub async fn database(&self) -> Database {
+        Database::create(self.port, Some(TEMPLATE)).await
+    }
+
+    /// A database on which nobody has run `outboxd migrate`.
+    pub async fn empty_database(&self) -> Database {
+        Database::create(self.port, None).await
+    }
+
+    /// Starts it, on the same port and data as before, and waits until it answers.
+    pub async fn start(&self) {
+        *self.process.lock().unwrap() = Some(self.spawn());
+        let url = database::url("postgres", self.port, "postgres");
+        eventually("Postgres answers", START, async || {
+            self.restart_if_it_met_a_dying_one();
+            database::try_connect(&url).await.is_ok()
+        })
+        .await;
+    }
+
+    /// Ends it in good order.
+    pub async fn stop(&self) {
+        let process = self.process.lock().unwrap().take().expect("it runs");
+        process.signal(Signal::INT);
+        process.ended(STOP).await;
+    }
+
+    /// Ends it as a crash of its machine would, but for what the system still writes.
+    pub fn kill(&self) {
+        self.process.lock().unwrap().take().expect("it runs").kill();
+    }
+
+    /// Freezes the process that takes connections; sessions that are open go on.
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        self.process.lock().unwrap().as_ref().expect("it runs").signal(signal);
+    }
+
+    fn spawn(&self) -> Process {
+        let mut command = self.user.command(&self.bin.join("postgres"));
+        command.arg("-D").arg(self.directory.path().join("data")).arg("-p").arg(self.port.to_string());
+        command.arg("-k").arg(self.directory.path());
+        for setting in SETTINGS {
+            command.args(["-c", setting]);
+        }
+        // An immediate shutdown: it takes its children and its shared memory along.
+        Process::start("Postgres", &mut command, &self.directory.path().join("log"), "QUIT")
+    }
+
+    /// After a kill its sessions take a moment to notice, and until then no new server is let in.
+    fn restart_if_it_met_a_dying_one(&self) {
+        let mut process = self.process.lock().unwrap();
+        let running = process.as_ref().expect("it was started");
+        if running.exited().is_some() {
+            let words = running.last_words();
+            assert!(
+                words.contains("still in use") || words.contains("already exists"),
+                "Postgres ended. {words}"
+            );
+            *process = Some(self.spawn());
+        }
+    }
+
+    /// The migrated database that tests get copies of, and the people in it.
+    async fn make_template(&self) {
+        let mut template = Database::create_named(self.port, TEMPLATE, None).await;
+        migrate(&mut template.connect().await, Some(&Roles::default()))
+            .await
+            .expect("the template is migrated");
+        let admin = database::connect(&database::url("postgres", self.port, "postgres")).await;
+        admin
+            .batch_execute(&format!(
+                "create role app login password '{PASSWORD}' in role outboxd_app;
+                 create role agent login password '{PASSWORD}' in role outboxd_agent;
+                 create role operator login password '{PASSWORD}' in role outboxd_operator;
+                 create role reader login password '{PASSWORD}' in role outboxd_reader;
+                 alter database {TEMPLATE} with is_template true allow_connections false;"
+            ))
+            .await
+            .expect("the template is closed");
+        template.keep();
+    }
+}
+
+/// Of the newest version that is installed.
+fn newest_bin() -> PathBuf {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let newest = versions.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).max();
+    let version = newest.expect("Postgres is installed: run `make setup`");
+    Path::new("/usr/lib/postgresql").join(version.to_string()).join("bin")
+}
