@@ -8,4 +8,7 @@ mod support;
 mod suite {
     mod harness;
     mod layers;
+    mod relay;
+    mod relay_aside;
+    mod relay_faults;
 }

@@ -4,6 +4,7 @@ pub mod daemon;
 pub mod database;
 pub mod eventually;
 pub mod kafka;
+pub mod ledger;
 pub mod outboxd;
 pub mod port;
 pub mod postgres;

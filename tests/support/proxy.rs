@@ -85,9 +85,9 @@ impl Proxy {
     }
 
     /// The next request that contains the pattern reaches the server, and is answered; the answer is lost and the
-    /// connection cut. Waits until that has happened. (The text of a prepared statement passes when it is prepared, not
-    /// when it is executed: for one of those, `swallow` the answers, look for the effect, and `cut`.)
-    pub fn lose_answer_to(&self, pattern: &str) -> impl Future<Output = ()> + use<> {
+    /// connection cut. Waits until that has happened. The text of a prepared statement passes when it is prepared, not
+    /// when it is executed: its parameters are what to look for then.
+    pub fn lose_answer_to<P: Into<Vec<u8>>>(&self, pattern: P) -> impl Future<Output = ()> + use<P> {
         *self.ambush.pattern.lock().unwrap() = Some(pattern.into());
         let ambush = Arc::clone(&self.ambush);
         async move { ambush.sprung.notified().await }
