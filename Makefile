@@ -25,7 +25,7 @@ kafka: $(KAFKA_LIB)/.complete ## Fetch the Kafka broker that the tests run again
 $(KAFKA_LIB)/.complete: tests/services/pom.xml | setup
 	@echo "Fetching Kafka $(KAFKA_VERSION)"
 	rm -rf $(KAFKA_LIB)
-	mvn --quiet --batch-mode -Dstyle.color=never --file tests/services/pom.xml dependency:copy-dependencies \
+	mvn --quiet --batch-mode --file tests/services/pom.xml dependency:copy-dependencies \
 	  -DoutputDirectory="$(CURDIR)/$(KAFKA_LIB)"
 	touch $@
 
