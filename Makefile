@@ -8,7 +8,7 @@ SHELL := /bin/bash
 # Where rustup puts cargo, for shells that were opened before it was installed.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-KAFKA_VERSION := 4.3.1
+KAFKA_VERSION := $(shell sed -n 's|.*<kafka.version>\(.*\)</.*|\1|p' tests/services/pom.xml)
 KAFKA_LIB := target/kafka/$(KAFKA_VERSION)/lib
 
 .PHONY: help
@@ -26,7 +26,7 @@ $(KAFKA_LIB)/.complete: tests/services/pom.xml | setup
 	@echo "Fetching Kafka $(KAFKA_VERSION)"
 	rm -rf $(KAFKA_LIB)
 	mvn --quiet --batch-mode --file tests/services/pom.xml dependency:copy-dependencies \
-	  -Dkafka.version=$(KAFKA_VERSION) -DoutputDirectory="$(CURDIR)/$(KAFKA_LIB)"
+	  -DoutputDirectory="$(CURDIR)/$(KAFKA_LIB)"
 	touch $@
 
 .PHONY: build

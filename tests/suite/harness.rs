@@ -1,6 +1,7 @@
 //! The tests' own tools do what they say: a tool that does not would let every promise pass.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +10,10 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+use crate::support::process::Process;
 use crate::support::{
     Daemon, Direction, Kafka, Outboxd, PASSWORD, Postgres, Proxy, Record, database, eventually,
+    eventually_some,
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -93,6 +96,34 @@ async fn a_killed_postgres_comes_back_with_what_was_committed() {
     assert!(database::try_connect(&database.url).await.is_err());
     postgres.start().await;
     assert_eq!(database.count("select count(*) from kept").await, 2);
+}
+
+/// Set in the second process of the next test.
+const DOOMED: &str = "HARNESS_DOOMED";
+
+#[tokio::test]
+async fn what_the_tests_started_is_gone_when_they_are_killed() {
+    if std::env::var_os(DOOMED).is_some() {
+        let postgres = Postgres::private().await;
+        println!("data: {}", postgres.root_cert().parent().unwrap().display());
+        return std::future::pending().await;
+    }
+    let me = "suite::harness::what_the_tests_started_is_gone_when_they_are_killed";
+    let directory = TempDir::new().unwrap();
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.args(["--exact", me, "--nocapture"]).env(DOOMED, "yes");
+    let doomed = Process::start("the tests", &mut again, &directory.path().join("log"), "KILL");
+    let data = eventually_some("its Postgres runs", SOON, async || {
+        let log = doomed.log();
+        log.lines().find_map(|line| line.split_once("data: ")).map(|(_, path)| PathBuf::from(path))
+    })
+    .await;
+    let server = std::fs::read_to_string(data.join("postmaster.pid")).unwrap();
+    let server = Path::new("/proc").join(server.lines().next().unwrap());
+    assert!(server.exists());
+    doomed.kill();
+    eventually("the server has ended", SOON, async || !server.exists()).await;
+    eventually("its data are gone", SOON, async || !data.exists()).await;
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use super::database::PASSWORD;
 use super::process::Process;
 use super::{eventually, port, watchdog};
 
-const VERSION: &str = "4.3.1";
+const POM: &str = include_str!("../services/pom.xml");
 const START: Duration = Duration::from_secs(120);
 const STOP: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(30);
@@ -241,6 +241,8 @@ allow.everyone.if.no.acl.found=true
 log.dirs={data}
 auto.create.topics.enable=false
 group.initial.rebalance.delay.ms=0
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
 offsets.topic.num.partitions=4
 offsets.topic.replication.factor=1
 transaction.state.log.num.partitions=4
@@ -255,7 +257,9 @@ share.coordinator.state.topic.min.isr=1
 
 /// A Java program from Kafka's jars, with a small heap and the compiler that starts fast.
 fn java(arguments: &[&str]) -> Command {
-    let jars = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/kafka").join(VERSION).join("lib");
+    let (_, version) = POM.split_once("<kafka.version>").unwrap();
+    let (version, _) = version.split_once('<').unwrap();
+    let jars = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/kafka").join(version).join("lib");
     assert!(
         jars.join(".complete").exists(),
         "Kafka's jars are missing in {}: run `make kafka`",
