@@ -6,6 +6,7 @@
 mod support;
 
 mod suite {
+    mod consuming;
     mod harness;
     mod layers;
     mod relay;

@@ -56,6 +56,10 @@ impl Inlet {
         pause
     }
 
+    pub(super) fn is_paused(&self) -> bool {
+        self.level.paused.load(Ordering::SeqCst)
+    }
+
     /// Says whether a paused partition is to go on now.
     pub(super) fn has_room(&self, batch: usize) -> bool {
         self.level.has_room(batch) && self.level.paused.swap(false, Ordering::SeqCst)

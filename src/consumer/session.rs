@@ -16,7 +16,7 @@ use super::start;
 use super::worker::{Report, Reporter, Worker};
 use super::{Group, SessionError};
 use crate::domain::delivery::{Record, TopicPartition};
-use crate::domain::start_offset::{Extent, StartOffset};
+use crate::domain::start_offset::Extent;
 use crate::failpoint;
 use crate::kafka::subscribe::{Polled, Rebalance, Subscription};
 
@@ -355,17 +355,19 @@ impl Session {
         self.extents = Some(AbortOnDropHandle::new(task));
     }
 
-    /// Makes every partition read on, those out of range from the earliest record. A partition that was fine only
-    /// fetches again.
+    /// Makes every partition read on, those out of range from the earliest record. One that was fine only fetches again
+    /// what was not polled yet: librdkafka may stand at another offset than we do, so that none can be left out.
     fn mend(&mut self, extents: &[(TopicPartition, Extent)]) -> Result<(), SessionError> {
         for (at, extent) in extents {
-            let Some(partition) = self.partitions.get_mut(at) else { continue };
+            let reads = self.partitions.get_mut(at).filter(|partition| !partition.stop.is_cancelled());
+            let Some(partition) = reads else { continue };
             let start = extent.clamp(partition.next);
-            if let StartOffset::Reset { .. } = start {
-                start::tell_reset(&self.group.name, at, start);
-            }
+            start::tell_reset(&self.group.name, at, start);
             partition.next = start.offset();
-            self.subscription.seek(at, partition.next)?;
+            self.subscription.read_on(at, partition.next)?;
+            if partition.inlet.is_paused() {
+                self.subscription.pause(at)?;
+            }
         }
         Ok(())
     }

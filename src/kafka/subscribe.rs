@@ -4,7 +4,6 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::DateTime;
@@ -196,10 +195,11 @@ impl Subscription {
         Ok(consumer.resume(&list)?)
     }
 
-    /// Reads on from there; what was fetched and not polled is dropped.
-    pub fn seek(&self, (topic, partition): &TopicPartition, offset: i64) -> Result<(), KafkaFailure> {
-        let Some(consumer) = &self.consumer else { return Ok(()) };
-        Ok(consumer.seek(topic, *partition, Offset::Offset(offset), Duration::ZERO)?)
+    /// Reads an assigned partition on from there. A seek would not do: librdkafka takes none while a partition stands
+    /// still after an offset out of range, and does not say so.
+    pub fn read_on(&self, at: &TopicPartition, offset: i64) -> Result<(), KafkaFailure> {
+        self.unassign(std::slice::from_ref(at))?;
+        self.assign(&[(at.clone(), offset)])
     }
 
     /// Tells Kafka how far the group is; that it did not arrive is only logged.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use deadpool_postgres::{Object, PoolError};
 use tokio_postgres::Client;
 
-use super::connect::{Connector, PgError};
+use super::connect::{Connector, PgError, QueryError, describe, is_connection};
 
 /// Makes connections when they are needed, up to `pool_size`, and keeps them.
 pub struct Pool {
@@ -33,15 +33,21 @@ impl Pool {
             let waited = humantime::format_duration(patience);
             Err(self.unreachable(anyhow::anyhow!("no answer within {waited}")))
         });
-        if !answer.as_ref().is_err_and(PgError::is_connection) {
-            loan.give_back();
+        match answer {
+            Err(PgError::Query(QueryError(error))) if is_connection(&error) => {
+                Err(self.unreachable(anyhow::anyhow!(describe(&error))))
+            }
+            Err(error) if error.is_connection() => Err(error),
+            answer => {
+                loan.give_back();
+                answer
+            }
         }
-        answer
     }
 
     async fn lend(&self) -> Result<Object, PgError> {
         self.inner.get().await.map_err(|error| match error {
-            PoolError::Backend(error) => error.into(),
+            PoolError::Backend(error) => self.unreachable(anyhow::anyhow!(describe(&error))),
             error => self.unreachable(anyhow::anyhow!(error)),
         })
     }
