@@ -8,4 +8,7 @@ mod support;
 mod suite {
     mod harness;
     mod layers;
+    mod oversize;
+    mod send;
+    mod send_lines;
 }
