@@ -6,6 +6,7 @@
 mod support;
 
 mod suite {
+    mod cli;
     mod harness;
     mod layers;
     mod oversize;
