@@ -9,6 +9,7 @@ mod suite {
     mod cli;
     mod harness;
     mod layers;
+    mod migrating;
     mod oversize;
     mod send;
     mod send_lines;
