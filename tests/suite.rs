@@ -7,10 +7,13 @@ mod support;
 
 mod suite {
     mod cli;
+    mod contract;
+    mod enqueue;
     mod harness;
     mod layers;
     mod migrating;
     mod oversize;
     mod send;
     mod send_lines;
+    mod statements;
 }

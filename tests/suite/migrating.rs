@@ -2,12 +2,12 @@
 
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use outboxd::pg::migrate::{MIGRATIONS, newest};
 use serde_json::Value;
 
 use crate::support::{Daemon, Database, Kafka, Outboxd, PASSWORD, Postgres, eventually};
-use std::time::Duration;
 
 fn migrator(database: &Database) -> Outboxd {
     Outboxd::without_kafka(database).owner()
