@@ -7,7 +7,9 @@ mod support;
 
 mod suite {
     mod cli;
+    mod configuring;
     mod contract;
+    mod encrypting;
     mod enqueue;
     mod harness;
     mod layers;
