@@ -9,6 +9,7 @@ mod suite {
     mod cli;
     mod configuring;
     mod contract;
+    mod developing;
     mod encrypting;
     mod enqueue;
     mod harness;
