@@ -143,11 +143,13 @@ async fn carry(client: TcpStream, upstream: u16, faults: watch::Receiver<Faults>
             ambush.sprung.notify_one();
         }
     };
-    // Whichever ends first takes the connection with it.
+    // Whichever ends first takes the connection with it. The cut first: after `cut` and `heal` at one moment nothing that
+    // was swallowed may pass.
     tokio::select! {
+        biased;
+        _ = cut.wait_for(|faults| faults.era != era) => {}
         () = requests => {}
         () = answers => {}
-        _ = cut.wait_for(|faults| faults.era != era) => {}
     }
 }
 
