@@ -18,30 +18,29 @@ async fn the_largest_that_send_takes_is_published_and_one_byte_more_is_refused_b
     let topic = kafka.topic(1).await;
     let outboxd =
         Outboxd::new(&database, kafka).set(&format!("kafka.producer.\"message.max.bytes\" = {LIMIT}"));
-    let send = async |bytes: usize| {
+    let send = async |length: usize| {
         let arguments = [&FACTS[..], &["--topic", &topic]].concat();
-        outboxd.run_with_input(&arguments, &vec![b'x'; bytes]).await
+        outboxd.run_with_input(&arguments, &vec![b'x'; length]).await
     };
     let refused = send(LIMIT).await;
     assert_eq!(refused.code, 2, "{refused:?}");
-    let words = "takes ";
-    let (_, size) = refused.stderr.split_once(words).unwrap();
+    let (_, size) = refused.stderr.split_once("takes ").unwrap();
     let size: usize = size.split(' ').next().unwrap().parse().unwrap();
     let largest = LIMIT - (size - LIMIT);
     let too_large = send(largest + 1).await;
     assert_eq!(too_large.code, 2, "{too_large:?}");
     assert!(too_large.stderr.contains("message.max.bytes"), "{}", too_large.stderr);
     assert_eq!(database.count("select count(*) from outboxd.messages").await, 0);
-    let sent = send(largest).await;
-    assert_eq!(sent.code, 0, "{sent:?}");
+    let fits = send(largest).await;
+    assert_eq!(fits.code, 0, "{fits:?}");
     // The same with one byte more, by the door that knows no limit.
     let larger = "insert into outboxd.messages (topic, key, payload, headers, type, idempotency_key)
         select topic, key, payload || 'x'::bytea, headers, type, idempotency_key from outboxd.messages";
     assert_eq!(database.execute(larger, &[]).await, 1);
 
     let producer = outboxd.producer();
-    let states = "select count(*) from outboxd.message_states where state in ('published', 'parked')";
-    eventually("both are settled", SOON, async || database.count(states).await == 2).await;
+    let settled = "select count(*) from outboxd.message_states where state in ('published', 'parked')";
+    eventually("both are settled", SOON, async || database.count(settled).await == 2).await;
     let states = database.query("select state, reason from outboxd.message_states order by seq", &[]).await;
     let state = |row: usize| states[row].get::<_, String>("state");
     assert_eq!((state(0), state(1)), ("published".to_owned(), "parked".to_owned()), "{}", producer.log());

@@ -65,6 +65,9 @@ async fn what_is_not_given_is_absent_and_the_derived_id_is_printed() {
     assert_eq!(as_json, json!({ "id": rows[1].get::<_, Uuid>("derived") }));
 }
 
+/// Arguments, what is on standard input, and the payload that it makes.
+type Way<'a> = (&'a [&'a str], &'a [u8], Option<&'a [u8]>);
+
 #[tokio::test]
 async fn a_payload_comes_byte_by_byte_from_argument_file_or_standard_input() {
     let database = Postgres::shared().await.database().await;
@@ -73,7 +76,7 @@ async fn a_payload_comes_byte_by_byte_from_argument_file_or_standard_input() {
     let file = outboxd.config().with_file_name("payload");
     std::fs::write(&file, &bytes).unwrap();
     let file = file.to_str().unwrap();
-    let ways: [(&[&str], &[u8], Option<&[u8]>); 6] = [
+    let ways: [Way; 6] = [
         (&["an argument"], b"not this", Some(b"an argument")),
         (&["--file", file], b"not this", Some(&bytes)),
         (&["--file", "-"], &bytes, Some(&bytes)),

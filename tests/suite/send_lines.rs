@@ -16,7 +16,8 @@ fn outboxd(database: &Database) -> Outboxd {
 }
 
 fn numbered(count: usize) -> String {
-    (1..=count).map(|n| format!("{{\"topic\":\"orders\",\"key\":\"k\",\"payload\":\"{n}\"}}\n")).collect()
+    let line = |n| json!({"topic": "orders", "key": "k", "payload": n}).to_string() + "\n";
+    (1..=count).map(|n| line(n.to_string())).collect()
 }
 
 async fn payloads(database: &Database) -> Vec<String> {
