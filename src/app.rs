@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, Loaded};
 use crate::consumer::{self, ConsumerError, ConsumerStatus, Drained, GroupContext, GroupStatus, handler};
 use crate::domain::health::Vitals;
-use crate::failure::Exit;
+use crate::failure::{Exit, Failure, Kind};
 use crate::lifecycle::Lifecycle;
 use crate::producer::{Relay, RelayStatus};
 
@@ -74,7 +74,8 @@ async fn run_consumer(config: Config, groups: Vec<String>, lifecycle: Lifecycle)
     for group in &groups {
         let config = config.groups.get(group).with_context(|| format!("there is no group `{group}`"))?;
         // Found out before anything is joined, let alone handled.
-        handler::prepare(&config.handler).with_context(|| format!("group `{group}`, handler"))?;
+        handler::prepare(&config.handler)
+            .with_context(|| Failure::new(Kind::Configuration, format!("group `{group}`, handler")))?;
     }
     let mut daemon = Daemon::start(config, lifecycle.clone(), "consumer", groups.clone(), vitals).await?;
     let Some(member) = daemon.join().await? else { return Ok(Exit::Done) };

@@ -6,10 +6,21 @@
 mod support;
 
 mod suite {
+    mod cli;
+    mod configuring;
     mod consuming;
+    mod contract;
+    mod developing;
+    mod encrypting;
+    mod enqueue;
     mod harness;
     mod layers;
+    mod migrating;
+    mod oversize;
     mod relay;
     mod relay_aside;
     mod relay_faults;
+    mod send;
+    mod send_lines;
+    mod statements;
 }

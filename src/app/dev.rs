@@ -11,6 +11,7 @@ use rdkafka::mocking::MockCluster;
 
 use super::{run_consumer, run_producer};
 use crate::config::Config;
+use crate::config::agent::DRAIN_TIMEOUT;
 use crate::failure::Exit;
 use crate::lifecycle::Lifecycle;
 use crate::pg::{Connector, consuming, migrate};
@@ -29,13 +30,15 @@ pub struct DevOptions {
 
 /// Starts everything, then shows it working or stays up until a signal.
 pub async fn dev(options: DevOptions) -> anyhow::Result<Exit> {
+    // First of all: a signal that comes while the server starts must not leave it behind.
+    let lifecycle = Lifecycle::on_signals(DRAIN_TIMEOUT)?;
     let postgres = EmbeddedPostgres::start(options.data_dir.as_deref()).await?;
-    let outcome = on(&postgres, &options).await;
+    let outcome = on(&postgres, &options, lifecycle).await;
     postgres.stop().await;
     outcome
 }
 
-async fn on(postgres: &EmbeddedPostgres, options: &DevOptions) -> anyhow::Result<Exit> {
+async fn on(postgres: &EmbeddedPostgres, options: &DevOptions, lifecycle: Lifecycle) -> anyhow::Result<Exit> {
     let kafka = MockCluster::new(1).context("the in-process broker cannot be started")?;
     kafka.create_topic(TOPIC, PARTITIONS, 1).context("the in-process broker refuses a topic")?;
     let brokers = kafka.bootstrap_servers();
@@ -46,7 +49,6 @@ async fn on(postgres: &EmbeddedPostgres, options: &DevOptions) -> anyhow::Result
     // The broker forgot everything when it ended, and so must the groups that stood on it.
     consuming::forget_groups(&client).await?;
 
-    let lifecycle = Lifecycle::on_signals(config.agent.drain_timeout)?;
     let producer = tokio::spawn(run_producer(config.clone(), lifecycle.clone()));
     let consumer = tokio::spawn(run_consumer(config, vec![TOPIC.into()], lifecycle.clone()));
     let shown = if options.demo {

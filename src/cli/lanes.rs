@@ -53,12 +53,11 @@ impl Options {
 }
 
 fn row(lane: &LaneStatus) -> [String; 9] {
-    let state = if lane.owned { "owned" } else { "free" };
     let pending =
         if lane.pending >= PENDING_LIMIT { format!("{PENDING_LIMIT}+") } else { lane.pending.to_string() };
     [
         lane.name.clone(),
-        state.to_owned(),
+        lane.state.clone(),
         maybe(lane.agent.clone()),
         maybe(lane.lease_expires_at.map(output::time)),
         maybe(lane.oldest_pending_seconds.map(output::age)),

@@ -48,7 +48,7 @@ statements! {
         from outboxd.handled where message_id = $1 order by handled_at";
 
     LANES = "
-        select priority, name, agent, owned, lease_expires_at, epoch, \"window\", moved_at, pending, oldest_pending_at,
+        select priority, name, case when owned then 'owned' else 'free' end, agent, lease_expires_at, epoch, \"window\", moved_at, pending, oldest_pending_at,
           extract(epoch from clock_timestamp() - oldest_pending_at)::float8, scheduled, held, parked
         from outboxd.lane_status order by priority desc";
 }
@@ -201,8 +201,9 @@ fn message_state(row: &Row) -> Result<MessageState, PgError> {
 pub struct LaneStatus {
     pub priority: i16,
     pub name: String,
+    /// `owned` or `free`.
+    pub state: String,
     pub agent: Option<String>,
-    pub owned: bool,
     pub lease_expires_at: Option<DateTime<Utc>>,
     pub epoch: i64,
     pub window: i64,
@@ -223,8 +224,8 @@ pub async fn lanes(client: &Client) -> Result<Vec<LaneStatus>, PgError> {
         .map(|row| LaneStatus {
             priority: row.get(0),
             name: row.get(1),
-            agent: row.get(2),
-            owned: row.get(3),
+            state: row.get(2),
+            agent: row.get(3),
             lease_expires_at: row.get(4),
             epoch: row.get(5),
             window: row.get(6),

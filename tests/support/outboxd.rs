@@ -9,7 +9,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 
-use super::{Daemon, Database, Kafka, port};
+use super::{Daemon, Database, Kafka, PASSWORD, port};
 
 const ONE_SHOT: Duration = Duration::from_secs(60);
 
@@ -44,6 +44,13 @@ impl Outboxd {
             addresses: Some(Addresses { postgres, brokers: kafka.brokers(), owner }),
             ..Self::with_config("")
         }
+    }
+
+    /// The same for commands that need no broker: nobody answers at the address of this one.
+    pub fn without_kafka(database: &Database) -> Self {
+        let (postgres, owner) = (database.agent_url(), database.url.clone());
+        let addresses = Addresses { postgres, brokers: "127.0.0.1:1".to_owned(), owner };
+        Self { addresses: Some(addresses), ..Self::with_config("") }
     }
 
     /// With that configuration file and nothing else: for files that are wrong on purpose.
@@ -165,7 +172,12 @@ impl Outboxd {
             output.unwrap_or_else(|_| panic!("outboxd {}: not within {ONE_SHOT:?}", arguments.join(" ")));
         let text = |bytes| String::from_utf8(bytes).expect("what it prints is text");
         let code = output.status.code().expect("it ends by itself");
-        Output { code, stdout: text(output.stdout), stderr: text(output.stderr) }
+        let output = Output { code, stdout: text(output.stdout), stderr: text(output.stderr) };
+        assert!(
+            !output.stdout.contains(PASSWORD) && !output.stderr.contains(PASSWORD),
+            "it shows a password: {output:?}"
+        );
+        output
     }
 
     /// Not started yet: for what the rest does not cover.

@@ -23,8 +23,18 @@ const DEBIAN: &str = "/usr/lib/postgresql";
 /// For the first answer, and for the end; both take a second or two.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Runs its arguments until its standard input ends, which it does when our process does, however it does.
-const KEEPER: &str = r#""$@" & server=$!; read -r _; kill -INT $server; wait $server"#;
+/// Runs a server until its standard input ends, which it does when our process does, however it does, and removes the
+/// folder. It ends when the server does.
+const KEEPER: &str = r#"
+folder=$1; shift
+exec 3<&0
+"$@" 3<&- & server=$!
+{ read -r _ <&3; kill -INT $server; } & lifeline=$!
+wait $server; status=$?
+kill $lifeline
+rm -rf "$folder"
+exit $status
+"#;
 
 /// A running cluster.
 pub(super) struct EmbeddedPostgres {
@@ -56,13 +66,14 @@ impl EmbeddedPostgres {
         if !data.join("PG_VERSION").exists() {
             let mut initdb = user.command(&binaries.join("initdb"));
             initdb.args(["--username", USER, "--auth", "trust", "--encoding", "UTF8", "--locale", "C.UTF-8"]);
-            let output = initdb.args(["--no-sync", "-D"]).arg(&data).output().await.context("initdb")?;
+            initdb.args(["--no-sync", "-D"]).arg(&data).process_group(0);
+            let output = initdb.output().await.context("initdb")?;
             if !output.status.success() {
                 bail!("initdb failed: {}", String::from_utf8_lossy(&output.stderr).trim());
             }
         }
         let mut keeper = user.command(Path::new("/bin/sh"));
-        keeper.args(["-c", KEEPER, "sh"]).arg(binaries.join("postgres"));
+        keeper.args(["-c", KEEPER, "sh"]).arg(folder.path()).arg(binaries.join("postgres"));
         keeper.arg("-D").arg(&data).arg("-k").arg(folder.path());
         keeper.args([
             "-c",
