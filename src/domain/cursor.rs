@@ -77,14 +77,17 @@ impl Cursor {
         })
     }
 
+    /// Rows that a sequence below the floor numbers from now on would never be read: asked at every look.
+    pub fn stands_with(&self, last_seq: i64) -> Result<(), SequenceSetBack> {
+        if last_seq < self.floor { Err(SequenceSetBack { last_seq, floor: self.floor }) } else { Ok(()) }
+    }
+
     /// Closes the open window, whose rows are all published, and opens the next up to `target` if there is one.
     ///
     /// A stored candidate becomes the floor once `done` has reached its xid; until then it is kept, because a newer
     /// pair would be as far ahead of `done` and none would ever be adopted. `fresh` takes its place afterwards.
     pub fn turn(&self, target: Option<Snapshot>, fresh: FloorCandidate) -> Result<Self, SequenceSetBack> {
-        if fresh.last_seq < self.floor {
-            return Err(SequenceSetBack { last_seq: fresh.last_seq, floor: self.floor });
-        }
+        self.stands_with(fresh.last_seq)?;
         let done = self.target.as_ref().unwrap_or(&self.done).clone();
         let (floor, candidate) = match self.candidate {
             Some(stored) if done.xmax() >= stored.next_xid => (stored.last_seq.max(self.floor), fresh),

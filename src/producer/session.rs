@@ -244,6 +244,7 @@ impl Session<'_> {
         let lane = &mut self.lanes[index];
         let Some(seen) = poll.lanes.get(&lane.owned.priority) else { return Ok(()) };
         let cursor = &lane.owned.cursor;
+        cursor.stands_with(poll.candidate.last_seq).map_err(|error| set_back(lane.owned.priority, error))?;
         let next = if !lane.window_is_open() && seen.has_rows || lane.is_finished() {
             cursor.turn(seen.has_rows.then(|| poll.snapshot.clone()), poll.candidate)
         } else if lane.written_at.elapsed() >= ADVANCE_EVERY

@@ -16,8 +16,10 @@ async fn count(database: &Database, topic: &str, state: &str) -> i64 {
 }
 
 async fn reach(database: &Database, topic: &str, state: &str, expected: i64) {
-    eventually(&format!("{expected} are {state}"), PATIENCE, async || count(database, topic, state).await == expected)
-        .await;
+    eventually(&format!("{expected} are {state}"), PATIENCE, async || {
+        count(database, topic, state).await == expected
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use crate::support::ledger::Ledger;
 use crate::support::{Database, Kafka, Outboxd, Postgres, Proxy, eventually, eventually_some};
 
@@ -66,13 +68,17 @@ async fn a_crash_in_the_middle_of_a_window_repeats_its_tail_alone() {
     assert!(found.repeats <= tail, "{} repeats, with {tail} behind the cursor", found.repeats);
 }
 
-/// How the fenced writes of the lane's present owner begin on the wire: priority and owner.
-async fn fence(database: &Database) -> Vec<u8> {
-    let owner = eventually_some("the lane has an owner", PATIENCE, async || {
+/// The lane's owner, once it is another than `former`.
+async fn owner(database: &Database, former: Option<Uuid>) -> Uuid {
+    eventually_some("the lane has an owner", PATIENCE, async || {
         let row = database.query_one("select owner from outboxd.lanes where priority = 0", &[]).await;
-        row.get::<_, Option<uuid::Uuid>>(0)
+        row.get::<_, Option<Uuid>>(0).filter(|owner| Some(*owner) != former)
     })
-    .await;
+    .await
+}
+
+/// How the fenced writes of that owner begin on the wire: priority and owner, each behind its length.
+fn fence(owner: Uuid) -> Vec<u8> {
     [&[0, 0, 0, 2, 0, 0, 0, 0, 0, 16], owner.as_bytes().as_slice()].concat()
 }
 
@@ -82,15 +88,23 @@ async fn a_cursor_write_whose_answer_is_lost_skips_no_window() {
     let (database, kafka) = (postgres.database().await, Kafka::shared().await);
     let proxy = Proxy::to(postgres.port()).await;
     let ledger = Ledger::new(&database, &kafka.topic(4).await);
-    let producer = Outboxd::new(&database, kafka).postgres_url(&proxy.reroute(&database.agent_url())).producer();
+    // In clear, for the proxy to read along.
+    let url = format!("{}?sslmode=disable", proxy.reroute(&database.agent_url()));
+    let producer = Outboxd::new(&database, kafka).postgres_url(&url).producer();
     producer.ready().await;
     let writing = tokio::spawn({
         let ledger = ledger.clone();
         async move { ledger.write(6, 100).await }
     });
     // Closings and openings of windows, one after the other, each committed and never heard of.
+    let mut former = None;
     for _ in 0..5 {
-        let lost = proxy.lose_answer_to(fence(&database).await);
+        let owner = owner(&database, former).await;
+        let lost = proxy.lose_answer_to(fence(owner));
+        former = Some(owner);
+        // Should the writers be through, this calls for a write of the cursor.
+        let insert = "insert into outboxd.messages (topic, key, payload) values ($1, 'last', 'x')";
+        database.execute(insert, &[&ledger.topic]).await;
         tokio::time::timeout(PATIENCE, lost).await.expect("a cursor is written");
     }
     writing.await.unwrap();

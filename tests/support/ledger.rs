@@ -55,7 +55,8 @@ impl Ledger {
             transaction.execute("select pg_current_xact_id()", &[]).await.unwrap();
         }
         // In order, so that two writers never wait for each other in a circle.
-        let mut keys: Vec<i64> = (0..rng.u8(1..4)).map(|_| i64::try_from(rng.u64(0..KEYS)).unwrap()).collect();
+        let mut keys: Vec<i64> =
+            (0..rng.u8(1..4)).map(|_| i64::try_from(rng.u64(0..KEYS)).unwrap()).collect();
         keys.sort_unstable();
         for key in keys {
             transaction.execute("select pg_advisory_xact_lock($1)", &[&key]).await.unwrap();
@@ -81,7 +82,8 @@ impl Ledger {
     pub async fn published(&self, database: &Database) {
         let client = database.connect().await;
         eventually("every message is published", PATIENCE, async || {
-            let pending = "select count(*) from outboxd.message_states where topic = $1 and state <> 'published'";
+            let pending =
+                "select count(*) from outboxd.message_states where topic = $1 and state <> 'published'";
             client.query_one(pending, &[&self.topic]).await.unwrap().get::<_, i64>(0) == 0
         })
         .await;
