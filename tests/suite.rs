@@ -6,6 +6,7 @@
 mod support;
 
 mod suite {
+    mod agents;
     mod harness;
     mod layers;
 }
