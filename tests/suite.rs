@@ -9,4 +9,6 @@ mod suite {
     mod agents;
     mod harness;
     mod layers;
+    mod lifecycle;
+    mod systemd;
 }

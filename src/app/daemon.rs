@@ -283,3 +283,54 @@ fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map_or_else(|_| "localhost".into(), |name| name.trim().to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Loop {
+        since_turn: Duration,
+        waiting_for: Option<&'static str>,
+    }
+
+    impl Vitals for Loop {
+        fn health(&self) -> Value {
+            Value::Null
+        }
+
+        fn since_turn(&self) -> Duration {
+            self.since_turn
+        }
+
+        fn waiting_for(&self) -> Option<String> {
+            self.waiting_for.map(str::to_owned)
+        }
+
+        fn unfinished(&self) -> Option<String> {
+            None
+        }
+    }
+
+    fn report(start_waits: bool, since_turn: Duration, waiting_for: Option<&'static str>) -> Report {
+        let board = Board {
+            vitals: vec![Arc::new(Loop { since_turn, waiting_for })],
+            lifecycle: Lifecycle::manual(),
+            heartbeat: Duration::from_secs(1),
+            waiting: Mutex::new(start_waits.then(|| "PostgreSQL".to_owned())),
+            pulse: OnceLock::new(),
+        };
+        board.report()
+    }
+
+    #[test]
+    fn a_stuck_loop_is_not_alive_and_one_that_waits_is() {
+        let (soon, late) = (Duration::from_secs(59), Duration::from_secs(61));
+        assert!(report(false, soon, None).is_ready());
+        let stuck = report(false, late, None);
+        assert!(!stuck.alive && stuck.problem() == Some("a loop has not turned for 61s"));
+        let waits = report(false, soon, Some("Kafka"));
+        assert!(waits.alive && !waits.is_ready() && waits.problem() == Some("Kafka"));
+        let starts = report(true, late, None);
+        assert!(starts.alive && !starts.is_ready() && starts.problem() == Some("PostgreSQL"));
+    }
+}
