@@ -142,6 +142,12 @@ impl Beats {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 changed = status.changed() => if changed.is_err() { return },
+                // The next beat finds out whether the database is there, soon.
+                () = closed(&mut self.connection) => {
+                    self.connection = None;
+                    pause = pause.min(TRY_AGAIN_AFTER);
+                    continue;
+                }
             }
             let now = *status.borrow_and_update();
             let trouble = match tokio::time::timeout(PATIENCE, self.beat(now)).await {
@@ -176,6 +182,13 @@ impl Beats {
             agents::register(client, &self.registration, status.name(), &document).await?;
         }
         Ok(())
+    }
+}
+
+async fn closed(connection: &mut Option<Connection>) {
+    match connection {
+        Some(connection) => connection.closed().await,
+        None => std::future::pending().await,
     }
 }
 

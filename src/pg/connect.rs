@@ -270,6 +270,12 @@ impl Connection {
     pub fn warnings(&self) -> u64 {
         self.warnings.load(Ordering::SeqCst)
     }
+
+    /// Returns when the connection has ended; not to be asked again.
+    pub async fn closed(&mut self) {
+        // How it ended is of no interest.
+        let _ = (&mut self.driver).await;
+    }
 }
 
 impl std::ops::Deref for Connection {

@@ -14,6 +14,9 @@ use crate::support::{
 
 const SOON: Duration = Duration::from_secs(30);
 
+/// Less than a heartbeat.
+const AT_ONCE: Duration = Duration::from_secs(10);
+
 /// After a broker or a database was away: clients try again at growing distances.
 const RECOVERY: Duration = Duration::from_secs(60);
 
@@ -114,7 +117,7 @@ async fn an_idle_producer_drains_at_once_and_another_takes_over() {
     let asked = Instant::now();
     first.terminate();
     assert_eq!(first.wait_exit().await, Some(0));
-    assert!(asked.elapsed() < Duration::from_secs(1), "an idle drain took {:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(2), "an idle drain took {:?}", asked.elapsed());
     eventually("the other one owns the lanes", Duration::from_secs(3), async || owned(&database).await == 3)
         .await;
     insert(&database, &topic, 0..1).await;
@@ -126,7 +129,7 @@ async fn an_idle_producer_drains_at_once_and_another_takes_over() {
     let started = Instant::now();
     let third = outboxd.producer();
     third.wait_for_line("lane acquired").await;
-    assert!(started.elapsed() < Duration::from_secs(1), "a new one took {:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(2), "a new one took {:?}", started.elapsed());
 }
 
 #[tokio::test]
@@ -275,7 +278,7 @@ async fn a_second_signal_ends_it_at_once() {
         let again = Instant::now();
         signal();
         assert_eq!(daemon.wait_exit().await, Some(code));
-        assert!(again.elapsed() < Duration::from_secs(1), "{code}: {:?}", again.elapsed());
+        assert!(again.elapsed() < Duration::from_secs(2), "{code}: {:?}", again.elapsed());
         assert!(daemon.log().contains(&format!("{topic}[0]: 1 messages unfinished")));
         proxy.heal();
     }
@@ -293,7 +296,7 @@ async fn a_daemon_that_waits_to_start_is_ended_by_one_signal() {
     let asked = Instant::now();
     daemon.terminate();
     assert_eq!(daemon.wait_exit().await, Some(0));
-    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
 }
 
 #[tokio::test]
@@ -321,6 +324,30 @@ async fn a_daemon_waits_for_a_postgres_that_is_not_there_yet() {
     insert(&database, &topic, 0..10).await;
     arrive(kafka, &topic, 10).await;
     eventually("all are handled", SOON, async || handled(&database).await == 10).await;
+}
+
+#[tokio::test]
+async fn idle_daemons_notice_that_postgres_went_away_and_came_back() {
+    let (postgres, kafka) = (Postgres::private().await, Kafka::shared().await);
+    let database = postgres.database().await;
+    let topic = kafka.topic(1).await;
+    let outboxd = Outboxd::new(&database, kafka).group(&topic, &topic, "kind = \"log\"");
+    let daemons = [outboxd.producer(), outboxd.consumer(&[&topic])];
+    for daemon in &daemons {
+        daemon.ready().await;
+    }
+    postgres.stop().await;
+    let gone = Instant::now();
+    for daemon in &daemons {
+        is_alive_but_waits_for(daemon, "PostgreSQL at").await;
+    }
+    assert!(gone.elapsed() < AT_ONCE, "{:?}", gone.elapsed());
+    postgres.start().await;
+    let back = Instant::now();
+    for daemon in &daemons {
+        daemon.ready().await;
+    }
+    assert!(back.elapsed() < AT_ONCE, "{:?}", back.elapsed());
 }
 
 #[tokio::test]
@@ -407,7 +434,7 @@ async fn everything_is_delivered_through_a_restart_of_postgres_and_a_crash_of_ka
         grows("messages are handled").await;
         postgres.stop().await;
         for daemon in &daemons {
-            is_alive_but_waits_for(daemon, "").await;
+            is_alive_but_waits_for(daemon, "PostgreSQL").await;
         }
         postgres.start().await;
         grows("messages are handled after the restart of Postgres").await;
@@ -487,7 +514,7 @@ async fn health_answers_while_the_database_is_silent() {
         let asked = Instant::now();
         assert_eq!(daemon.get("/healthz").await.unwrap().0, 200);
         let (status, lines) = daemon.get("/readyz?verbose").await.unwrap();
-        assert!(asked.elapsed() < Duration::from_millis(500), "it asked the database: {:?}", asked.elapsed());
+        assert!(asked.elapsed() < Duration::from_secs(2), "it asked the database: {:?}", asked.elapsed());
         (status == 503 && lines.contains("[-] database: ")).then_some(lines)
     })
     .await;
