@@ -1,14 +1,17 @@
 //! This process as an agent: registered, beating by a task and a connection of its own, also while it drains.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio_postgres::Client;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
+use crate::domain::health::ErrorRate;
 use crate::pg::agents::{self, Registration};
+use crate::pg::connect::Connection;
 use crate::pg::{Connector, PgError, inspect};
 
 /// After a beat that did not arrive.
@@ -43,8 +46,41 @@ pub struct Member {
     /// As registered: another live agent may have had the name that was asked for.
     pub name: String,
     status: watch::Sender<Status>,
-    last_beat: Arc<Mutex<Instant>>,
+    pulse: Arc<Pulse>,
     beats: AbortOnDropHandle<()>,
+}
+
+/// How the heartbeat stands, for the health report.
+#[derive(Debug)]
+pub struct Pulse(Mutex<(Instant, Option<String>)>);
+
+impl Pulse {
+    fn inner(&self) -> MutexGuard<'_, (Instant, Option<String>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long ago a beat last arrived.
+    pub fn age(&self) -> Duration {
+        self.inner().0.elapsed()
+    }
+
+    /// Why the last one did not arrive, if it did not.
+    pub fn trouble(&self) -> Option<String> {
+        self.inner().1.clone()
+    }
+
+    fn arrived(&self) {
+        if std::mem::replace(&mut *self.inner(), (Instant::now(), None)).1.is_some() {
+            tracing::info!("the heartbeat arrives again");
+        }
+    }
+
+    fn missed(&self, why: String) {
+        if self.trouble().is_none() {
+            tracing::warn!("the heartbeat does not arrive: {why}");
+        }
+        self.inner().1 = Some(why);
+    }
 }
 
 /// Enters the agent and begins to beat.
@@ -53,25 +89,25 @@ pub async fn join(
     mut registration: Registration,
     health: Health,
 ) -> Result<Member, PgError> {
-    let started = Instant::now();
-    let mut connection = connector.connect().await?;
-    let document = document(&health, started);
-    let name = agents::register(&mut connection, &registration, Status::Active.name(), &document).await?;
+    let mut connection = agents::connect(connector).await?;
+    let mut document = Document { health, started: Instant::now(), error_rate: ErrorRate::default() };
+    let name =
+        agents::register(&mut connection, &registration, Status::Active.name(), &document.write()).await?;
     // Should it be removed while it lives, it comes back under the name that it has.
     registration.name.clone_from(&name);
     registration.name_is_chosen = true;
     let (status, watched) = watch::channel(Status::Active);
-    let last_beat = Arc::new(Mutex::new(Instant::now()));
+    let pulse = Arc::new(Pulse(Mutex::new((Instant::now(), None))));
     let id = registration.id;
     let beats = Beats {
         connector: connector.clone(),
+        connection: Some(connection),
         registration,
-        health,
-        started,
-        last_beat: Arc::clone(&last_beat),
+        document,
+        pulse: Arc::clone(&pulse),
     };
     let beats = AbortOnDropHandle::new(tokio::spawn(beats.run(watched)));
-    Ok(Member { id, name, status, last_beat, beats })
+    Ok(Member { id, name, status, pulse, beats })
 }
 
 impl Member {
@@ -86,72 +122,61 @@ impl Member {
         let _ = tokio::time::timeout(TRY_AGAIN_AFTER * 3, self.beats).await;
     }
 
-    /// For the health report: how long ago a beat last arrived.
-    pub fn beat_age(&self) -> impl Fn() -> Duration + Send + Sync + 'static {
-        let last_beat = Arc::clone(&self.last_beat);
-        move || last_beat.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    pub fn pulse(&self) -> Arc<Pulse> {
+        Arc::clone(&self.pulse)
     }
 }
 
 struct Beats {
     connector: Connector,
+    connection: Option<Connection>,
     registration: Registration,
-    health: Health,
-    started: Instant,
-    last_beat: Arc<Mutex<Instant>>,
+    document: Document,
+    pulse: Arc<Pulse>,
 }
 
 impl Beats {
-    async fn run(self, mut status: watch::Receiver<Status>) {
-        let mut connection = None;
-        let mut told = false;
+    async fn run(mut self, mut status: watch::Receiver<Status>) {
         let mut pause = self.registration.heartbeat;
         loop {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 changed = status.changed() => if changed.is_err() { return },
+                // The next beat finds out whether the database is there, soon.
+                () = closed(&mut self.connection) => {
+                    self.connection = None;
+                    pause = pause.min(TRY_AGAIN_AFTER);
+                    continue;
+                }
             }
             let now = *status.borrow_and_update();
-            let beat = tokio::time::timeout(PATIENCE, self.beat(&mut connection, now)).await;
-            match beat {
-                Ok(Ok(())) => {
-                    *self.last_beat.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-                    pause = self.registration.heartbeat;
-                    told = false;
-                    if now == Status::Stopped {
-                        return;
-                    }
-                }
-                outcome => {
-                    connection = None;
-                    pause = TRY_AGAIN_AFTER;
-                    if !told {
-                        let error = match outcome {
-                            Ok(Err(error)) => error.to_string(),
-                            _ => format!("no answer within {}", humantime::format_duration(PATIENCE)),
-                        };
-                        tracing::warn!("the heartbeat does not arrive: {error}");
-                        told = true;
-                    }
-                }
+            let trouble = match tokio::time::timeout(PATIENCE, self.beat(now)).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_) => Some(format!("no answer within {}", humantime::format_duration(PATIENCE))),
+            };
+            if let Some(trouble) = trouble {
+                self.connection = None;
+                self.pulse.missed(trouble);
+                pause = TRY_AGAIN_AFTER;
+                continue;
+            }
+            self.pulse.arrived();
+            pause = self.registration.heartbeat;
+            if now == Status::Stopped {
+                return;
             }
         }
     }
 
-    async fn beat(
-        &self,
-        connection: &mut Option<crate::pg::connect::Connection>,
-        status: Status,
-    ) -> Result<(), PgError> {
-        let client = match connection {
+    async fn beat(&mut self, status: Status) -> Result<(), PgError> {
+        let client = match &mut self.connection {
             Some(client) => client,
-            None => connection.insert(self.connector.connect().await?),
+            none => none.insert(agents::connect(&self.connector).await?),
         };
-        let mut document = document(&self.health, self.started);
+        let mut document = self.document.write();
         if self.registration.role == "producer" {
-            let oldest =
-                inspect::lanes(client).await?.into_iter().filter_map(|lane| lane.oldest_pending_seconds);
-            document["oldest_pending_seconds"] = json!(oldest.fold(0.0, f64::max));
+            add_backlog(&mut document, client, &self.registration.name).await?;
         }
         if !agents::beat(client, self.registration.id, status.name(), &document).await? {
             agents::register(client, &self.registration, status.name(), &document).await?;
@@ -160,11 +185,47 @@ impl Beats {
     }
 }
 
-fn document(health: &Health, started: Instant) -> Value {
-    let mut document = health();
-    document["uptime_seconds"] = json!(started.elapsed().as_secs());
-    document["resident_bytes"] = json!(resident_bytes());
-    document
+async fn closed(connection: &mut Option<Connection>) {
+    match connection {
+        Some(connection) => connection.closed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What waits in the lanes that the agent owns. A database that is too slow to say so gets its beat all the same.
+async fn add_backlog(document: &mut Value, client: &Client, agent: &str) -> Result<(), PgError> {
+    let lanes = match inspect::lanes(client).await {
+        Ok(lanes) => lanes,
+        Err(error) if error.is_connection() => return Err(error),
+        Err(error) => {
+            tracing::debug!("the backlog is not known: {error}");
+            return Ok(());
+        }
+    };
+    let mine = || lanes.iter().filter(|lane| lane.owned && lane.agent.as_deref() == Some(agent));
+    document["lag"] = json!(mine().map(|lane| lane.pending).sum::<i64>());
+    let oldest = mine().filter_map(|lane| lane.oldest_pending_seconds).reduce(f64::max);
+    document["oldest_pending_seconds"] = json!(oldest);
+    Ok(())
+}
+
+/// Writes the health document.
+struct Document {
+    health: Health,
+    started: Instant,
+    error_rate: ErrorRate,
+}
+
+impl Document {
+    fn write(&mut self) -> Value {
+        let mut document = (self.health)();
+        let count = |name: &str| document[name].as_u64().unwrap_or_default();
+        let recent_error_rate = self.error_rate.after(count("processed"), count("failed"));
+        document["recent_error_rate"] = json!(recent_error_rate);
+        document["uptime_seconds"] = json!(self.started.elapsed().as_secs());
+        document["resident_bytes"] = json!(resident_bytes());
+        document
+    }
 }
 
 /// This process's resident memory; `None` where the system does not tell.

@@ -43,30 +43,35 @@ impl Job {
 
     /// Runs it at each firing, one run at a time, until `drain`.
     pub async fn run(self, drain: CancellationToken) {
+        let mut failures = 0_u32;
         loop {
             let now = Utc::now();
             let Some(next) = self.schedule.next_after(now) else { return };
-            let wait = (next - now).to_std().unwrap_or_default().max(if next == now {
-                REST
-            } else {
-                Duration::ZERO
-            });
+            let wait = if next == now { REST } else { (next - now).to_std().unwrap_or_default() };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = drain.cancelled() => return,
             }
-            match tokio::time::timeout(TIMEOUT, (self.body)()).await {
-                Ok(Ok(Some(done))) => tracing::info!(job = self.name, "{done}"),
-                Ok(Ok(None)) => {}
-                Ok(Err(error)) => tracing::warn!(
-                    job = self.name,
-                    "the job failed and runs again at its next firing: {error}"
-                ),
-                Err(_) => tracing::warn!(
-                    job = self.name,
-                    "the job was cut after {}",
-                    humantime::format_duration(TIMEOUT)
-                ),
+            let trouble = match tokio::time::timeout(TIMEOUT, (self.body)()).await {
+                Ok(Ok(done)) => {
+                    if let Some(done) = done {
+                        tracing::info!(job = self.name, "{done}");
+                    }
+                    failures = 0;
+                    continue;
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("cut after {}", humantime::format_duration(TIMEOUT)),
+            };
+            failures += 1;
+            // Told at growing distances while it goes on.
+            if failures.is_power_of_two() {
+                let name = self.name;
+                tracing::warn!(
+                    job = name,
+                    failures,
+                    "the job failed and runs again at its next firing: {trouble}"
+                );
             }
         }
     }

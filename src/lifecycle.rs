@@ -1,11 +1,10 @@
 //! From the first signal to the end: the first drains, a second or a deadline aborts. systemd is told on the way.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::health::Report;
@@ -20,7 +19,7 @@ pub struct Lifecycle {
     pub drain: CancellationToken,
     /// Stop where you are.
     pub abort: CancellationToken,
-    cut_short_by: Arc<AtomicI32>,
+    second_signal: watch::Sender<Option<i32>>,
 }
 
 impl Lifecycle {
@@ -29,7 +28,7 @@ impl Lifecycle {
         Self {
             drain: CancellationToken::new(),
             abort: CancellationToken::new(),
-            cut_short_by: Arc::default(),
+            second_signal: watch::Sender::default(),
         }
     }
 
@@ -46,19 +45,29 @@ impl Lifecycle {
         tracing::info!("{name}: draining for at most {}", humantime::format_duration(drain_timeout));
         tell(&[NotifyState::Stopping]);
         self.drain.cancel();
-        tokio::select! {
-            () = tokio::time::sleep(drain_timeout) => tracing::error!("the drain has not ended in time: stopping now"),
-            (number, name) = next(&mut terminate, &mut interrupt) => {
-                tracing::error!("{name} again: stopping now");
-                self.cut_short_by.store(number, Ordering::SeqCst);
-            }
+        let second = tokio::select! {
+            () = tokio::time::sleep(drain_timeout) => None,
+            signal = next(&mut terminate, &mut interrupt) => Some(signal),
+        };
+        if second.is_none() {
+            tracing::error!("the drain has not ended in time: stopping now");
+            self.abort.cancel();
         }
+        let (number, name) = match second {
+            Some(signal) => signal,
+            None => next(&mut terminate, &mut interrupt).await,
+        };
+        tracing::error!("{name} again: stopping now");
         self.abort.cancel();
+        self.second_signal.send_replace(Some(number));
     }
 
-    /// The second signal that cut the drain short, if one did.
-    pub fn cut_short_by(&self) -> Option<i32> {
-        Some(self.cut_short_by.load(Ordering::SeqCst)).filter(|signal| *signal != 0)
+    /// Waits for the second signal, and returns its number: nothing is worth waiting for any more.
+    pub async fn second_signal(&self) -> i32 {
+        let mut signal = self.second_signal.subscribe();
+        let number = signal.wait_for(Option::is_some).await.ok().and_then(|number| *number);
+        // The sender is ours: it is never gone.
+        number.unwrap_or_default()
     }
 }
 
@@ -74,18 +83,39 @@ pub async fn keep_systemd_informed(report: impl Fn() -> Report) {
     tell(&[NotifyState::Ready]);
     let every = sd_notify::watchdog_enabled().map_or(TELL_EVERY, |interval| (interval / 3).min(TELL_EVERY));
     loop {
-        let report = report();
-        tell(&[NotifyState::Status(report.problem().unwrap_or("working"))]);
-        if report.alive {
-            tell(&[NotifyState::Watchdog]);
-        }
+        tell(&standing(&report()));
         tokio::time::sleep(every).await;
     }
+}
+
+fn standing(report: &Report) -> Vec<NotifyState<'_>> {
+    let mut states = vec![NotifyState::Status(report.problem().unwrap_or("working"))];
+    if report.alive {
+        states.push(NotifyState::Watchdog);
+    }
+    states
 }
 
 /// Without systemd there is nobody to tell.
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::debug!("systemd cannot be told: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::health::Check;
+
+    #[test]
+    fn the_watchdog_is_fed_while_it_waits_and_starves_when_a_loop_is_stuck() {
+        let report = |alive| {
+            let problem = Some("PostgreSQL cannot be reached".to_owned());
+            Report { checks: vec![Check { name: "database", problem }], alive }
+        };
+        let told = |alive| standing(&report(alive)).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(told(true), ["STATUS=PostgreSQL cannot be reached", "WATCHDOG=1"]);
+        assert_eq!(told(false), ["STATUS=PostgreSQL cannot be reached"]);
     }
 }

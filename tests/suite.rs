@@ -6,6 +6,7 @@
 mod support;
 
 mod suite {
+    mod agents;
     mod cli;
     mod configuring;
     mod consuming;
@@ -15,6 +16,7 @@ mod suite {
     mod enqueue;
     mod harness;
     mod layers;
+    mod lifecycle;
     mod migrating;
     mod oversize;
     mod relay;
@@ -23,4 +25,5 @@ mod suite {
     mod send;
     mod send_lines;
     mod statements;
+    mod systemd;
 }

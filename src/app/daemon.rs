@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use crate::agents::{self, Member};
+use crate::agents::{self, Member, Pulse};
 use crate::config::Config;
 use crate::domain::health::{Check, Report, STUCK_AFTER, Vitals};
 use crate::failure::Exit;
@@ -42,7 +42,7 @@ struct Board {
     heartbeat: Duration,
     /// What the start waits for.
     waiting: Mutex<Option<String>>,
-    beat_age: OnceLock<Box<dyn Fn() -> Duration + Send + Sync>>,
+    pulse: OnceLock<Arc<Pulse>>,
 }
 
 impl Board {
@@ -58,9 +58,11 @@ impl Board {
         let waiting = self.waiting();
         let since_turn = self.vitals.iter().map(|vitals| vitals.since_turn()).max().unwrap_or_default();
         let stuck = waiting.is_none() && since_turn >= STUCK_AFTER;
-        let beat_age = self.beat_age.get().map(|age| age()).unwrap_or_default();
+        let pulse = self.pulse.get();
+        let beat_age = pulse.map(|pulse| pulse.age()).unwrap_or_default();
+        let database = waiting.or_else(|| pulse.and_then(|pulse| pulse.trouble()));
         let mut checks = vec![
-            Check { name: "database", problem: waiting },
+            Check { name: "database", problem: database },
             Check {
                 name: "heartbeat",
                 problem: (beat_age > self.heartbeat * 2)
@@ -119,7 +121,7 @@ impl Daemon {
             lifecycle: lifecycle.clone(),
             heartbeat: config.agent.heartbeat,
             waiting: Mutex::new(Some("PostgreSQL has not been asked yet".into())),
-            beat_age: OnceLock::new(),
+            pulse: OnceLock::new(),
         });
         tracing::info!("health on http://{address}/healthz and /readyz");
         let (answered, informed) = (Arc::clone(&board), Arc::clone(&board));
@@ -170,12 +172,16 @@ impl Daemon {
         let connector = self.connector(&name);
         let mut told: Option<(Instant, String)> = None;
         while !self.lifecycle.drain.is_cancelled() {
-            match self.try_join(&connector, registration.clone()).await {
+            let joined = tokio::select! {
+                joined = self.try_join(&connector, registration.clone()) => joined,
+                () = self.lifecycle.drain.cancelled() => break,
+            };
+            match joined {
                 Ok(member) => {
                     self.board.wait_for(None);
-                    let _ = self.board.beat_age.set(Box::new(member.beat_age()));
+                    let _ = self.board.pulse.set(member.pulse());
                     tracing::info!(agent = member.name, id = %member.id, "{} joined", self.role);
-                    self.start_jobs();
+                    self.start_jobs(&member.name);
                     return Ok(Some(member));
                 }
                 Err(Hindrance::Never(reason)) => anyhow::bail!(reason),
@@ -213,45 +219,57 @@ impl Daemon {
         Ok(agents::join(connector, registration, Arc::new(move || board.health())).await?)
     }
 
-    fn start_jobs(&mut self) {
-        let connector = self.connector("jobs");
-        let job = jobs::reap_agents::job(connector, self.config.agent.inactive_after);
+    fn start_jobs(&mut self, agent: &str) {
+        let connector = self.connector(agent);
+        let job = jobs::reap_agents::job(connector, &self.config.agent);
         if let Some(job) = job.configured(self.config.jobs.get(jobs::reap_agents::NAME)) {
             self.tasks.push(AbortOnDropHandle::new(tokio::spawn(job.run(self.lifecycle.drain.clone()))));
         }
     }
 
-    /// Works until it is done or aborted, says goodbye, and tells how it went.
+    /// Works until it is done or aborted, says goodbye, and tells how it went. A second signal ends all of it at once.
     pub(super) async fn work(
         self,
         member: Member,
         work: impl Future<Output = anyhow::Result<Vec<String>>>,
     ) -> anyhow::Result<Exit> {
-        let drain = async {
-            self.lifecycle.drain.cancelled().await;
-            member.drain();
-            std::future::pending::<()>().await;
+        let left = tokio::select! {
+            biased;
+            signal = self.lifecycle.second_signal() => {
+                tracing::error!("left unfinished: {}", self.unfinished().join("; "));
+                return Ok(Exit::of_signal(signal));
+            }
+            left = self.work_and_leave(member, work) => left?,
         };
-        let outcome = tokio::select! {
-            outcome = work => Some(outcome),
-            () = self.lifecycle.abort.cancelled() => None,
-            () = drain => None,
-        };
-        let left = match outcome {
-            Some(outcome) => outcome,
-            None => Ok(self.unfinished()),
-        };
-        member.leave().await;
-        if let Some(signal) = self.lifecycle.cut_short_by() {
-            return Ok(Exit::of_signal(signal));
-        }
-        let left = left?;
         if left.is_empty() {
             tracing::info!("drained");
             return Ok(Exit::Done);
         }
         tracing::error!("the drain ended with work left: {}", left.join("; "));
         Ok(Exit::Failed)
+    }
+
+    /// What was left unfinished.
+    async fn work_and_leave(
+        &self,
+        member: Member,
+        work: impl Future<Output = anyhow::Result<Vec<String>>>,
+    ) -> anyhow::Result<Vec<String>> {
+        let left = {
+            tokio::pin!(work);
+            tokio::select! {
+                left = &mut work => left,
+                () = self.lifecycle.drain.cancelled() => {
+                    member.drain();
+                    tokio::select! {
+                        left = work => left,
+                        () = self.lifecycle.abort.cancelled() => Ok(self.unfinished()),
+                    }
+                }
+            }
+        };
+        member.leave().await;
+        left
     }
 
     fn unfinished(&self) -> Vec<String> {
@@ -264,4 +282,55 @@ impl Daemon {
 fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map_or_else(|_| "localhost".into(), |name| name.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Loop {
+        since_turn: Duration,
+        waiting_for: Option<&'static str>,
+    }
+
+    impl Vitals for Loop {
+        fn health(&self) -> Value {
+            Value::Null
+        }
+
+        fn since_turn(&self) -> Duration {
+            self.since_turn
+        }
+
+        fn waiting_for(&self) -> Option<String> {
+            self.waiting_for.map(str::to_owned)
+        }
+
+        fn unfinished(&self) -> Option<String> {
+            None
+        }
+    }
+
+    fn report(start_waits: bool, since_turn: Duration, waiting_for: Option<&'static str>) -> Report {
+        let board = Board {
+            vitals: vec![Arc::new(Loop { since_turn, waiting_for })],
+            lifecycle: Lifecycle::manual(),
+            heartbeat: Duration::from_secs(1),
+            waiting: Mutex::new(start_waits.then(|| "PostgreSQL".to_owned())),
+            pulse: OnceLock::new(),
+        };
+        board.report()
+    }
+
+    #[test]
+    fn a_stuck_loop_is_not_alive_and_one_that_waits_is() {
+        let (soon, late) = (Duration::from_secs(59), Duration::from_secs(61));
+        assert!(report(false, soon, None).is_ready());
+        let stuck = report(false, late, None);
+        assert!(!stuck.alive && stuck.problem() == Some("a loop has not turned for 61s"));
+        let waits = report(false, soon, Some("Kafka"));
+        assert!(waits.alive && !waits.is_ready() && waits.problem() == Some("Kafka"));
+        let starts = report(true, late, None);
+        assert!(starts.alive && !starts.is_ready() && starts.problem() == Some("PostgreSQL"));
+    }
 }

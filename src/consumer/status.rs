@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
-use crate::domain::delivery::TopicPartition;
+use crate::domain::delivery::{Record, TopicPartition};
 use crate::domain::health::Vitals;
 
 /// Written by the group's tasks, read by the heartbeat and the health check.
@@ -37,6 +37,15 @@ struct Partition {
     end: Option<i64>,
     /// A message that a handler has now, and those that are finished without evidence yet.
     in_flight: u64,
+    /// The last message that was started: its offset, and the time of its record.
+    last_started: Option<(i64, DateTime<Utc>)>,
+}
+
+impl Partition {
+    /// When the message was written that is started and not finished, also while it waits for its next try.
+    fn pending_since(&self) -> Option<DateTime<Utc>> {
+        self.last_started.filter(|(offset, _)| *offset >= self.next).map(|(_, timestamp)| timestamp)
+    }
 }
 
 /// What became of a message, for the counters.
@@ -113,9 +122,10 @@ impl GroupStatus {
         }
     }
 
-    pub(super) fn started(&self, at: &TopicPartition) {
+    pub(super) fn started(&self, at: &TopicPartition, record: &Record) {
         if let Some(partition) = self.inner().partitions.get_mut(at) {
             partition.in_flight += 1;
+            partition.last_started = record.timestamp.map(|timestamp| (record.offset, timestamp));
         }
     }
 
@@ -157,6 +167,10 @@ impl GroupStatus {
     }
 }
 
+fn age_seconds(since: DateTime<Utc>) -> f64 {
+    (Utc::now() - since).to_std().unwrap_or_default().as_secs_f64()
+}
+
 /// Every group of a consumer.
 #[derive(Debug)]
 pub struct ConsumerStatus(pub Vec<Arc<GroupStatus>>);
@@ -165,6 +179,7 @@ impl Vitals for ConsumerStatus {
     fn health(&self) -> Value {
         let (mut assigned, mut lag, mut in_flight) = (0, 0, 0);
         let (mut processed, mut failed, mut duplicates) = (0, 0, 0);
+        let mut pending_since: Option<DateTime<Utc>> = None;
         let mut groups = serde_json::Map::new();
         for group in &self.0 {
             let inner = group.inner();
@@ -173,6 +188,8 @@ impl Vitals for ConsumerStatus {
             let running = inner.partitions.values().map(|at| at.in_flight).sum::<u64>();
             let names: Vec<String> =
                 inner.partitions.keys().map(|(topic, partition)| format!("{topic}[{partition}]")).collect();
+            let oldest = inner.partitions.values().filter_map(Partition::pending_since).min();
+            pending_since = pending_since.into_iter().chain(oldest).min();
             assigned += names.len();
             lag += behind;
             in_flight += running;
@@ -202,6 +219,7 @@ impl Vitals for ConsumerStatus {
             "processed": processed,
             "failed": failed,
             "duplicates": duplicates,
+            "oldest_pending_seconds": pending_since.map(age_seconds),
             "groups": groups,
         })
     }

@@ -195,7 +195,7 @@ impl Worker {
         loop {
             let Start::With(claims) = self.claim(&message).await? else { return Ok(()) };
             failpoint::hit("consumer-before-handle");
-            self.group.status.started(&self.reporter.at);
+            self.group.status.started(&self.reporter.at, &message.delivery.record);
             let started = Instant::now();
             let outcome = self.alongside(handler.handle(&message.delivery)).await;
             failpoint::hit("consumer-after-handle");
@@ -228,7 +228,7 @@ impl Worker {
                 next_offset: self.completion.next_with(message.offset()),
             };
             failpoint::hit("consumer-before-handle");
-            group.status.started(&self.reporter.at);
+            group.status.started(&self.reporter.at, &message.delivery.record);
             let affected = group.store.apply(&self.reporter.at, effect).await;
             failpoint::hit("consumer-after-handle");
             if !matches!(affected, Ok(Affected::Done)) {
@@ -328,7 +328,7 @@ impl Worker {
             tracing::warn!(group, %id, %by, key, "skipped as a duplicate, though its payload is another");
             self.group.status.count(Tally::OtherPayload);
         }
-        self.group.status.started(&self.reporter.at);
+        self.group.status.started(&self.reporter.at, &message.delivery.record);
         self.completion.finish(Finished { duplicate_of: Some(by), ..message.finished() });
     }
 

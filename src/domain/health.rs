@@ -1,5 +1,6 @@
 //! What a running agent says of itself, and what of that makes it alive and ready.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -42,5 +43,42 @@ impl Report {
     /// The first thing that is not right, for a status line.
     pub fn problem(&self) -> Option<&str> {
         self.checks.iter().find_map(|check| check.problem.as_deref())
+    }
+}
+
+/// Over how many beats an error rate is recent: five minutes by default.
+const RECENT_BEATS: usize = 10;
+
+/// The share of tries that failed lately, from counts that only rise.
+#[derive(Clone, Debug, Default)]
+pub struct ErrorRate(VecDeque<(u64, u64)>);
+
+impl ErrorRate {
+    /// Takes the counts of another beat; 0 to 1, and 0 as well if nothing was tried.
+    pub fn after(&mut self, processed: u64, failed: u64) -> f64 {
+        let (processed_before, failed_before) = self.0.front().copied().unwrap_or_default();
+        self.0.push_back((processed, failed));
+        if self.0.len() > RECENT_BEATS {
+            self.0.pop_front();
+        }
+        let share = |count: u64| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+        let (processed, failed) = (share(processed - processed_before), share(failed - failed_before));
+        if failed > 0.0 { failed / (processed + failed) } else { 0.0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_of_long_ago_do_not_count() {
+        let mut rate = ErrorRate::default();
+        assert_eq!(rate.after(0, 0).to_bits(), 0.0_f64.to_bits(), "nothing was tried");
+        assert!((rate.after(30, 10) - 0.25).abs() < 1e-9);
+        assert!((rate.after(60, 20) - 0.25).abs() < 1e-9);
+        let later: Vec<f64> = (0..RECENT_BEATS).map(|_| rate.after(60, 20)).collect();
+        assert!(later[0] > 0.2 && later[RECENT_BEATS - 1] < 1e-9, "{later:?}");
+        assert!((rate.after(60, 21) - 1.0).abs() < 1e-9);
     }
 }

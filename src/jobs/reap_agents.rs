@@ -1,22 +1,21 @@
 //! `reap-agents`: an agent that missed two beats is suspect, one that is silent for `inactive_after` is inactive.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::Job;
+use crate::config;
 use crate::domain::schedule::Schedule;
 use crate::pg::{Connector, agents};
 
-/// As often as agents beat by default.
-const EVERY: Duration = Duration::from_secs(30);
-
 pub const NAME: &str = "reap-agents";
 
-pub fn job(connector: Connector, inactive_after: Duration) -> Job {
+/// Due as often as agents beat.
+pub fn job(connector: Connector, agent: &config::Agent) -> Job {
     let connector = Arc::new(connector);
+    let inactive_after = agent.inactive_after;
     Job {
         name: NAME,
-        schedule: Schedule::Every(EVERY),
+        schedule: Schedule::Every(agent.heartbeat),
         body: Box::new(move || {
             let connector = Arc::clone(&connector);
             Box::pin(async move {

@@ -8,10 +8,13 @@ use serde_json::Value;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-use super::connect::PgError;
+use super::connect::{Connection, Connector, PgError};
 use super::sql::statements;
 
 statements! {
+    /// Ends a look at the backlog that would make the beat late.
+    BOUND = "set statement_timeout = '5s'";
+
     /// A name that another live agent of this moment has gets a number behind it, unless the operator chose it.
     REGISTER = "
         insert into outboxd.agents (id, name, role, groups, host, pid, version, http, heartbeat, status, health)
@@ -84,6 +87,13 @@ pub struct Agent {
     pub state: String,
     pub health: Value,
     pub silent_seconds: f64,
+}
+
+/// The connection that an agent beats by.
+pub async fn connect(connector: &Connector) -> Result<Connection, PgError> {
+    let connection = connector.connect().await?;
+    connection.batch_execute(BOUND).await?;
+    Ok(connection)
 }
 
 /// Enters the agent, and returns the name that it got. One at a time, so that two that start at one moment differ.

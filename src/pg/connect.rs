@@ -178,9 +178,13 @@ impl Connector {
                     Ok((client, drive(connection, Arc::clone(warnings))))
                 }
             };
-            match opened.await {
-                Ok(opened) => return Ok(opened),
-                Err(error) => last = Some(error),
+            // The driver's own limit ends with the TCP connection: a frozen server accepts it and says nothing.
+            match tokio::time::timeout(CONNECT_TIMEOUT, opened).await {
+                Ok(Ok(opened)) => return Ok(opened),
+                Ok(Err(error)) => last = Some(error),
+                Err(_) => {
+                    anyhow::bail!("no answer within {}", humantime::format_duration(CONNECT_TIMEOUT));
+                }
             }
         }
         Err(last.unwrap_or_else(|| anyhow::anyhow!("no way to connect")))
@@ -265,6 +269,12 @@ impl Connection {
     /// standby comes as success with a warning) is not known to be durable.
     pub fn warnings(&self) -> u64 {
         self.warnings.load(Ordering::SeqCst)
+    }
+
+    /// Returns when the connection has ended; not to be asked again.
+    pub async fn closed(&mut self) {
+        // How it ended is of no interest.
+        let _ = (&mut self.driver).await;
     }
 }
 

@@ -143,6 +143,7 @@ impl Session<'_> {
             "a message is parked, Kafka will never take it: {reason}"
         );
         self.store.change_state(&self.lanes[index].owned, &[(message.seq, Aside::Parked(reason))]).await?;
+        self.relay.status.parked();
         Ok(())
     }
 }

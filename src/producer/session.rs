@@ -332,6 +332,7 @@ impl Session<'_> {
             "a message is parked, Kafka will never take it: {reason}"
         );
         self.store.set_aside(&lane.owned, &[(message.seq, Aside::Parked(reason))]).await?;
+        self.relay.status.parked();
         if self.incarnation.failure().is_some() { Err(Stop::Broken) } else { Ok(()) }
     }
 

@@ -16,6 +16,7 @@ pub struct RelayStatus(Mutex<Inner>);
 struct Inner {
     lanes: Vec<Priority>,
     published: u64,
+    parked: u64,
     in_flight: u64,
     waiting_for: Option<String>,
     progressed: bool,
@@ -27,6 +28,7 @@ impl Default for RelayStatus {
         Self(Mutex::new(Inner {
             lanes: Vec::new(),
             published: 0,
+            parked: 0,
             in_flight: 0,
             waiting_for: Some("PostgreSQL".into()),
             progressed: false,
@@ -58,6 +60,11 @@ impl RelayStatus {
         inner.progressed |= messages > 0;
     }
 
+    /// Kafka will never take one message.
+    pub(super) fn parked(&self) {
+        self.inner().parked += 1;
+    }
+
     /// Waiting is turning: the loop lives.
     pub(super) fn wait_for(&self, what: String) {
         let mut inner = self.inner();
@@ -76,8 +83,9 @@ impl Vitals for RelayStatus {
         let inner = self.inner();
         json!({
             "owned_lanes": inner.lanes.iter().map(|lane| lane.name()).collect::<Vec<_>>(),
-            "published": inner.published,
             "in_flight": inner.in_flight,
+            "processed": inner.published,
+            "failed": inner.parked,
             "waiting_for": inner.waiting_for,
         })
     }

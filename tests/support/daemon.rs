@@ -58,6 +58,11 @@ impl Daemon {
         self.process.signal(Signal::TERM);
     }
 
+    /// SIGINT: the same, from a terminal.
+    pub fn interrupt(&self) {
+        self.process.signal(Signal::INT);
+    }
+
     /// SIGHUP: it is asked to read its configuration again.
     pub fn reload(&self) {
         self.process.signal(Signal::HUP);

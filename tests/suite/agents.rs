@@ -1,0 +1,295 @@
+//! Agents: who is registered, how well it is, and what happens to one that falls silent.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::{Daemon, Database, Kafka, Outboxd, Postgres, eventually, eventually_some, port};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// Beats every second; silent for five, it is inactive.
+fn outboxd(database: &Database, kafka: &Kafka) -> Outboxd {
+    Outboxd::new(database, kafka).set("agent.heartbeat = \"1s\"").set("agent.inactive_after = \"5s\"")
+}
+
+async fn list(outboxd: &Outboxd) -> Vec<Value> {
+    let output = outboxd.run(&["agents", "list", "--json"]).await;
+    assert_eq!(output.code, 0, "{output:?}");
+    serde_json::from_str(&output.stdout).unwrap()
+}
+
+async fn statuses(database: &Database) -> Vec<(String, String)> {
+    let rows = database.query("select name, status from outboxd.agents order by started_at", &[]).await;
+    rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+}
+
+async fn becomes(database: &Database, name: &str, status: &str) {
+    eventually(&format!("{name} is {status}"), SOON, async || {
+        statuses(database).await.contains(&(name.to_owned(), status.to_owned()))
+    })
+    .await;
+}
+
+async fn beats(database: &Database) -> i64 {
+    database.count("select count(*) from outboxd.agent_heartbeats").await
+}
+
+#[tokio::test]
+async fn a_producer_tells_its_whole_health_at_every_beat() {
+    let (postgres, kafka) = (Postgres::shared().await, Kafka::shared().await);
+    let database = postgres.database().await;
+    let topic = kafka.topic(1).await;
+    let outboxd = outboxd(&database, kafka);
+    let producer = outboxd.set("agent.name = \"relay\"");
+    let daemon = producer.producer();
+    daemon.ready().await;
+    database
+        .execute(
+            "insert into outboxd.messages (topic, payload) select $1, 'x' from generate_series(1, 3)",
+            &[&topic],
+        )
+        .await;
+    database.execute("insert into outboxd.messages (topic, payload) values ('missing', 'x')", &[]).await;
+
+    let health = eventually_some("three are processed", SOON, async || {
+        let agent = list(&producer).await.pop()?;
+        assert_eq!((agent["name"].as_str(), agent["role"].as_str()), (Some("relay"), Some("producer")));
+        assert_eq!(agent["state"], "active");
+        assert_eq!(agent["http"], format!("http://{}", daemon.listen));
+        (agent["health"]["processed"] == 3 && agent["health"]["lag"] == 0).then(|| agent["health"].clone())
+    })
+    .await;
+    assert_eq!(health["owned_lanes"], serde_json::json!(["high", "normal", "low"]));
+    assert!(health["uptime_seconds"].is_u64() && health["resident_bytes"].as_u64().unwrap() > 1 << 20);
+    assert_eq!((&health["in_flight"], &health["failed"]), (&0.into(), &0.into()));
+    assert_eq!(health["recent_error_rate"], 0.0);
+    assert_eq!(health["oldest_pending_seconds"], Value::Null, "{health}");
+    let shown = producer.run(&["agents", "show", "relay"]).await.stdout;
+    assert!(shown.contains("resident_bytes") && shown.contains("active"), "{shown}");
+}
+
+#[tokio::test]
+async fn a_backlog_that_nobody_can_publish_shows_in_the_health() {
+    let (postgres, kafka) = (Postgres::shared().await, Kafka::private().await);
+    let database = postgres.database().await;
+    let topic = kafka.topic(1).await;
+    let daemon = outboxd(&database, &kafka).producer();
+    daemon.ready().await;
+    kafka.pause();
+    database.execute("insert into outboxd.messages (topic, payload) values ($1, 'x')", &[&topic]).await;
+    let pending = "select coalesce((health ->> 'oldest_pending_seconds')::float8 >= 1
+        and (health ->> 'lag')::bigint = 1, false) from outboxd.agents";
+    eventually("the oldest is a second old", SOON, async || {
+        database.query_one(pending, &[]).await.get::<_, bool>(0)
+    })
+    .await;
+    kafka.resume();
+    let gone =
+        "select health -> 'oldest_pending_seconds' = 'null' and health -> 'lag' = '0' from outboxd.agents";
+    eventually("nothing is pending", SOON, async || database.query_one(gone, &[]).await.get::<_, bool>(0))
+        .await;
+}
+
+#[tokio::test]
+async fn a_consumer_tells_its_whole_health_at_every_beat() {
+    let (postgres, kafka) = (Postgres::shared().await, Kafka::shared().await);
+    let database = postgres.database().await;
+    let topic = kafka.topic(2).await;
+    let gate = TempDir::new().unwrap();
+    let open = gate.path().join("open");
+    let command = format!("kind = \"exec\"\ncommand = [\"test\", \"-e\", \"{}\"]", open.display());
+    let outboxd = outboxd(&database, kafka)
+        .group(&topic, &topic, &command)
+        .set(&format!("groups.{topic}.retry = {{ backoff = \"50ms\", max_backoff = \"100ms\" }}"));
+    let daemon = outboxd.consumer(&[&topic]);
+    daemon.ready().await;
+    kafka.produce(&topic, Some("k"), Some(b"x"), &[]).await;
+
+    let health = async |what: &str, condition: &dyn Fn(&Value) -> bool| {
+        eventually_some(what, SOON, async || {
+            let health = list(&outboxd).await.pop()?["health"].clone();
+            condition(&health).then_some(health)
+        })
+        .await
+    };
+    let failing = health("it fails, and stays pending", &|health| {
+        health["failed"].as_u64() > Some(1) && health["oldest_pending_seconds"].as_f64() > Some(1.0)
+    })
+    .await;
+    assert_eq!(failing["assigned_partitions"], 2);
+    assert_eq!(failing["groups"][&topic]["assigned_partitions"].as_array().unwrap().len(), 2);
+    assert_eq!((failing["processed"].as_u64(), failing["recent_error_rate"].as_f64()), (Some(0), Some(1.0)));
+    assert!(failing["uptime_seconds"].is_u64() && failing["resident_bytes"].is_u64());
+    health("it lags", &|health| health["lag"] == 1).await;
+
+    std::fs::write(open, "").unwrap();
+    let done = health("it is processed", &|health| health["processed"] == 1 && health["lag"] == 0).await;
+    assert_eq!((&done["in_flight"], &done["oldest_pending_seconds"]), (&0.into(), &Value::Null));
+    let rate = done["recent_error_rate"].as_f64().unwrap();
+    assert!(rate > 0.0 && rate < 1.0, "{rate}");
+}
+
+#[tokio::test]
+async fn a_killed_agent_is_suspect_and_then_inactive_by_the_reaper_of_any_other() {
+    let (postgres, kafka) = (Postgres::shared().await, Kafka::shared().await);
+    let database = postgres.database().await;
+    let topic = kafka.topic(1).await;
+    let dying = outboxd(&database, kafka).set("agent.name = \"dying\"").producer();
+    dying.ready().await;
+    let alive = outboxd(&database, kafka)
+        .set("agent.name = \"alive\"")
+        .group(&topic, &topic, "kind = \"log\"")
+        .consumer(&[&topic]);
+    alive.ready().await;
+    dying.kill();
+    becomes(&database, "dying", "suspect").await;
+    let silent = "select extract(epoch from clock_timestamp() - last_heartbeat_at)::float8
+        from outboxd.agents where name = 'dying'";
+    let after: f64 = database.query_one(silent, &[]).await.get(0);
+    assert!((2.0..5.0).contains(&after), "suspect after two missed beats, not {after} s");
+    becomes(&database, "dying", "inactive").await;
+    let after: f64 = database.query_one(silent, &[]).await.get(0);
+    assert!(after >= 5.0, "inactive after {after} s");
+    alive.wait_for_line("dying is inactive").await;
+    assert!(statuses(&database).await.contains(&("alive".into(), "active".into())));
+}
+
+#[tokio::test]
+async fn a_frozen_agent_that_goes_on_is_active_again() {
+    let (postgres, kafka) = (Postgres::shared().await, Kafka::shared().await);
+    let database = postgres.database().await;
+    let frozen = outboxd(&database, kafka).set("agent.name = \"frozen\"").producer();
+    let other = outboxd(&database, kafka).set("agent.name = \"other\"").producer();
+    frozen.ready().await;
+    other.ready().await;
+    frozen.pause();
+    becomes(&database, "frozen", "inactive").await;
+    frozen.resume();
+    becomes(&database, "frozen", "active").await;
+    frozen.ready().await;
+    assert_eq!(statuses(&database).await.len(), 2, "it is the same agent");
+}
+
+#[tokio::test]
+async fn an_agent_whose_row_is_removed_registers_anew() {
+    let (postgres, kafka) = (Postgres::shared().await, Kafka::shared().await);
+    let database = postgres.database().await;
+    let outboxd = outboxd(&database, kafka);
+    let daemon = outboxd.producer();
+    daemon.ready().await;
+    let before = list(&outboxd).await.pop().unwrap();
+    database.execute("delete from outboxd.agents", &[]).await;
+    let after = eventually_some("it is back", SOON, async || list(&outboxd).await.pop()).await;
+    for field in ["id", "name", "role", "http", "pid", "host"] {
+        assert_eq!(before[field], after[field], "{field}");
+    }
+}
+
+#[tokio::test]
+async fn it_says_that_it_drains_and_beats_on_until_it_says_goodbye() {
+    let (postgres, kafka) = (Postgres::shared().await, Kafka::shared().await);
+    let database = postgres.database().await;
+    let topic = kafka.topic(1).await;
+    let gate = TempDir::new().unwrap();
+    let (begun, open) = (gate.path().join("begun"), gate.path().join("open"));
+    let script = format!("touch {}; until test -e {}; do sleep 0.05; done", begun.display(), open.display());
+    let daemon = outboxd(&database, kafka)
+        .set("agent.name = \"busy\"")
+        .group(&topic, &topic, &format!("kind = \"exec\"\ncommand = [\"sh\", \"-c\", \"{script}\"]"))
+        .consumer(&[&topic]);
+    daemon.ready().await;
+    kafka.produce(&topic, None, Some(b"x"), &[]).await;
+    eventually("the handler runs", SOON, async || begun.exists()).await;
+    daemon.terminate();
+    becomes(&database, "busy", "draining").await;
+    assert_eq!(daemon.get("/healthz").await.unwrap().0, 200);
+    let (status, body) = daemon.get("/readyz").await.unwrap();
+    assert!(status == 503 && body.contains("no new work is taken on"), "{body}");
+    let so_far = beats(&database).await;
+    eventually("three more beats", SOON, async || beats(&database).await >= so_far + 3).await;
+    assert!(statuses(&database).await.contains(&("busy".into(), "draining".into())));
+    std::fs::write(open, "").unwrap();
+    assert_eq!(daemon.wait_exit().await, Some(0));
+    assert_eq!(statuses(&database).await, [("busy".to_owned(), "stopped".to_owned())]);
+}
+
+/// With the listener that it finds by itself.
+fn start_without_listener(outboxd: &Outboxd) -> Daemon {
+    let log = SocketAddr::from((Ipv4Addr::LOCALHOST, port::free()));
+    let directory = Arc::new(TempDir::new().unwrap());
+    Daemon::start("outboxd producer", &mut outboxd.command(&["producer"]), log, directory)
+}
+
+#[tokio::test]
+async fn daemons_of_one_role_on_one_host_do_not_collide() {
+    let (postgres, kafka) = (Postgres::shared().await, Kafka::shared().await);
+    let database = postgres.database().await;
+    let outboxd = outboxd(&database, kafka);
+    let daemons: Vec<Daemon> = (0..3).map(|_| start_without_listener(&outboxd)).collect();
+    let agents = eventually_some("all are registered", SOON, async || {
+        Some(list(&outboxd).await).filter(|agents| agents.len() == daemons.len())
+    })
+    .await;
+    let distinct = |field: &str| {
+        let values: std::collections::BTreeSet<&str> =
+            agents.iter().map(|agent| agent[field].as_str().unwrap()).collect();
+        assert_eq!(values.len(), daemons.len(), "{field}: {values:?}");
+        values
+    };
+    let names = distinct("name");
+    let shortest = names.iter().min_by_key(|name| name.len()).unwrap();
+    assert!(shortest.ends_with("-producer"), "{shortest}");
+    assert!(
+        names.contains(format!("{shortest}-2").as_str()) && names.contains(format!("{shortest}-3").as_str())
+    );
+    for http in distinct("http") {
+        let listen: SocketAddr = http.strip_prefix("http://").unwrap().parse().unwrap();
+        assert!(listen.ip().is_loopback());
+        tokio::net::TcpStream::connect(listen).await.unwrap();
+    }
+    let table = outboxd.run(&["agents", "list"]).await.stdout;
+    assert!(names.iter().all(|name| table.contains(name)), "{table}");
+}
+
+#[tokio::test]
+async fn a_name_that_was_chosen_is_taken_as_it_is() {
+    let (postgres, kafka) = (Postgres::shared().await, Kafka::shared().await);
+    let database = postgres.database().await;
+    let outboxd = outboxd(&database, kafka).set("agent.name = \"from-the-file\"");
+    let daemons = [outboxd.producer(), outboxd.producer(), outboxd.daemon(&["producer", "--name", "said"])];
+    for daemon in &daemons {
+        daemon.ready().await;
+    }
+    let mut names: Vec<String> = statuses(&database).await.into_iter().map(|(name, _)| name).collect();
+    names.sort();
+    assert_eq!(names, ["from-the-file", "from-the-file", "said"]);
+    let sessions = "select count(*) from pg_stat_activity
+        where datname = current_database() and application_name = 'outboxd/producer/said'";
+    assert!(database.count(sessions).await > 0);
+}
+
+#[tokio::test]
+async fn beats_are_kept_for_a_day() {
+    let (postgres, kafka) = (Postgres::shared().await, Kafka::shared().await);
+    let database = postgres.database().await;
+    let old = |age: &str| {
+        format!(
+            "insert into outboxd.agent_heartbeats (agent_id, at, status, health)
+             values (gen_random_uuid(), clock_timestamp() - interval '{age}', 'active', '{{}}')"
+        )
+    };
+    database.batch(&[old("25 hours"), old("23 hours")].join(";")).await;
+    let daemon = outboxd(&database, kafka).producer();
+    daemon.ready().await;
+    let older = async |age: &str| {
+        let sql = "select count(*) from outboxd.agent_heartbeats where at < clock_timestamp()";
+        database.count(&format!("{sql} - interval '{age}'")).await
+    };
+    eventually("what is older is gone", SOON, async || older("24 hours").await == 0).await;
+    assert_eq!(older("22 hours").await, 1);
+    eventually("new beats are kept", SOON, async || beats(&database).await >= 3).await;
+}
