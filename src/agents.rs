@@ -202,7 +202,7 @@ async fn add_backlog(document: &mut Value, client: &Client, agent: &str) -> Resu
             return Ok(());
         }
     };
-    let mine = || lanes.iter().filter(|lane| lane.owned && lane.agent.as_deref() == Some(agent));
+    let mine = || lanes.iter().filter(|lane| lane.state == "owned" && lane.agent.as_deref() == Some(agent));
     document["lag"] = json!(mine().map(|lane| lane.pending).sum::<i64>());
     let oldest = mine().filter_map(|lane| lane.oldest_pending_seconds).reduce(f64::max);
     document["oldest_pending_seconds"] = json!(oldest);

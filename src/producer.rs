@@ -44,6 +44,8 @@ enum SessionError {
     Lane(#[from] LaneError),
     #[error(transparent)]
     Kafka(#[from] KafkaFailure),
+    #[error("PostgreSQL has not answered within {}", humantime::format_duration(*.0))]
+    Silent(Duration),
     /// By our own clock, which may run ahead of the database's: we stop before another may start.
     #[error("the lease could not be renewed in time")]
     LeaseEnded,

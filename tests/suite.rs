@@ -22,6 +22,7 @@ mod suite {
     mod relay;
     mod relay_aside;
     mod relay_faults;
+    mod relay_waits;
     mod send;
     mod send_lines;
     mod statements;

@@ -77,6 +77,11 @@ impl Topics {
         }
     }
 
+    /// Does a broker answer? Which topic is asked for does not matter.
+    pub async fn answer(&self) -> Result<(), KafkaFailure> {
+        self.check("__consumer_offsets").await.map(drop)
+    }
+
     /// The cluster's id, once a broker has answered.
     pub async fn cluster_id(&self) -> Result<String, KafkaFailure> {
         let client = Arc::clone(&self.client);

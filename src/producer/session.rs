@@ -1,14 +1,16 @@
 //! One session with the lanes: from acquiring them to giving them up, or to the first thing that is unclear.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use super::lane::Lane;
 use super::lease::LeaseKeeper;
-use super::{BACKOFF, Relay, SessionError};
+use super::{BACKOFF, Relay, RelayStatus, SessionError};
 use crate::domain::cursor::SequenceSetBack;
 use crate::domain::message::Message;
 use crate::domain::priority::Priority;
@@ -37,8 +39,17 @@ const POLL_IDLE: Duration = Duration::from_millis(20);
 /// How long a topic's metadata is believed.
 const TOPIC_AGE: Duration = Duration::from_secs(60);
 
-/// How often a wait for Kafka is told.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+/// A wait for Kafka is noted for the health check this often,
+const NOTE_EVERY: Duration = Duration::from_secs(5);
+
+/// and told in the log this often.
+const TELL_EVERY: Duration = Duration::from_secs(30);
+
+/// How often Kafka is asked whether it is there, however little there is to send.
+const ASK_KAFKA_EVERY: Duration = Duration::from_secs(5);
+
+/// A database that takes longer to answer while nothing is owned is taken for gone. With a lane, the lease says so.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a step stopped short.
 pub(super) enum Stop {
@@ -73,6 +84,7 @@ pub(super) struct Session<'a> {
     pub(super) lanes: Vec<Lane>,
     known_topics: HashMap<String, (Instant, i32)>,
     failures: u32,
+    told_at: Option<Instant>,
     pub(super) looked_at_held: Instant,
     pub(super) aside_singly: bool,
 }
@@ -84,7 +96,7 @@ pub(super) async fn work(
     former: &mut HashMap<Priority, Uuid>,
     drain: &CancellationToken,
 ) -> Result<(), SessionError> {
-    let store = LaneStore::open(relay.connector.connect().await.map_err(LaneError::Pg)?).await?;
+    let store = in_time(async { LaneStore::open(relay.connector.connect().await?).await }).await?;
     let mut session = Session {
         relay,
         store,
@@ -93,10 +105,13 @@ pub(super) async fn work(
         lanes: Vec::new(),
         known_topics: HashMap::new(),
         failures: 0,
+        told_at: None,
         looked_at_held: Instant::now(),
         aside_singly: false,
     };
     let keeper = LeaseKeeper::start(relay.connector.clone(), relay.settings.lease);
+    let _asking =
+        AbortOnDropHandle::new(tokio::spawn(ask_kafka(session.topics.clone(), Arc::clone(&relay.status))));
     let result = tokio::select! {
         result = session.run(&keeper, former, drain) => result,
         () = keeper.ended() => Err(SessionError::LeaseEnded),
@@ -105,6 +120,21 @@ pub(super) async fn work(
     relay.status.own(Vec::new());
     session.incarnation.end().await;
     result
+}
+
+/// Tells the status whether a broker answers.
+async fn ask_kafka(topics: Topics, status: Arc<RelayStatus>) {
+    loop {
+        status.kafka_away(topics.answer().await.err().map(|error| error.to_string()));
+        tokio::time::sleep(ASK_KAFKA_EVERY).await;
+    }
+}
+
+async fn in_time<T>(asked: impl Future<Output = Result<T, LaneError>>) -> Result<T, SessionError> {
+    match tokio::time::timeout(PATIENCE, asked).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(SessionError::Silent(PATIENCE)),
+    }
 }
 
 impl Relay {
@@ -139,7 +169,8 @@ impl Session<'_> {
             }
             let busy = match self.round().await {
                 Ok(busy) => {
-                    self.relay.status.turn(self.incarnation.in_flight());
+                    self.relay.status.turn();
+                    self.told_at = None;
                     busy
                 }
                 Err(Stop::End(error)) => return Err(error),
@@ -148,8 +179,7 @@ impl Session<'_> {
                     true
                 }
                 Err(Stop::Away(reason)) => {
-                    tracing::warn!("{reason}; what is committed waits in the outbox");
-                    self.relay.status.wait_for(reason);
+                    self.tell(reason);
                     self.pause(Duration::from_secs(1), drain).await;
                     true
                 }
@@ -158,6 +188,15 @@ impl Session<'_> {
             let rest = if self.lanes.is_empty() { acquire_every } else { rest };
             self.pause(rest, drain).await;
         }
+    }
+
+    /// Says what is waited for, now and then.
+    fn tell(&mut self, reason: String) {
+        if self.told_at.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+            tracing::warn!("{reason}; what is committed waits in the outbox");
+            self.told_at = Some(Instant::now());
+        }
+        self.relay.status.wait_for(reason);
     }
 
     async fn pause(&self, time: Duration, drain: &CancellationToken) {
@@ -179,9 +218,8 @@ impl Session<'_> {
             let since = tokio::time::Instant::now();
             let mine = former.get(&priority).copied();
             let lease = self.relay.settings.lease;
-            let Some(owned) = self.store.acquire(priority, &self.relay.agent, lease, mine).await? else {
-                continue;
-            };
+            let acquired = in_time(self.store.acquire(priority, &self.relay.agent, lease, mine)).await?;
+            let Some(owned) = acquired else { continue };
             keeper.add(owned.owner, since);
             former.remove(&priority);
             let held = self.store.held_topics(priority).await?.into_iter().collect();
@@ -389,18 +427,17 @@ impl Session<'_> {
         }
     }
 
-    /// Waits until everything below that ticket is acknowledged, saying so once in a while.
+    /// Waits until everything below that ticket is acknowledged.
     pub(super) async fn settle(&mut self, below: u64) -> Result<(), Stop> {
         loop {
-            match tokio::time::timeout(TELL_EVERY, self.incarnation.settled(below)).await {
+            let waiting = self.incarnation.in_flight();
+            self.relay.status.in_flight(waiting);
+            match tokio::time::timeout(NOTE_EVERY, self.incarnation.settled(below)).await {
                 Ok(Ok(())) => break,
                 Ok(Err(_)) => return Err(Stop::Broken),
                 Err(_) => {
-                    let count = self.incarnation.in_flight();
                     let brokers = &self.relay.kafka.brokers;
-                    let reason = format!("Kafka at {brokers} has not acknowledged {count} records yet");
-                    tracing::warn!("{reason}");
-                    self.relay.status.wait_for(reason);
+                    self.tell(format!("Kafka at {brokers} has not acknowledged {waiting} records"));
                 }
             }
         }
@@ -416,6 +453,7 @@ impl Session<'_> {
             self.failures = 0;
         }
         self.relay.status.published(count);
+        self.relay.status.in_flight(self.incarnation.in_flight());
     }
 
     async fn write_progress(&mut self, index: usize) -> Result<(), LaneError> {

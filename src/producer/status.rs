@@ -19,6 +19,8 @@ struct Inner {
     parked: u64,
     in_flight: u64,
     waiting_for: Option<String>,
+    /// Asked now and then also when there is nothing to send.
+    kafka_away: Option<String>,
     progressed: bool,
     turned_at: Instant,
 }
@@ -31,6 +33,7 @@ impl Default for RelayStatus {
             parked: 0,
             in_flight: 0,
             waiting_for: Some("PostgreSQL".into()),
+            kafka_away: None,
             progressed: false,
             turned_at: Instant::now(),
         }))
@@ -47,11 +50,18 @@ impl RelayStatus {
     }
 
     /// One turn of the loop: nothing is waited for.
-    pub(super) fn turn(&self, in_flight: u64) {
+    pub(super) fn turn(&self) {
         let mut inner = self.inner();
         inner.turned_at = Instant::now();
-        inner.in_flight = in_flight;
         inner.waiting_for = None;
+    }
+
+    pub(super) fn in_flight(&self, records: u64) {
+        self.inner().in_flight = records;
+    }
+
+    pub(super) fn kafka_away(&self, reason: Option<String>) {
+        self.inner().kafka_away = reason;
     }
 
     pub(super) fn published(&self, messages: u64) {
@@ -95,7 +105,8 @@ impl Vitals for RelayStatus {
     }
 
     fn waiting_for(&self) -> Option<String> {
-        self.inner().waiting_for.clone()
+        let inner = self.inner();
+        inner.waiting_for.clone().or_else(|| inner.kafka_away.clone())
     }
 
     fn unfinished(&self) -> Option<String> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::support::ledger::Ledger;
-use crate::support::{Database, Kafka, Outboxd, Postgres, eventually};
+use crate::support::{Database, Kafka, Outboxd, Postgres, Record, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -119,7 +119,7 @@ async fn a_delayed_message_is_published_when_it_is_due_and_not_before() {
     reach(&database, &topic, "scheduled", 2).await;
     reach(&database, &topic, "published", 2).await;
     let records = kafka.read_all(&topic).await;
-    let payloads: Vec<String> = records.iter().map(|record| record.payload_text()).collect();
+    let payloads: Vec<String> = records.iter().map(Record::payload_text).collect();
     assert_eq!(payloads, ["x", "soon"]);
     let due = "select extract(epoch from deliver_after)::float8 * 1000 from outboxd.messages where payload = 'soon'";
     let due: f64 = database.query_one(due, &[]).await.get(0);
