@@ -1,9 +1,13 @@
 //! An owned lane at work: how far its open window is read, sent and acknowledged.
 
 use std::collections::{HashMap, VecDeque};
+use std::panic::resume_unwind;
+use std::sync::Arc;
 use std::time::Instant;
 
-use crate::pg::lanes::OwnedLane;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::pg::lanes::{Batch, LaneError, LaneStore, Limit, OwnedLane};
 
 /// The state in memory. It is dropped, and taken from the lane row again, whenever something is unclear.
 pub(super) struct Lane {
@@ -23,6 +27,13 @@ pub(super) struct Lane {
     /// Topics whose messages wait, with the reason.
     pub(super) held: HashMap<String, String>,
     pub(super) written_at: Instant,
+    /// The rows behind `read_seq`, on their way while those before are sent.
+    ahead: Option<Ahead>,
+}
+
+struct Ahead {
+    after: i64,
+    reading: AbortOnDropHandle<Result<Batch, LaneError>>,
 }
 
 impl Lane {
@@ -37,6 +48,7 @@ impl Lane {
             suspect_until: 0,
             held,
             written_at: Instant::now(),
+            ahead: None,
         };
         lane.rewind();
         lane
@@ -44,6 +56,7 @@ impl Lane {
 
     /// Begins again at the committed cursor.
     pub(super) fn rewind(&mut self) {
+        self.ahead = None;
         self.sent.clear();
         self.read_seq = self.owned.cursor.published_seq;
         self.acknowledged_seq = self.read_seq;
@@ -57,6 +70,20 @@ impl Lane {
         self.look_aside = false;
         self.suspect_until = 0;
         self.written_at = Instant::now();
+    }
+
+    /// The next rows of the open window. What comes after them is asked for at once.
+    pub(super) async fn read(&mut self, store: &Arc<LaneStore>, limit: Limit) -> Result<Batch, LaneError> {
+        let batch = match self.ahead.take().filter(|ahead| ahead.after == self.read_seq) {
+            Some(ahead) => ahead.reading.await.unwrap_or_else(|error| resume_unwind(error.into_panic()))?,
+            None => store.read(&self.owned, self.read_seq, limit).await?,
+        };
+        if let Some(after) = batch.messages.last().map(|message| message.seq).filter(|_| !batch.last) {
+            let (store, owned) = (Arc::clone(store), self.owned.clone());
+            let reading = tokio::spawn(async move { store.read(&owned, after, limit).await });
+            self.ahead = Some(Ahead { after, reading: AbortOnDropHandle::new(reading) });
+        }
+        Ok(batch)
     }
 
     pub(super) fn window_is_open(&self) -> bool {

@@ -78,7 +78,7 @@ fn share(priority: Priority) -> u32 {
 
 pub(super) struct Session<'a> {
     pub(super) relay: &'a Relay,
-    pub(super) store: LaneStore,
+    pub(super) store: Arc<LaneStore>,
     pub(super) incarnation: Incarnation,
     pub(super) topics: Topics,
     pub(super) lanes: Vec<Lane>,
@@ -99,7 +99,7 @@ pub(super) async fn work(
     let store = in_time(async { LaneStore::open(relay.connector.connect().await?).await }).await?;
     let mut session = Session {
         relay,
-        store,
+        store: Arc::new(store),
         incarnation: relay.incarnation()?,
         topics: Topics::new(&relay.kafka, &relay.client_id())?,
         lanes: Vec::new(),
@@ -306,9 +306,9 @@ impl Session<'_> {
         if self.incarnation.in_flight() > MAX_IN_FLIGHT {
             self.settle(self.incarnation.next_ticket() - MAX_IN_FLIGHT / 2).await?;
         }
-        let lane = &self.lanes[index];
         let limit = self.limit();
-        let batch = self.store.read(&lane.owned, lane.read_seq, limit).await?;
+        let lane = &mut self.lanes[index];
+        let batch = lane.read(&self.store, limit).await?;
         failpoint::hit("relay-after-read");
         let already_aside = if lane.look_aside && !batch.messages.is_empty() {
             let seqs: Vec<i64> = batch.messages.iter().map(|message| message.seq).collect();
