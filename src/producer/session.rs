@@ -320,7 +320,7 @@ impl Session<'_> {
         let mut aside = Vec::new();
         let mut ready = Vec::with_capacity(batch.messages.len());
         for message in batch.messages.into_iter().filter(|message| !already_aside.contains(&message.seq)) {
-            if message.deliver_after.is_some() {
+            if message.is_scheduled {
                 aside.push((message.seq, Aside::Scheduled));
             } else {
                 match self.topic(index, &message.topic).await? {
