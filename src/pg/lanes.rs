@@ -140,7 +140,7 @@ statements! {
           order by a.due_at, a.seq limit $2
         ) batch where before <= $4::bigint order by due_at, seq";
 
-    PUT_BACK = "
+    FORGET_ASIDE = "
         with fence as materialized (
           select priority from outboxd.lanes
           where outboxd.durable() and priority = $1 and owner = $2 and epoch = $3 and \"window\" = $4 for update
@@ -468,7 +468,7 @@ impl LaneStore {
     /// Forgets rows that were set aside and are now published.
     pub async fn published_from_aside(&self, lane: &OwnedLane, seqs: &[i64]) -> Result<(), LaneError> {
         let fence = Fence::of(lane);
-        self.fenced("PUT_BACK", lane, &fence.with(&[&seqs])).await
+        self.fenced("FORGET_ASIDE", lane, &fence.with(&[&seqs])).await
     }
 
     async fn fenced(
@@ -477,8 +477,12 @@ impl LaneStore {
         lane: &OwnedLane,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<(), LaneError> {
+        let warnings = self.connection.warnings();
         let row = self.connection.query_one(self.statement(name), params).await?;
-        if row.get::<_, i64>(0) == 0 { Err(LaneError::Lost(lane.priority)) } else { Ok(()) }
+        if row.get::<_, i64>(0) == 0 {
+            return Err(LaneError::Lost(lane.priority));
+        }
+        self.durable_since(warnings)
     }
 
     /// Which of these rows of a window opened by an earlier owner are set aside already.
