@@ -1,6 +1,5 @@
 //! A row of the outbox, and the record it becomes.
 
-use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::identity::{self, ID_HEADER, SUM_HEADER};
@@ -21,7 +20,8 @@ pub struct Message {
     pub headers: Vec<(String, String)>,
     pub event_type: Option<String>,
     pub idempotency_key: Option<String>,
-    pub deliver_after: Option<DateTime<Utc>>,
+    /// It has a `deliver_after`, past or to come.
+    pub is_scheduled: bool,
 }
 
 impl Message {
@@ -37,13 +37,6 @@ impl Message {
         headers.push((ID_HEADER, self.message_id.to_string()));
         headers.push((SUM_HEADER, sum));
         headers
-    }
-
-    /// Bytes that it takes of a batch.
-    pub fn size(&self) -> usize {
-        self.payload.as_ref().map_or(0, Vec::len)
-            + self.key.as_ref().map_or(0, String::len)
-            + self.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
     }
 
     /// Where a message without a key goes: a hash of its id, so that its repeat meets the agent that has it.

@@ -43,7 +43,7 @@ const CONSUMER: &[(&str, &str)] = &[
 const MEMBER_DEFAULTS: &[(&str, &str)] =
     &[("topic.metadata.refresh.interval.ms", "10000"), ("statistics.interval.ms", "5000")];
 
-/// For a producer; `buffer_bytes` bounds what waits in it.
+/// For a producer; `buffer_bytes` bounds what waits in it, but for one message that is larger.
 pub fn producer_config(
     kafka: &Kafka,
     client_id: &str,
@@ -51,8 +51,10 @@ pub fn producer_config(
 ) -> Result<ClientConfig, KafkaFailure> {
     let properties = kafka.producer_properties().map_err(KafkaFailure::secret)?;
     let mut config = layered(client_id, PRODUCER_DEFAULTS, properties, PRODUCER);
-    // In KiB, and never so small that librdkafka refuses it.
-    config.set("queue.buffering.max.kbytes", buffer_bytes.div_ceil(1024).clamp(1, 2_147_483_647).to_string());
+    // In KiB. A queue without room for the largest message would be full for ever.
+    let largest = config.get("message.max.bytes").and_then(|bytes| bytes.parse().ok()).unwrap_or(0);
+    let kbytes = buffer_bytes.max(largest).div_ceil(1024).clamp(1, 2_147_483_647);
+    config.set("queue.buffering.max.kbytes", kbytes.to_string());
     config.set("queue.buffering.max.messages", "0");
     Ok(config)
 }
@@ -134,5 +136,24 @@ pub fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
             tracing::debug!(target: "librdkafka", facility, "{message}");
         }
         RDKafkaLogLevel::Debug => tracing::trace!(target: "librdkafka", facility, "{message}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn the_queue_has_room_for_the_largest_message() {
+        let kbytes = |buffer_bytes| {
+            let text = "[postgres]\nurl = \"postgres://localhost/app\"\n\
+                        [kafka.producer]\n\"message.max.bytes\" = 100000000\n";
+            let kafka = Config::parse(text, None, []).unwrap().config.kafka;
+            let config = producer_config(&kafka, "test", buffer_bytes).unwrap();
+            config.get("queue.buffering.max.kbytes").unwrap().parse::<u64>().unwrap()
+        };
+        assert_eq!(kbytes(64 << 20), 97_657);
+        assert_eq!(kbytes(128 << 20), 128 << 10);
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use tokio_postgres::{Client, GenericClient, Transaction};
+use tokio_postgres::{Client, GenericClient, Row, Transaction};
 use uuid::Uuid;
 
 use super::connect::PgError;
@@ -254,13 +254,16 @@ pub async fn claim(
     if claims.len() == keys.len() {
         return Ok(Claimed::All(claims));
     }
-    // A message that died between its completion's parts cannot be: state and evidence commit together. A finished
-    // key of this very message means that its evidence has gone by retention: done all the same.
-    let done = rows.iter().find(|row| row.get::<_, Option<&str>>(3) == Some("done"));
-    let outcome =
-        done.map_or(Claimed::Busy, |row| Claimed::Done { by: row.get(4), same_payload: row.get(5) });
+    let outcome = done(&rows).unwrap_or(Claimed::Busy);
     release(client, group, &claims).await?;
     Ok(outcome)
+}
+
+/// The message that finished one of these keys. If it is this very message, its evidence has gone by retention: state and
+/// evidence commit together.
+fn done(rows: &[Row]) -> Option<Claimed> {
+    let row = rows.iter().find(|row| row.get::<_, Option<&str>>(3) == Some("done"))?;
+    Some(Claimed::Done { by: row.get(4), same_payload: row.get(5) })
 }
 
 fn columns(keys: &[OperationKey]) -> (Vec<&'static str>, Vec<&str>) {
@@ -377,8 +380,7 @@ pub async fn claim_done(
         return Ok(Claimed::All(Vec::new()));
     }
     let rows = transaction.query(FIND_KEYS, &[&group, &namespaces, &names, &payload_hash]).await?;
-    let done = rows.iter().find(|row| row.get::<_, &str>(3) == "done" && row.get::<_, Uuid>(4) != message_id);
-    Ok(done.map_or(Claimed::Busy, |row| Claimed::Done { by: row.get(4), same_payload: row.get(5) }))
+    Ok(done(&rows).unwrap_or(Claimed::Busy))
 }
 
 /// Is there a function of that name that takes an `outboxd.delivery`?

@@ -18,9 +18,11 @@ statements! {
 
     TAG = "select tag_high, tag_low from outboxd.outbox";
 
-    /// Each lane from its newest message down, by the primary key, until enough pass the filter.
+    /// Each lane from its newest message down, by the primary key, until enough pass the filter. A time beyond the years
+    /// of RFC 3339 (Postgres knows infinity) is shown as their end.
     MESSAGES = "
-        select m.*
+        select m.id, m.seq, m.priority, m.topic, m.key, m.type, m.idempotency_key, m.created_at,
+          least(greatest(m.deliver_after, '0001-01-01 utc'), '9999-12-31 utc'), m.state, m.reason
         from (values (-1::smallint), (0::smallint), (1::smallint)) as lanes (priority)
         cross join lateral (
           select id, seq, priority, topic, key, type, idempotency_key, created_at, deliver_after, state, reason
@@ -32,13 +34,13 @@ statements! {
         order by m.seq desc limit $5";
 
     MESSAGE = "
-        select id, seq, priority, topic, key, type, idempotency_key, created_at, deliver_after, state, reason
-        from outboxd.message_states s
-        where s.priority in (-1, 0, 1) and s.seq = $1
-        union all
-        select s.id, s.seq, s.priority, s.topic, s.key, s.type, s.idempotency_key, s.created_at, s.deliver_after, s.state, s.reason
-        from outboxd.messages m join outboxd.message_states s using (priority, seq)
-        where m.id = $2";
+        select m.id, m.seq, m.priority, m.topic, m.key, m.type, m.idempotency_key, m.created_at,
+          least(greatest(m.deliver_after, '0001-01-01 utc'), '9999-12-31 utc'), m.state, m.reason
+        from (
+          select s.* from outboxd.message_states s where s.priority in (-1, 0, 1) and s.seq = $1
+          union all
+          select s.* from outboxd.messages o join outboxd.message_states s using (priority, seq) where o.id = $2
+        ) m";
 
     CONTENT = "select headers, payload from outboxd.messages where priority = $1 and seq = $2";
 

@@ -83,7 +83,7 @@ statements! {
     /// One index-ordered scan of the primary key, cut by rows and by bytes. The casts stand in subselects, so that
     /// they are evaluated once and not per row.
     READ_MAIN = "
-        select seq, id, topic, key, payload, headers, type, idempotency_key, deliver_after, created_at from (
+        select seq, id, topic, key, payload, headers, type, idempotency_key, deliver_after is not null, created_at from (
           select m.*, sum($6::bigint + coalesce(octet_length(m.payload), 0)) over (order by m.seq rows unbounded preceding)
             - coalesce(octet_length(m.payload), 0) as before
           from outboxd.messages m
@@ -94,7 +94,7 @@ statements! {
 
     /// By the index on txid: what was in progress at `done` and has ended by `target`.
     READ_STRAGGLERS = "
-        select seq, id, topic, key, payload, headers, type, idempotency_key, deliver_after, created_at from (
+        select seq, id, topic, key, payload, headers, type, idempotency_key, deliver_after is not null, created_at from (
           select m.*, sum($6::bigint + coalesce(octet_length(m.payload), 0)) over (order by m.seq rows unbounded preceding)
             - coalesce(octet_length(m.payload), 0) as before
           from outboxd.messages m
@@ -124,7 +124,7 @@ statements! {
     HELD_TOPICS = "select topic, min(reason) from outboxd.set_aside where priority = $1 and state = 'held' group by topic";
 
     READ_HELD = "
-        select seq, id, topic, key, payload, headers, type, idempotency_key, null::timestamptz, created_at from (
+        select seq, id, topic, key, payload, headers, type, idempotency_key, false, created_at from (
           select a.*, sum($3::bigint + coalesce(octet_length(a.payload), 0)) over (order by a.seq rows unbounded preceding)
             - coalesce(octet_length(a.payload), 0) as before
           from outboxd.set_aside a
@@ -132,7 +132,7 @@ statements! {
         ) batch where before <= $4::bigint order by seq";
 
     READ_DUE = "
-        select seq, id, topic, key, payload, headers, type, idempotency_key, null::timestamptz, created_at from (
+        select seq, id, topic, key, payload, headers, type, idempotency_key, false, created_at from (
           select a.*, sum($3::bigint + coalesce(octet_length(a.payload), 0))
               over (order by a.due_at, a.seq rows unbounded preceding) - coalesce(octet_length(a.payload), 0) as before
           from outboxd.set_aside a
@@ -140,7 +140,7 @@ statements! {
           order by a.due_at, a.seq limit $2
         ) batch where before <= $4::bigint order by due_at, seq";
 
-    PUT_BACK = "
+    FORGET_ASIDE = "
         with fence as materialized (
           select priority from outboxd.lanes
           where outboxd.durable() and priority = $1 and owner = $2 and epoch = $3 and \"window\" = $4 for update
@@ -468,7 +468,7 @@ impl LaneStore {
     /// Forgets rows that were set aside and are now published.
     pub async fn published_from_aside(&self, lane: &OwnedLane, seqs: &[i64]) -> Result<(), LaneError> {
         let fence = Fence::of(lane);
-        self.fenced("PUT_BACK", lane, &fence.with(&[&seqs])).await
+        self.fenced("FORGET_ASIDE", lane, &fence.with(&[&seqs])).await
     }
 
     async fn fenced(
@@ -477,8 +477,12 @@ impl LaneStore {
         lane: &OwnedLane,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<(), LaneError> {
+        let warnings = self.connection.warnings();
         let row = self.connection.query_one(self.statement(name), params).await?;
-        if row.get::<_, i64>(0) == 0 { Err(LaneError::Lost(lane.priority)) } else { Ok(()) }
+        if row.get::<_, i64>(0) == 0 {
+            return Err(LaneError::Lost(lane.priority));
+        }
+        self.durable_since(warnings)
     }
 
     /// Which of these rows of a window opened by an earlier owner are set aside already.
@@ -591,7 +595,7 @@ fn message(row: &Row, tag: Tag) -> Result<Message, LaneError> {
         headers,
         event_type: row.get(6),
         idempotency_key: row.get(7),
-        deliver_after: row.get(8),
+        is_scheduled: row.get(8),
     })
 }
 

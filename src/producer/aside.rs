@@ -112,6 +112,8 @@ impl Session<'_> {
     /// Publishes rows that are set aside, waits for the broker, and forgets them.
     async fn publish_aside(&mut self, index: usize, rows: Vec<(Message, i32)>) -> Result<(), Stop> {
         let size = if self.aside_singly { 1 } else { rows.len().max(1) };
+        // What is refused below is then of these rows, not of a lane's own.
+        self.settle(self.incarnation.next_ticket()).await?;
         for part in rows.chunks(size) {
             let mut sent = Vec::with_capacity(part.len());
             for (message, partitions) in part {
@@ -123,7 +125,6 @@ impl Session<'_> {
             if let Err(stop) = self.settle(self.incarnation.next_ticket()).await {
                 if let ([(message, _)], Some(failure)) = (part, self.incarnation.failure())
                     && failure.refusal == Refusal::Record
-                    && self.incarnation.in_flight() == 1
                 {
                     self.park(index, message, failure.reason).await?;
                 }

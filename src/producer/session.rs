@@ -320,7 +320,7 @@ impl Session<'_> {
         let mut aside = Vec::new();
         let mut ready = Vec::with_capacity(batch.messages.len());
         for message in batch.messages.into_iter().filter(|message| !already_aside.contains(&message.seq)) {
-            if message.deliver_after.is_some() {
+            if message.is_scheduled {
                 aside.push((message.seq, Aside::Scheduled));
             } else {
                 match self.topic(index, &message.topic).await? {
@@ -348,18 +348,21 @@ impl Session<'_> {
     }
 
     async fn publish(&mut self, index: usize, message: &Message, partitions: i32) -> Result<(), Stop> {
+        let is_suspect = message.seq <= self.lanes[index].suspect_until;
+        if is_suspect {
+            self.settle(self.incarnation.next_ticket()).await?;
+        }
         let reason = match self.send(message, partitions).await? {
             Ok(ticket) => {
-                let lane = &mut self.lanes[index];
-                lane.sent.push_back((ticket, message.seq));
-                if message.seq > lane.suspect_until {
+                self.lanes[index].sent.push_back((ticket, message.seq));
+                if !is_suspect {
                     return Ok(());
                 }
-                match self.incarnation.settled(ticket + 1).await {
-                    Ok(()) => return Ok(()),
-                    // It was alone in its request, so it is the culprit.
-                    Err(failure) if failure.refusal == Refusal::Record => failure.reason,
-                    Err(_) => return Err(Stop::Broken),
+                let Err(stop) = self.settle(ticket + 1).await else { return Ok(()) };
+                match self.incarnation.failure() {
+                    // Nothing else was under way, of this lane or another: it is the culprit.
+                    Some(failure) if failure.refusal == Refusal::Record => failure.reason,
+                    _ => return Err(stop),
                 }
             }
             Err(reason) => reason,

@@ -313,6 +313,27 @@ async fn an_effect_in_sql_happens_once_though_the_answer_to_its_commit_is_lost()
 }
 
 #[tokio::test]
+async fn an_operation_whose_evidence_has_gone_is_not_waited_for() {
+    let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
+    database
+        .batch(
+            "create function on_order(d outboxd.delivery) returns void language sql as $$ select $$;
+             grant execute on function on_order to outboxd_agent",
+        )
+        .await;
+    let (topic, group) = (kafka.topic(1).await, unique("orders"));
+    let settings = format!("topics = [\"{topic}\"]\nhandler = {{ kind = \"sql\", function = \"on_order\" }}");
+    kafka.produce(&topic, None, Some(b"a"), &[("idempotency-key", "order-1")]).await;
+    let first = Consumer::start(&database.agent_url(), kafka, &group, &settings);
+    eventually("it is handled", PATIENCE, async || evidence(&database).await == 1).await;
+    first.drained().await;
+    database.batch("delete from outboxd.handled; update outboxd.group_positions set next_offset = 0").await;
+    let second = Consumer::start(&database.agent_url(), kafka, &group, &settings);
+    eventually("it is a duplicate", PATIENCE, async || second.number("duplicates") == 1).await;
+    second.drained().await;
+}
+
+#[tokio::test]
 async fn members_that_come_and_go_lose_and_repeat_nothing() {
     let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
     let topic = kafka.topic(6).await;

@@ -127,3 +127,21 @@ async fn a_delayed_message_is_published_when_it_is_due_and_not_before() {
     let published = records[1].timestamp.unwrap() as f64;
     assert!(published >= due - 1.0, "{published} before {due}");
 }
+
+#[tokio::test]
+async fn a_time_that_never_comes_keeps_nothing_else_back() {
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    let topic = kafka.topic(1).await;
+    let outboxd = Outboxd::new(&database, kafka);
+    let _producer = outboxd.producer();
+    let insert = "insert into outboxd.messages (topic, payload, deliver_after) values ($1, 'x', $2::text::timestamptz)";
+    for time in ["infinity", "-infinity", "294276-12-31", "4713-01-01 bc"] {
+        database.execute(insert, &[&topic, &time]).await;
+    }
+    database.execute(INSERT, &[&topic, &1]).await;
+    reach(&database, &topic, "published", 3).await;
+    reach(&database, &topic, "scheduled", 2).await;
+    let listed = outboxd.run(&["messages", "list"]).await;
+    assert_eq!(listed.code, 0, "{listed:?}");
+    assert!(outboxd.run(&["messages", "list", "--json"]).await.stdout.contains("9999-12-31"));
+}
