@@ -107,9 +107,9 @@ async fn all(
             Ok(drained) => left.extend(drained.left),
             Err(error) => {
                 drain.cancel();
-                failure.get_or_insert(error);
+                failure.get_or_insert(Failure::new(Kind::Configuration, error.to_string()));
             }
         }
     }
-    failure.map_or(Ok(left), |error| Err(error.into()))
+    failure.map_or(Ok(left), |failure| Err(failure.into()))
 }

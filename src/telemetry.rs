@@ -30,7 +30,9 @@ pub enum LoggingError {
 /// Once per process.
 pub fn init(logging: Logging) -> Result<(), LoggingError> {
     let filter = filter(logging, std::env::var(EnvFilter::DEFAULT_ENV).ok())?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // A reader of the log that goes away must not take a daemon with it: telling of it on standard error would panic.
+    let subscriber =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false);
     let set_up = if logging.json {
         subscriber.json().flatten_event(true).with_current_span(false).finish().try_init()
     } else {

@@ -119,7 +119,7 @@ async fn a_function_that_does_not_exist_is_found_before_the_first_message() {
     let outboxd =
         Outboxd::new(&database, kafka).group("orders", &topic, "kind = \"sql\"\nfunction = \"app.on_order\"");
     let consumer = outboxd.consumer(&["orders"]);
-    assert_eq!(consumer.wait_exit().await, Some(1), "{}", consumer.log());
+    assert_eq!(consumer.wait_exit().await, Some(2), "{}", consumer.log());
     assert!(consumer.log().contains("app.on_order(outboxd.delivery)"), "{}", consumer.log());
     assert_eq!(database.count("select count(*) from outboxd.group_positions").await, 0);
 }

@@ -17,6 +17,10 @@ use crate::pg::Connector;
 const DATABASE: &str = "app";
 const USER: &str = "outboxd";
 
+/// Where the data is in its folder, and the file that makes it data of Postgres.
+const DATA: &str = "postgres";
+const VERSION: &str = "PG_VERSION";
+
 /// Debian's place for versions; elsewhere the search path is asked.
 const DEBIAN: &str = "/usr/lib/postgresql";
 
@@ -56,14 +60,12 @@ impl EmbeddedPostgres {
         let folder = tempfile::Builder::new().prefix("outboxd-dev-").tempdir()?;
         user.own(folder.path())?;
         let home = match data_dir {
-            Some(dir) => {
-                user.own(dir).with_context(|| format!("--data-dir {}", dir.display()))?;
-                fs::canonicalize(dir)?
-            }
+            Some(dir) => ours(dir).with_context(|| format!("--data-dir {}", dir.display()))?,
             None => folder.path().to_owned(),
         };
-        let data = home.join("postgres");
-        if !data.join("PG_VERSION").exists() {
+        let data = home.join(DATA);
+        if !data.join(VERSION).exists() {
+            user.own(&data)?;
             let mut initdb = user.command(&binaries.join("initdb"));
             initdb.args(["--username", USER, "--auth", "trust", "--encoding", "UTF8", "--locale", "C.UTF-8"]);
             initdb.args(["--no-sync", "-D"]).arg(&data).process_group(0);
@@ -135,6 +137,15 @@ impl EmbeddedPostgres {
             tracing::warn!("postgres does not stop");
         }
     }
+}
+
+/// The folder, made if it is not there. One that holds anything but data of ours is somebody else's.
+fn ours(dir: &Path) -> anyhow::Result<PathBuf> {
+    fs::create_dir_all(dir)?;
+    if fs::read_dir(dir)?.next().is_some() && !dir.join(DATA).join(VERSION).exists() {
+        bail!("the folder is not empty and not of an earlier `outboxd dev`: name another one");
+    }
+    Ok(fs::canonicalize(dir)?)
 }
 
 impl ServerUser {
