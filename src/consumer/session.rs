@@ -41,7 +41,8 @@ const TELL_MISSING: Duration = Duration::from_secs(60);
 pub(super) enum Event {
     Found(TopicPartition, u64, i64),
     Worker(TopicPartition, u64, Report),
-    Extents(Vec<(TopicPartition, Extent)>),
+    /// With the offset after the last record that was polled when it was asked for.
+    Extents(Vec<(TopicPartition, i64, Extent)>),
     Missing(Vec<String>),
 }
 
@@ -347,7 +348,8 @@ impl Session {
             return;
         }
         let (group, events) = (Arc::clone(&self.group), self.events.clone());
-        let partitions: Vec<TopicPartition> = self.partitions.keys().cloned().collect();
+        let partitions: Vec<(TopicPartition, i64)> =
+            self.partitions.iter().map(|(at, partition)| (at.clone(), partition.next)).collect();
         let task = tokio::spawn(async move {
             let extents = start::extents(&group, partitions).await;
             let _ = events.send(Event::Extents(extents));
@@ -357,11 +359,11 @@ impl Session {
 
     /// Makes every partition read on, those out of range from the earliest record. One that was fine only fetches again
     /// what was not polled yet: librdkafka may stand at another offset than we do, so that none can be left out.
-    fn mend(&mut self, extents: &[(TopicPartition, Extent)]) -> Result<(), SessionError> {
-        for (at, extent) in extents {
+    fn mend(&mut self, extents: &[(TopicPartition, i64, Extent)]) -> Result<(), SessionError> {
+        for (at, asked, extent) in extents {
             let reads = self.partitions.get_mut(at).filter(|partition| !partition.stop.is_cancelled());
             let Some(partition) = reads else { continue };
-            let start = extent.clamp(partition.next);
+            let start = extent.read_on(*asked, partition.next);
             start::tell_reset(&self.group.name, at, start);
             partition.next = start.offset();
             self.subscription.read_on(at, partition.next)?;

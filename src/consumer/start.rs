@@ -124,13 +124,16 @@ async fn find(
 }
 
 /// What each of these has now, asked until all have answered.
-pub(super) async fn extents(group: &Group, partitions: Vec<TopicPartition>) -> Vec<(TopicPartition, Extent)> {
+pub(super) async fn extents(
+    group: &Group,
+    partitions: Vec<(TopicPartition, i64)>,
+) -> Vec<(TopicPartition, i64, Extent)> {
     let mut wait = Wait::new(&group.name, &group.status);
     let mut extents = Vec::with_capacity(partitions.len());
-    for at in partitions {
+    for (at, next) in partitions {
         loop {
             match group.topics.extent(&at).await {
-                Ok(extent) => break extents.push((at, extent)),
+                Ok(extent) => break extents.push((at, next, extent)),
                 Err(error) => wait.pause(&format!("a position is out of range: {error}")).await,
             }
         }

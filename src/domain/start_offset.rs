@@ -36,6 +36,12 @@ impl Extent {
         }
     }
 
+    /// Where to read on at `next`, if this was asked for when the reader was at `asked`. One that has been read on since
+    /// was not out of range, and the log may have grown beyond this answer.
+    pub fn read_on(self, asked: i64, next: i64) -> StartOffset {
+        if next == asked { self.clamp(next) } else { StartOffset::At(next) }
+    }
+
     /// `stored` is the database's position, `committed` Kafka's.
     ///
     /// The lower of the two: a database that went back must handle again what it forgot. The database is the record:
@@ -74,5 +80,11 @@ mod tests {
             StartOffset::Reset { wanted: 201, low: 100 },
             "a topic made anew"
         );
+    }
+    #[test]
+    fn a_reader_that_moved_while_the_log_was_asked_for_is_not_sent_back() {
+        assert_eq!(LOG.read_on(200, 205), StartOffset::At(205), "the log has grown");
+        assert_eq!(LOG.read_on(150, 150), StartOffset::At(150));
+        assert_eq!(LOG.read_on(205, 205), StartOffset::Reset { wanted: 205, low: 100 });
     }
 }
