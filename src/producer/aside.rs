@@ -132,6 +132,7 @@ impl Session<'_> {
             }
             self.store.published_from_aside(&self.lanes[index].owned, &sent).await?;
             self.relay.status.published(sent.len() as u64);
+            self.relay.status.turn();
         }
         self.aside_singly = false;
         Ok(())

@@ -1,6 +1,7 @@
 //! `outboxd dev`: it shows what it promises, to any user, and leaves nothing behind however it ends.
 
 use std::fs::Permissions;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -224,4 +225,21 @@ async fn data_is_kept_where_it_was_asked_for_and_belongs_to_one_at_a_time() {
     dev.signal(Signal::INT);
     assert_eq!(dev.ended(PATIENCE).await.code(), Some(0), "{}", dev.log());
     assert!(data.join("postgres/PG_VERSION").exists());
+}
+
+#[tokio::test]
+async fn a_folder_that_is_not_its_own_is_refused_and_left_as_it_was() {
+    let ground = Ground::new();
+    let foreign = ground.path().join("foreign");
+    std::fs::create_dir(&foreign).unwrap();
+    std::fs::write(foreign.join("precious"), "").unwrap();
+    let before = std::fs::metadata(&foreign).unwrap();
+    let mut command = tokio::process::Command::from(ground.command(env!("CARGO_BIN_EXE_outboxd")));
+    let output = command.args(["dev", "--data-dir"]).arg(&foreign).output().await.unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{words}");
+    assert!(words.contains("is not empty"), "{words}");
+    let after = std::fs::metadata(&foreign).unwrap();
+    assert_eq!((after.mode(), after.uid()), (before.mode(), before.uid()));
+    assert_eq!(std::fs::read_dir(&foreign).unwrap().count(), 1);
 }

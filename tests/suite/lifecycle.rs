@@ -522,3 +522,20 @@ async fn health_answers_while_the_database_is_silent() {
     proxy.heal();
     daemon.ready().await;
 }
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_any_more_does_not_keep_it_from_draining() {
+    let database = Postgres::shared().await.database().await;
+    let outboxd = Outboxd::new(&database, Kafka::shared().await);
+    let mut command = tokio::process::Command::from(outboxd.command(&["producer", "--log", "debug"]));
+    let mut daemon = command.stderr(std::process::Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    eventually("it has joined", SOON, async || {
+        database.count("select count(*) from outboxd.agents where status = 'active'").await == 1
+    })
+    .await;
+    drop(daemon.stderr.take());
+    let pid = rustix::process::Pid::from_raw(i32::try_from(daemon.id().unwrap()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let ended = tokio::time::timeout(SOON, daemon.wait()).await.expect("it ends").unwrap();
+    assert_eq!(ended.code(), Some(0));
+}
