@@ -2,24 +2,24 @@
 //!
 //! Every write names lane, owner, epoch and window; one that hits no row means that the lane is not ours.
 
+mod batch;
+
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 use uuid::Uuid;
+
+use batch::ROW_OVERHEAD;
+pub use batch::{Batch, Limit};
 
 use super::connect::{Connection, PgError};
 use super::sql::statements;
 use crate::domain::cursor::{Cursor, FloorCandidate, Scan};
 use crate::domain::identity::Tag;
-use crate::domain::message::Message;
 use crate::domain::priority::Priority;
 use crate::domain::snapshot::Snapshot;
-
-/// What a row costs of a batch besides its payload, in bytes: its other columns, roughly.
-const ROW_OVERHEAD: i64 = 200;
 
 statements! {
     /// `age()` answers with the next xid only in a statement of its own.
@@ -222,21 +222,6 @@ pub struct Poll {
     pub lanes: HashMap<Priority, Seen>,
 }
 
-/// How much one read brings.
-#[derive(Clone, Copy, Debug)]
-pub struct Limit {
-    pub rows: i64,
-    pub bytes: i64,
-}
-
-/// Some rows of a window, in order of `seq`.
-#[derive(Debug, Default)]
-pub struct Batch {
-    pub messages: Vec<Message>,
-    /// The window holds no row beyond these.
-    pub last: bool,
-}
-
 /// The relay's own connection with its statements.
 pub struct LaneStore {
     connection: Connection,
@@ -376,7 +361,7 @@ impl LaneStore {
         };
         let (main, stragglers) =
             tokio::try_join!(self.read_main(lane, &scan, limit), self.read_stragglers(lane, &scan, limit))?;
-        Ok(merge(main, stragglers))
+        Ok(main.merge(stragglers))
     }
 
     async fn read_main(&self, lane: &OwnedLane, scan: &Scan<'_>, limit: Limit) -> Result<Batch, LaneError> {
@@ -389,7 +374,7 @@ impl LaneStore {
                 &[&number, &scan.after_seq, &min_txid, &target, &limit.rows, &ROW_OVERHEAD, &limit.bytes],
             )
             .await?;
-        self.batch(&rows, limit)
+        Batch::decode(&rows, self.tag, limit)
     }
 
     async fn read_stragglers(
@@ -419,24 +404,7 @@ impl LaneStore {
                 ],
             )
             .await?;
-        self.batch(&rows, limit)
-    }
-
-    fn batch(&self, rows: &[Row], limit: Limit) -> Result<Batch, LaneError> {
-        let messages = rows.iter().map(|row| message(row, self.tag)).collect::<Result<Vec<_>, _>>()?;
-        let bytes: i64 = messages
-            .iter()
-            .map(|message| {
-                ROW_OVERHEAD
-                    + message
-                        .payload
-                        .as_ref()
-                        .map_or(0, |bytes| i64::try_from(bytes.len()).unwrap_or(i64::MAX))
-            })
-            .sum();
-        let full = i64::try_from(rows.len()).is_ok_and(|rows| rows >= limit.rows)
-            || bytes + ROW_OVERHEAD > limit.bytes;
-        Ok(Batch { messages, last: !full })
+        Batch::decode(&rows, self.tag, limit)
     }
 
     /// Copies rows out of the line, durably, before a later one of their topic is sent.
@@ -505,7 +473,7 @@ impl LaneStore {
             .connection
             .query(self.statement("READ_HELD"), &[&number, &limit.rows, &ROW_OVERHEAD, &limit.bytes, &topic])
             .await?;
-        self.batch(&rows, limit)
+        Batch::decode(&rows, self.tag, limit)
     }
 
     /// Scheduled messages that are due.
@@ -515,7 +483,7 @@ impl LaneStore {
             .connection
             .query(self.statement("READ_DUE"), &[&number, &limit.rows, &ROW_OVERHEAD, &limit.bytes])
             .await?;
-        self.batch(&rows, limit)
+        Batch::decode(&rows, self.tag, limit)
     }
 
     /// Gives the lanes up, so that another producer need not wait for the lease.
@@ -553,50 +521,6 @@ impl Fence {
         params.extend_from_slice(rest);
         params
     }
-}
-
-/// Both lists are in order of `seq`; what lies beyond the end of one that was cut short waits for the next read.
-fn merge(main: Batch, stragglers: Batch) -> Batch {
-    if stragglers.messages.is_empty() && stragglers.last {
-        return main;
-    }
-    let last = main.last && stragglers.last;
-    let horizon = [&main, &stragglers]
-        .into_iter()
-        .filter(|batch| !batch.last)
-        .filter_map(|batch| batch.messages.last().map(|message| message.seq))
-        .min();
-    let mut messages = main.messages;
-    messages.extend(stragglers.messages);
-    messages.sort_by_key(|message| message.seq);
-    if let Some(horizon) = horizon {
-        messages.retain(|message| message.seq <= horizon);
-    }
-    Batch { messages, last }
-}
-
-fn message(row: &Row, tag: Tag) -> Result<Message, LaneError> {
-    let seq = row.get(0);
-    let created_at: DateTime<Utc> = row.get(9);
-    let headers = match row.try_get::<_, serde_json::Value>(5)? {
-        serde_json::Value::Object(map) => map
-            .into_iter()
-            .map(|(name, value)| (name, value.as_str().unwrap_or_default().to_owned()))
-            .collect(),
-        _ => Vec::new(),
-    };
-    Ok(Message {
-        seq,
-        message_id: tag.message_id(created_at, seq),
-        own_id: row.get(1),
-        topic: row.get(2),
-        key: row.get(3),
-        payload: row.get(4),
-        headers,
-        event_type: row.get(6),
-        idempotency_key: row.get(7),
-        is_scheduled: row.get(8),
-    })
 }
 
 fn cursor(row: &Row) -> Result<Cursor, LaneError> {

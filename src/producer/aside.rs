@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::session::{Session, Stop};
+use super::session::{Session, Stop, tell_parked};
 use crate::domain::message::Message;
 use crate::kafka::error::Refusal;
 use crate::kafka::publish::SendError;
@@ -140,10 +140,7 @@ impl Session<'_> {
 
     /// Kafka will never take it: an operator decides.
     async fn park(&mut self, index: usize, message: &Message, reason: String) -> Result<(), Stop> {
-        tracing::error!(
-            topic = message.topic, id = %message.message_id, seq = message.seq,
-            "a message is parked, Kafka will never take it: {reason}"
-        );
+        tell_parked(message, &reason);
         self.store.change_state(&self.lanes[index].owned, &[(message.seq, Aside::Parked(reason))]).await?;
         self.relay.status.parked();
         Ok(())

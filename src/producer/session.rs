@@ -367,11 +367,8 @@ impl Session<'_> {
             }
             Err(reason) => reason,
         };
+        tell_parked(message, &reason);
         let lane = &self.lanes[index];
-        tracing::error!(
-            topic = message.topic, id = %message.message_id, seq = message.seq,
-            "a message is parked, Kafka will never take it: {reason}"
-        );
         self.store.set_aside(&lane.owned, &[(message.seq, Aside::Parked(reason))]).await?;
         self.relay.status.parked();
         if self.incarnation.failure().is_some() { Err(Stop::Broken) } else { Ok(()) }
@@ -536,4 +533,11 @@ fn set_back(priority: Priority, error: SequenceSetBack) -> LaneError {
     LaneError::Unfit(format!(
         "the {priority} lane stops: {error}; nothing is published until the cursors are re-based on this database"
     ))
+}
+
+pub(super) fn tell_parked(message: &Message, reason: &str) {
+    tracing::error!(
+        topic = message.topic, id = %message.message_id, seq = message.seq,
+        "a message is parked, Kafka will never take it: {reason}"
+    );
 }

@@ -46,6 +46,7 @@ impl Receiver {
     }
 
     async fn answer(State(receiver): State<Self>, _: HeaderMap, payload: String) -> StatusCode {
+        // Not a wait: a handler that takes its time.
         tokio::time::sleep(receiver.takes).await;
         let status = receiver.answers.lock().unwrap().get(&payload).copied().unwrap_or(StatusCode::OK);
         receiver.calls.lock().unwrap().push(Call { payload, status });

@@ -421,6 +421,7 @@ async fn everything_is_delivered_through_a_restart_of_postgres_and_a_crash_of_ka
             };
             match inserted.await {
                 Ok(_) => next += 10,
+                // The database is away: an application that tries again, until it is back.
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
