@@ -89,10 +89,36 @@ create table outboxd.lanes (
   published_seq bigint not null default 0,
   top bigint not null default 0,  -- the sequence's last value, read after the newest snapshot
   moved_at timestamptz,
+  -- What is published and not yet in outboxd.publications: kept here, so that a takeover loses nothing of it.
+  publishing_done pg_snapshot,
+  publishing_first_seq bigint,
+  publishing_last_seq bigint,
+  publishing_messages bigint not null default 0,
+  publishing_began_at timestamptz,
+  publishing_offsets jsonb not null default '{}',
   check ((candidate_floor is null) = (candidate_xid is null))
 ) with (fillfactor = 50);
 
 insert into outboxd.lanes (priority) values (-1), (0), (1);
+
+-- What was published when, by whom, without a write per message: a row for each window, or for each second of windows
+-- that were quiet. It is about the messages visible in target and not in done.
+create table outboxd.publications (
+  priority smallint not null,
+  "window" bigint not null,       -- the lane's number when it ended
+  done pg_snapshot not null,
+  target pg_snapshot not null,
+  first_seq bigint not null,
+  last_seq bigint not null,
+  messages bigint not null,
+  agent text,                     -- who published the end of it
+  began_at timestamptz not null,
+  ended_at timestamptz not null,
+  offsets jsonb not null,         -- "topic/partition" -> the highest offset
+  primary key (priority, "window")
+);
+create index publications_seqs on outboxd.publications (priority, last_seq);
+create index publications_ended_at on outboxd.publications (ended_at);
 
 -- Rows that leave the line, copied whole, so that no partition of the outbox waits for them.
 create table outboxd.set_aside (

@@ -12,7 +12,7 @@ grant usage on sequence outboxd.messages_seq to {app}, {agent}, {operator};
 grant select, insert on outboxd.messages to {agent};
 grant select on outboxd.migrations, outboxd.outbox to {agent}, {operator}, {reader};
 grant select, update on outboxd.lanes to {agent};
-grant select, insert, update, delete on outboxd.set_aside, outboxd.groups, outboxd.group_positions, outboxd.handled,
+grant select, insert, update, delete on outboxd.publications, outboxd.set_aside, outboxd.groups, outboxd.group_positions, outboxd.handled,
   outboxd.idempotency_keys, outboxd.agents, outboxd.agent_heartbeats to {agent};
 grant usage on sequence outboxd.claims_seq to {agent};
 grant select on sequence outboxd.messages_seq to {agent}, {operator}, {reader};
@@ -21,5 +21,5 @@ grant select on sequence outboxd.messages_seq to {agent}, {operator}, {reader};
 grant select, insert on outboxd.messages to {operator};
 grant select (id, priority, seq) on outboxd.messages to {reader};
 grant select, update, delete on outboxd.set_aside to {operator};
-grant select on outboxd.lanes, outboxd.groups, outboxd.group_positions, outboxd.handled, outboxd.idempotency_keys,
+grant select on outboxd.lanes, outboxd.publications, outboxd.groups, outboxd.group_positions, outboxd.handled, outboxd.idempotency_keys,
   outboxd.agents, outboxd.agent_heartbeats, outboxd.message_states, outboxd.lane_status to {agent}, {operator}, {reader};
