@@ -13,6 +13,7 @@ mod nearest;
 mod overrides;
 pub mod postgres;
 pub mod producer;
+pub mod retention;
 mod section;
 mod setting;
 mod sources;
@@ -28,6 +29,7 @@ pub use kafka::{Kafka, Properties};
 pub use load::Loaded;
 pub use postgres::{Postgres, PostgresUrl, Roles, SslMode, Tls};
 pub use producer::Producer;
+pub use retention::{Ceiling, Retention};
 
 /// Everything that a file says, with defaults where it is silent.
 #[derive(Clone, Debug)]
@@ -37,6 +39,7 @@ pub struct Config {
     pub agent: Agent,
     pub http: Http,
     pub producer: Producer,
+    pub retention: Retention,
     pub groups: BTreeMap<String, Group>,
     pub jobs: BTreeMap<String, Job>,
 }

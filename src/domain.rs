@@ -6,6 +6,7 @@ pub mod cursor;
 pub mod delivery;
 pub mod health;
 pub mod identity;
+pub mod leaves;
 pub mod message;
 pub mod new_message;
 pub mod payload;

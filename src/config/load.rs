@@ -8,7 +8,7 @@ use super::error::ConfigError;
 use super::overrides::lay_over;
 use super::section::{Entry, Section};
 use super::sources::Sources;
-use super::{Agent, Group, Http, Job, Kafka, Postgres, Producer};
+use super::{Agent, Group, Http, Job, Kafka, Postgres, Producer, Retention};
 use super::{Config, group, job};
 
 const VARIABLE: &str = "OUTBOXD_CONFIG";
@@ -70,6 +70,7 @@ impl Config {
                 agent: root.table("agent", Agent::read)?,
                 http: root.table("http", Http::read)?,
                 producer: root.table("producer", Producer::read)?,
+                retention: root.table("retention", Retention::read)?,
                 groups: {
                     let mut kafka_groups = group::KafkaGroups::default();
                     root.each("groups", group::check_name, |section| {

@@ -1,6 +1,6 @@
 //! Every statement of the daemon, for the test that prepares each against a migrated database.
 
-use super::{agents, consuming, inspect, lanes, messages};
+use super::{agents, consuming, groups, inspect, lanes, leaves, messages, retention};
 
 /// Declares statements as constants, and lists them as `SQL` with their names.
 macro_rules! statements {
@@ -14,5 +14,15 @@ pub(crate) use statements;
 
 /// Name and text of each.
 pub fn all() -> Vec<(&'static str, &'static str)> {
-    [agents::SQL, consuming::SQL, inspect::SQL, lanes::SQL, messages::SQL].concat()
+    [
+        agents::SQL,
+        consuming::SQL,
+        groups::SQL,
+        inspect::SQL,
+        lanes::SQL,
+        leaves::SQL,
+        messages::SQL,
+        retention::SQL,
+    ]
+    .concat()
 }
