@@ -16,6 +16,7 @@ mod suite {
     mod enqueue;
     mod harness;
     mod layers;
+    mod leaves;
     mod lifecycle;
     mod migrating;
     mod oversize;
@@ -23,6 +24,7 @@ mod suite {
     mod relay_aside;
     mod relay_faults;
     mod relay_waits;
+    mod retention;
     mod send;
     mod send_lines;
     mod statements;
