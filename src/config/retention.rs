@@ -51,9 +51,7 @@ impl Setting for Ceiling {
         if text == "never" {
             return Ok(Self::Never);
         }
-        humantime::parse_duration(&text)
-            .map(Self::After)
-            .map_err(|error| format!("must be {WHAT}: {error}"))
+        humantime::parse_duration(&text).map(Self::After).map_err(|error| format!("must be {WHAT}: {error}"))
     }
 
     fn show(&self) -> Value {

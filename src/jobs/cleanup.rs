@@ -149,11 +149,7 @@ async fn drop_empty(client: &mut Client, behind: &[Found], until: Instant) -> Re
     Ok(dropped)
 }
 
-async fn delete_from_default(
-    client: &Client,
-    rules: &Retention,
-    until: Instant,
-) -> Result<i64, PgError> {
+async fn delete_from_default(client: &Client, rules: &Retention, until: Instant) -> Result<i64, PgError> {
     let mut deleted = 0;
     let mut from = 0;
     while Instant::now() < until {
@@ -201,7 +197,8 @@ async fn end_old_leaf(client: &Client, rules: &Retention, ahead: &[Found]) -> Re
 }
 
 async fn forget_publications(client: &Client, rules: &Retention) -> Result<i64, PgError> {
-    let in_leaves = leaves::leaves(client).await?.iter().find(|found| !found.is_empty).map(|found| found.leaf.from);
+    let in_leaves =
+        leaves::leaves(client).await?.iter().find(|found| !found.is_empty).map(|found| found.leaf.from);
     let in_default = retention::oldest_in_default(client).await?;
     let kept = in_leaves.into_iter().chain(in_default).min().unwrap_or(i64::MAX);
     let forgotten = retention::forget_publications(client, rules.audit, kept, BATCH).await?;

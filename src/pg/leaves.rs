@@ -88,8 +88,7 @@ pub async fn give_back(client: &Client, job: &str) -> Result<(), PgError> {
 
 /// In order; without the default partition.
 pub async fn leaves(client: &Client) -> Result<Vec<Found>, PgError> {
-    let found =
-        |row: &Row| Found { leaf: Leaf { from: row.get(0), to: row.get(1) }, is_empty: row.get(2) };
+    let found = |row: &Row| Found { leaf: Leaf { from: row.get(0), to: row.get(1) }, is_empty: row.get(2) };
     Ok(client.query(LEAVES, &[]).await?.iter().map(found).collect())
 }
 
