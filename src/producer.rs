@@ -7,8 +7,11 @@
 mod aside;
 mod lane;
 mod lease;
+mod outlook;
 mod session;
 pub mod status;
+mod trial;
+mod work;
 
 use std::collections::HashMap;
 use std::sync::Arc;

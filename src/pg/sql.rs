@@ -1,6 +1,7 @@
 //! Every statement of the daemon, for the test that prepares each against a migrated database.
 
-use super::{agents, consuming, inspect, lanes, messages};
+use super::lanes::read;
+use super::{agents, aside, consuming, inspect, lanes, messages};
 
 /// Declares statements as constants, and lists them as `SQL` with their names.
 macro_rules! statements {
@@ -14,5 +15,5 @@ pub(crate) use statements;
 
 /// Name and text of each.
 pub fn all() -> Vec<(&'static str, &'static str)> {
-    [agents::SQL, consuming::SQL, inspect::SQL, lanes::SQL, messages::SQL].concat()
+    [agents::SQL, aside::SQL, consuming::SQL, inspect::SQL, lanes::SQL, read::SQL, messages::SQL].concat()
 }
