@@ -19,6 +19,7 @@ mod suite {
     mod lifecycle;
     mod migrating;
     mod oversize;
+    mod pgbouncer;
     mod relay;
     mod relay_aside;
     mod relay_faults;
@@ -27,4 +28,5 @@ mod suite {
     mod send_lines;
     mod statements;
     mod systemd;
+    mod windows;
 }
