@@ -18,8 +18,10 @@ mod suite {
     mod layers;
     mod lifecycle;
     mod migrating;
+    mod no_holes;
     mod oversize;
     mod pgbouncer;
+    mod plans;
     mod relay;
     mod relay_aside;
     mod relay_faults;
