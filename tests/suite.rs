@@ -28,6 +28,7 @@ mod suite {
     mod relay_waits;
     mod send;
     mod send_lines;
+    mod soak;
     mod statements;
     mod systemd;
     mod windows;

@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::process::Signal;
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
 use super::database::{self, PASSWORD};
@@ -21,6 +21,7 @@ const SERVER_CONNECTIONS: u16 = 3;
 
 pub struct PgBouncer {
     port: u16,
+    /// Ended when dropped.
     process: Process,
     _directory: TempDir,
 }
@@ -70,18 +71,26 @@ impl PgBouncer {
         format!("{before}127.0.0.1:{}/{database}", self.port)
     }
 
-    /// Opens all its server connections of that database and user, by transactions that go on at the same time. From
-    /// then on they are given out in turn.
-    pub async fn fill(&self, url: &str) {
-        let mut clients = Vec::new();
+    /// Other clients of that database and user, who keep all its server connections in turn, until dropped.
+    pub async fn crowd(&self, url: &str) -> JoinSet<()> {
+        let mut crowd = JoinSet::new();
         for _ in 0..SERVER_CONNECTIONS {
-            let client = database::connect(&self.reroute(url)).await;
+            let url = self.reroute(url);
+            let client = database::connect(&url).await;
             client.batch_execute("begin").await.unwrap();
-            clients.push(client);
+            crowd.spawn(async move {
+                let _ = client.batch_execute("select pg_sleep(0.2); commit").await;
+                let mut client = Some(client);
+                loop {
+                    match &client {
+                        Some(busy) if busy.batch_execute("select pg_sleep(0.005)").await.is_ok() => {}
+                        _ => client = database::try_connect(&url).await.ok(),
+                    }
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            });
         }
-        for client in clients {
-            client.batch_execute("rollback").await.unwrap();
-        }
+        crowd
     }
 
     fn console(&self) -> String {
@@ -104,19 +113,6 @@ impl PgBouncer {
         let admin = self.admin().await;
         admin.batch_execute(&format!("KILL {database}")).await.unwrap();
         admin.batch_execute(&format!("RESUME {database}")).await.unwrap();
-    }
-
-    pub fn log(&self) -> String {
-        self.process.log()
-    }
-
-    /// Freezes it: connections stay, nothing passes.
-    pub fn pause(&self) {
-        self.process.signal(Signal::STOP);
-    }
-
-    pub fn resume(&self) {
-        self.process.signal(Signal::CONT);
     }
 }
 
