@@ -170,8 +170,8 @@ impl ProducerContext for Noted {
 /// tried and entered here by hand.
 #[tokio::test]
 async fn the_gapless_guarantee_is_the_one_that_was_measured() {
-    assert_eq!(rdkafka::util::get_rdkafka_version().1, "2.12.1");
     const REFUSED: usize = 10;
+    assert_eq!(rdkafka::util::get_rdkafka_version().1, "2.12.1");
     let kafka = Kafka::shared().await;
     let topic = format!("gapless-{:x}", fastrand::u64(..));
     kafka.create_topic(&topic, 1, &[("max.message.bytes", "20000")]).await;

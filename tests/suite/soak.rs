@@ -81,7 +81,7 @@ impl Site {
             1 | 2 => {
                 // Past its lease: the other takes over, and this one wakes up.
                 self.producers[which].pause();
-                let_pass(Duration::from_millis(1_000) + time).await;
+                let_pass(Duration::from_secs(1) + time).await;
                 self.producers[which].resume();
             }
             3 => {
