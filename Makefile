@@ -48,6 +48,10 @@ lint: setup ## Check form: rustfmt, clippy, the systemd units, and cargo-deny wh
 test: lint kafka ## Run every test, against a real Postgres and a real Kafka
 	@cargo test --locked --features failpoints
 
+.PHONY: soak
+soak: setup kafka ## Break things in random order for SOAK_SECONDS (600), by SOAK_SEED
+	@SOAK_SECONDS=$${SOAK_SECONDS:-600} cargo test --locked --features failpoints --test suite soak -- --nocapture
+
 .PHONY: clean
 clean: ## Remove what was built and fetched
 	@rm -rf target

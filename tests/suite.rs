@@ -18,13 +18,18 @@ mod suite {
     mod layers;
     mod lifecycle;
     mod migrating;
+    mod no_holes;
     mod oversize;
+    mod pgbouncer;
+    mod plans;
     mod relay;
     mod relay_aside;
     mod relay_faults;
     mod relay_waits;
     mod send;
     mod send_lines;
+    mod soak;
     mod statements;
     mod systemd;
+    mod windows;
 }

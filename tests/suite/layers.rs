@@ -77,3 +77,19 @@ fn no_room_reaches_into_one_that_it_may_not_know() {
     }
     assert_eq!(wrong, Vec::<String>::new());
 }
+
+/// A lease is timed by the database's clock and by our monotonic one: a step of the host's clock reaches neither.
+#[test]
+fn the_relay_never_reads_the_clock_of_the_host() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = vec![src.join("producer.rs"), src.join("pg/lanes.rs")];
+    for folder in ["producer", "pg/lanes"] {
+        sources(&src.join(folder), &mut files);
+    }
+    assert!(files.len() > 5, "the sources were not found");
+    let reads = |file: &PathBuf| {
+        let text = fs::read_to_string(file).unwrap();
+        ["SystemTime", "Utc::now", "Local::now", "UNIX_EPOCH"].iter().any(|clock| text.contains(clock))
+    };
+    assert_eq!(files.into_iter().filter(reads).collect::<Vec<_>>(), Vec::<PathBuf>::new());
+}
