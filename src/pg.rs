@@ -1,6 +1,7 @@
 //! PostgreSQL: connections, the schema, and every statement, one file per family of tables.
 
 pub mod agents;
+pub mod benching;
 pub mod connect;
 pub mod consuming;
 pub mod effect;

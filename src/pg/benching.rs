@@ -1,0 +1,119 @@
+//! What `outboxd bench` asks of a server: a database of its own, backlogs in it, and how the server is set.
+
+use std::pin::pin;
+
+use serde::Serialize;
+use tokio_postgres::binary_copy::BinaryCopyInWriter;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, RowStream};
+
+use super::connect::PgError;
+use super::sql::statements;
+
+statements! {
+    FILL = "copy outboxd.messages (topic, key, payload) from stdin (format binary)";
+
+    /// The lanes of an outbox that never published anything.
+    FORGET_LANES = "delete from outboxd.lanes";
+    NEW_LANES = "insert into outboxd.lanes (priority) values (-1), (0), (1)";
+    FORGET_PUBLICATIONS = "delete from outboxd.publications";
+
+    /// What the relay reads of each row, and nothing to choose it by.
+    STREAM = "
+        select seq, id, topic, key, payload, headers, type, idempotency_key, deliver_after is not null, created_at
+        from outboxd.messages where priority = 0 order by seq";
+
+    TAG = "select tag_high, tag_low from outboxd.outbox";
+
+    SERVER = "
+        select current_setting('server_version'), current_setting('fsync'), current_setting('synchronous_commit'),
+          current_setting('shared_buffers')";
+
+    BACKEND = "select pg_backend_pid(), current_database()::text";
+}
+
+/// How the server is set, where that changes what is measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct Server {
+    pub version: String,
+    pub fsync: String,
+    pub synchronous_commit: String,
+    pub shared_buffers: String,
+}
+
+/// Asks the server how it is set.
+pub async fn server(client: &Client) -> Result<Server, PgError> {
+    let row = client.query_one(SERVER, &[]).await?;
+    Ok(Server {
+        version: row.get(0),
+        fsync: row.get(1),
+        synchronous_commit: row.get(2),
+        shared_buffers: row.get(3),
+    })
+}
+
+/// The process that serves this connection, and its database.
+pub async fn backend(client: &Client) -> Result<(i32, String), PgError> {
+    let row = client.query_one(BACKEND, &[]).await?;
+    Ok((row.get(0), row.get(1)))
+}
+
+/// Makes a database. `name` is ours, of letters, digits and underscores.
+pub async fn create_database(client: &Client, name: &str) -> Result<(), PgError> {
+    match client.batch_execute(&format!("create database {name} template template0")).await {
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Err(PgError::Setup(
+            "the benchmark works in a database of its own, never in your outbox, and this user may not make one: \
+             `alter role ... createdb` lets it"
+                .into(),
+        )),
+        made => Ok(made?),
+    }
+}
+
+/// Drops a database that `create_database` made, with whoever is still in it.
+pub async fn drop_database(client: &Client, name: &str) -> Result<(), PgError> {
+    Ok(client.batch_execute(&format!("drop database if exists {name} with (force)")).await?)
+}
+
+/// Inserts messages into the outbox, in order, in one transaction.
+pub async fn fill(
+    client: &Client,
+    topic: &str,
+    messages: impl Iterator<Item = (String, Vec<u8>)>,
+) -> Result<(), PgError> {
+    let sink = client.copy_in(FILL).await?;
+    let mut writer = pin!(BinaryCopyInWriter::new(sink, &[Type::TEXT, Type::TEXT, Type::BYTEA]));
+    for (key, payload) in messages {
+        writer.as_mut().write(&[&topic, &key, &payload]).await?;
+    }
+    writer.finish().await?;
+    Ok(())
+}
+
+/// Leaves every row as a server that had nothing else to do would have it: seen by vacuum, and counted.
+pub async fn settle(client: &Client) -> Result<(), PgError> {
+    Ok(client.batch_execute("vacuum (analyze) outboxd.messages").await?)
+}
+
+/// Nothing counts as published any more. No producer may be at work.
+pub async fn begin_again(client: &Client) -> Result<(), PgError> {
+    let all = [FORGET_LANES, NEW_LANES, FORGET_PUBLICATIONS].join(";");
+    Ok(client.batch_execute(&all).await?)
+}
+
+/// Every row of the normal lane in order of `seq`, as one statement that streams.
+pub async fn stream(client: &Client) -> Result<RowStream, PgError> {
+    // By the primary key: a sort would wait for the last row before it shows the first.
+    let plan = "set enable_sort = off; set enable_seqscan = off; set enable_bitmapscan = off;
+        set max_parallel_workers_per_gather = 0";
+    client.batch_execute(plan).await?;
+    let none: [i16; 0] = [];
+    Ok(client.query_raw(STREAM, none).await?)
+}
+
+/// The outbox's tag, for the ids of its messages.
+pub async fn tag(client: &Client) -> Result<(i32, i64), PgError> {
+    let row = client.query_one(TAG, &[]).await?;
+    Ok((row.get(0), row.get(1)))
+}
