@@ -48,6 +48,14 @@ lint: setup ## Check form: rustfmt, clippy, the systemd units, and cargo-deny wh
 test: lint kafka ## Run every test, against a real Postgres and a real Kafka
 	@cargo test --locked --features failpoints
 
+.PHONY: bench
+bench: kafka ## Measure relay, latency, inserts, idling and consuming, and write the table of docs/performance.md
+	@cargo bench --locked --bench services -- report
+
+.PHONY: bench-relay
+bench-relay: kafka ## Measure the relay alone, beside its upper bound: ARGUMENTS="--rounds 1" for other options
+	@cargo bench --locked --bench services -- relay $(ARGUMENTS)
+
 .PHONY: clean
 clean: ## Remove what was built and fetched
 	@rm -rf target

@@ -1,8 +1,13 @@
 //! Measures the built program on a Postgres and a Kafka of its own, which are gone at the end.
 //!
+//!     cargo bench --bench services -- report              everything, into docs/performance.md
 //!     cargo bench --bench services -- relay --rounds 1    any `outboxd bench ...`
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that cannot be made says so")]
+
+mod services {
+    pub mod report;
+}
 
 #[path = "../tests"]
 mod tests {
@@ -10,8 +15,11 @@ mod tests {
     pub mod support;
 }
 
-use std::process::{Command, ExitCode};
+use std::ffi::OsStr;
+use std::process::{Command, ExitCode, Stdio};
 
+use serde_json::Value;
+use services::report;
 use tempfile::TempDir;
 use tests::support::{Kafka, Postgres};
 
@@ -24,6 +32,9 @@ async fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let services = Services::start().await;
+    if arguments == ["report"] {
+        return if report::write(&services) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let status = services.bench(&arguments).status().unwrap();
     ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1))
 }
@@ -49,9 +60,17 @@ impl Services {
     }
 
     /// `outboxd bench` on these services.
-    fn bench(&self, arguments: &[String]) -> Command {
+    fn bench(&self, arguments: &[impl AsRef<OsStr>]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_outboxd"));
         command.arg("bench").args(arguments).arg("--config").arg(self.directory.path().join("outboxd.toml"));
         command
+    }
+
+    /// What it measured; its progress is shown.
+    fn measure(&self, arguments: &[&str]) -> Value {
+        eprintln!("outboxd bench {}", arguments.join(" "));
+        let mut command = self.bench(&[arguments, &["--json"]].concat());
+        let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().unwrap();
+        serde_json::from_slice(&output.stdout).expect("it tells what it measured")
     }
 }

@@ -6,16 +6,31 @@
 
 pub mod bound;
 mod child;
+pub mod consume;
+mod drain;
 mod fill;
+pub mod idle;
+pub mod insert;
+pub mod latency;
+mod load;
 mod payload;
+mod producing;
 mod progress;
 pub mod relay;
+mod scenario;
 mod sink;
 mod statistics;
 mod usage;
 mod workbench;
 
+pub use consume::{ConsumeOptions, ConsumeReport};
+pub use drain::Drains;
 pub use fill::Shape;
+pub use idle::IdleReport;
+pub use insert::{InsertOptions, InsertReport, Inserts};
+pub use latency::{LatencyOptions, LatencyReport};
 pub use progress::Progress;
 pub use relay::{RelayOptions, RelayReport};
+pub use scenario::Scenario;
+pub use statistics::Spread;
 pub use workbench::{Workbench, on_a_workbench};

@@ -22,6 +22,8 @@ pub struct Child {
     pid: Pid,
     what: String,
     log: PathBuf,
+    /// CPU that does not count: it was used before the measurement began.
+    used_before: f64,
 }
 
 impl Child {
@@ -41,12 +43,18 @@ impl Child {
         let pid = process.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
         let what = arguments.join(" ");
         let pid = pid.with_context(|| format!("`outboxd {what}` ended at once"))?;
-        Ok(Self { process, pid, what, log: log.to_owned() })
+        Ok(Self { process, pid, what, log: log.to_owned(), used_before: 0.0 })
     }
 
-    /// What it has used so far; nothing where `/proc` does not show it.
+    /// What it has used since it was started, or `begin_counting` was called; nothing where `/proc` does not show it.
     pub fn usage(&self) -> Option<Usage> {
-        usage::of_process(self.pid.as_raw_pid())
+        let usage = usage::of_process(self.pid.as_raw_pid())?;
+        Some(Usage { cpu_seconds: usage.cpu_seconds - self.used_before, ..usage })
+    }
+
+    /// What it has used so far does not count.
+    pub fn begin_counting(&mut self) {
+        self.used_before += self.usage().map_or(0.0, |usage| usage.cpu_seconds);
     }
 
     /// An error with its last words if it has ended.

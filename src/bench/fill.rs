@@ -13,6 +13,8 @@ const TRANSACTION: u64 = 1_000;
 pub struct Shape {
     pub payload_bytes: usize,
     pub keys: u64,
+    /// Of the topic.
+    pub partitions: i32,
 }
 
 /// Inserts the messages of these numbers, in order, in transactions of a thousand.
@@ -39,6 +41,6 @@ pub fn messages(
     noise: &mut fastrand::Rng,
 ) -> impl Iterator<Item = (String, Vec<u8>)> {
     numbers.map(move |number| {
-        (payload::key(number, shape.keys), payload::write(number, 0, shape.payload_bytes, noise))
+        (payload::key(number, shape.keys), payload::write(number, shape.payload_bytes, noise))
     })
 }

@@ -1,16 +1,15 @@
 //! What a message of the benchmark says: its number, so that what was published can be held against what was written.
 
-/// The number, and the time in microseconds at which it was made.
-pub const SMALLEST: usize = 16;
+/// The number.
+pub const SMALLEST: usize = 8;
 
 /// Half of the rest is the same in all of them, as names of fields are in JSON; the other half is noise.
 const FIELDS: &[u8] = b"{\"field\":";
 
 /// A payload of `size` bytes, at least `SMALLEST`.
-pub fn write(number: u64, micros: u64, size: usize, noise: &mut fastrand::Rng) -> Vec<u8> {
+pub fn write(number: u64, size: usize, noise: &mut fastrand::Rng) -> Vec<u8> {
     let mut payload = Vec::with_capacity(size + FIELDS.len() + 8);
     payload.extend(number.to_be_bytes());
-    payload.extend(micros.to_be_bytes());
     while payload.len() < size {
         payload.extend(FIELDS);
         payload.extend(noise.u64(..).to_le_bytes());
@@ -19,11 +18,9 @@ pub fn write(number: u64, micros: u64, size: usize, noise: &mut fastrand::Rng) -
     payload
 }
 
-/// The number and the time of a payload, if it is one of ours.
-pub fn read(payload: &[u8]) -> Option<(u64, u64)> {
-    let (number, rest) = payload.split_first_chunk::<8>()?;
-    let (micros, _) = rest.split_first_chunk::<8>()?;
-    Some((u64::from_be_bytes(*number), u64::from_be_bytes(*micros)))
+/// The number of a payload, if it is one of ours.
+pub fn read(payload: &[u8]) -> Option<u64> {
+    payload.first_chunk().map(|number| u64::from_be_bytes(*number))
 }
 
 /// The key of a message: they take turns.
@@ -39,9 +36,9 @@ mod tests {
     fn a_payload_has_its_size_and_tells_its_number() {
         let mut noise = fastrand::Rng::with_seed(1);
         for size in [SMALLEST, 17, 300, 1000] {
-            let payload = write(7, 9, size, &mut noise);
-            assert_eq!((payload.len(), read(&payload)), (size, Some((7, 9))));
+            let payload = write(7, size, &mut noise);
+            assert_eq!((payload.len(), read(&payload)), (size, Some(7)));
         }
-        assert_eq!(read(b"too short"), None);
+        assert_eq!(read(b"short"), None);
     }
 }

@@ -1,43 +1,26 @@
-//! How fast a backlog drains, beside the upper bound of the same run.
+//! How fast the relay drains a backlog: beside the upper bound of the same run, and in scenarios beside itself.
 
-use std::time::Instant;
-
-use anyhow::bail;
 use serde::Serialize;
 
-use super::child::Child;
+use super::drain::{Backlog, Drain, Drains, ratio};
 use super::fill::{Shape, fill};
-use super::sink::{Found, Sink};
-use super::statistics::{median, median_of};
-use super::usage::{Postmaster, Usage};
+use super::scenario::{self, Scenario};
+use super::sink::Sink;
+use super::usage::Postmaster;
 use super::workbench::{Outbox, Workbench};
 use crate::pg::benching::{self, Server};
+use crate::pg::connect::Connection;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct RelayOptions {
     pub messages: u64,
     pub rounds: u32,
-    pub partitions: i32,
     pub shape: Shape,
-}
-
-/// One measured way to drain a backlog: medians over the rounds.
-#[derive(Debug, Serialize)]
-pub struct Drains {
-    /// Between the first and the last tenth, by the broker's clock.
-    pub messages_per_second: f64,
-    /// Of payloads.
-    pub bytes_per_second: f64,
-    /// From its start to the last record.
-    pub seconds: f64,
-    pub cpu_seconds_per_million: Option<f64>,
-    pub postgres_cpu_seconds_per_million: Option<f64>,
-    pub peak_memory_bytes: Option<u64>,
-    pub rates: Vec<f64>,
-    pub records: u64,
-    pub lost: u64,
-    pub repeats: u64,
-    pub out_of_order: u64,
+    pub scenarios: Vec<Scenario>,
+    /// Rows of the transaction that commits late.
+    pub late: u64,
+    /// Messages of the large backlog.
+    pub large: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -53,114 +36,115 @@ pub struct RelayReport {
     pub bound: Drains,
     /// The median of the rounds' ratios of rates, relay to bound.
     pub ratio: f64,
+    pub scenarios: Vec<ScenarioReport>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct ScenarioReport {
+    pub scenario: &'static str,
+    pub relay: Drains,
+    /// What it is held against, where that is not the plain relay.
+    pub normal: Option<Drains>,
+    /// The median of the rounds' ratios of rates, this to normal.
+    pub ratio: f64,
 }
 
 impl RelayReport {
     /// What was read back is what was written.
     pub fn is_right(&self) -> bool {
-        [&self.relay, &self.bound].iter().all(|drains| drains.lost == 0 && drains.out_of_order == 0)
+        let scenarios =
+            self.scenarios.iter().flat_map(|report| [Some(&report.relay), report.normal.as_ref()]);
+        [&self.relay, &self.bound].into_iter().chain(scenarios.flatten()).all(Drains::is_right)
     }
 }
 
-/// One drain.
-struct Drain {
-    rate: f64,
-    seconds: f64,
-    usage: Option<Usage>,
-    postgres_cpu: Option<f64>,
-    found: Found,
+/// An outbox with a backlog that is drained again and again.
+pub struct Source {
+    pub outbox: Outbox,
+    pub client: Connection,
+    pub topic: String,
+    pub sink: Sink,
+    pub messages: u64,
+    postmaster: Option<Postmaster>,
 }
 
-/// A backlog, and where it goes.
-struct Backlog<'a> {
-    outbox: &'a Outbox,
-    postmaster: Option<Postmaster>,
-    messages: u64,
+impl Source {
+    /// Without a backlog yet; its drains are of so many messages.
+    pub async fn new(bench: &mut Workbench, shape: Shape, messages: u64) -> anyhow::Result<Self> {
+        let outbox = bench.outbox().await?;
+        let client = outbox.connect().await?;
+        let topic = bench.topic(shape.partitions).await?;
+        let sink = Sink::new(&outbox.config.kafka, &topic, shape.partitions)?;
+        let postmaster = Postmaster::of(&client).await?;
+        Ok(Self { outbox, client, topic, sink, messages, postmaster })
+    }
+
+    pub async fn filled(bench: &mut Workbench, shape: Shape, messages: u64) -> anyhow::Result<Self> {
+        let source = Self::new(bench, shape, messages).await?;
+        bench.progress.say(format!("filling an outbox with {messages} messages"));
+        fill(&source.client, &source.topic, 0..messages, shape).await?;
+        benching::settle(&source.client).await?;
+        Ok(source)
+    }
+
+    pub fn backlog(&self) -> Backlog<'_> {
+        Backlog { outbox: &self.outbox, postmaster: self.postmaster, messages: self.messages }
+    }
+
+    /// The relay, from an outbox that has published nothing.
+    pub async fn drain(&self) -> anyhow::Result<Drain> {
+        benching::begin_again(&self.client).await?;
+        self.backlog().drain(&["producer"], &self.sink).await
+    }
 }
 
 pub async fn run(bench: &mut Workbench, options: RelayOptions) -> anyhow::Result<RelayReport> {
-    let outbox = bench.outbox().await?;
-    let client = outbox.connect().await?;
-    let server = benching::server(&client).await?;
-    let (topic, bound_topic) =
-        (bench.topic(options.partitions).await?, bench.topic(options.partitions).await?);
-    bench.progress.say(format!("filling the outbox with {} messages", options.messages));
-    fill(&client, &topic, 0..options.messages, options.shape).await?;
-    benching::settle(&client).await?;
-    let sink = Sink::new(&outbox.config.kafka, &topic, options.partitions)?;
-    let bound_sink = Sink::new(&outbox.config.kafka, &bound_topic, options.partitions)?;
-    let backlog =
-        Backlog { outbox: &outbox, postmaster: Postmaster::of(&client).await?, messages: options.messages };
+    let source = Source::filled(bench, options.shape, options.messages).await?;
+    let bound_topic = bench.topic(options.shape.partitions).await?;
+    let bound_sink = Sink::new(&source.outbox.config.kafka, &bound_topic, options.shape.partitions)?;
+    let held: Vec<Scenario> =
+        options.scenarios.iter().copied().filter(|scenario| scenario.is_held()).collect();
     let (mut relay, mut bound) = (Vec::new(), Vec::new());
+    let mut beside: Vec<Vec<Drain>> = held.iter().map(|_| Vec::new()).collect();
     for round in 1..=options.rounds {
-        bench.progress.say(format!("round {round} of {}: the relay", options.rounds));
-        benching::begin_again(&client).await?;
-        relay.push(backlog.drain(&["producer"], &sink).await?);
-        bench.progress.say(format!("round {round} of {}: the upper bound", options.rounds));
-        bound.push(backlog.drain(&["bench", "bound", "--topic", &bound_topic], &bound_sink).await?);
+        let say = |what: &str| bench.progress.say(format!("round {round} of {}: {what}", options.rounds));
+        say("the relay");
+        relay.push(source.drain().await?);
+        say("the upper bound");
+        let arguments = ["bench", "bound", "--topic", &bound_topic];
+        bound.push(source.backlog().drain(&arguments, &bound_sink).await?);
+        for (scenario, drains) in held.iter().zip(&mut beside) {
+            say(scenario.name());
+            drains.push(scenario::beside(*scenario, &source).await?);
+        }
     }
-    let ratios: Vec<f64> = relay.iter().zip(&bound).map(|(relay, bound)| relay.rate / bound.rate).collect();
+    let mut scenarios: Vec<ScenarioReport> = held
+        .iter()
+        .zip(&beside)
+        .map(|(scenario, drains)| ScenarioReport {
+            scenario: scenario.name(),
+            relay: Drains::of(drains, options.messages),
+            normal: None,
+            ratio: ratio(drains, &relay),
+        })
+        .collect();
+    if options.scenarios.contains(&Scenario::LateCommit) {
+        scenarios.push(scenario::late_commit(bench, &options, &relay).await?);
+    }
+    if options.scenarios.contains(&Scenario::LargeBacklog) {
+        scenarios.push(scenario::large_backlog(bench, &options).await?);
+    }
     Ok(RelayReport {
         bench: "relay",
         messages: options.messages,
         payload_bytes: options.shape.payload_bytes,
         keys: options.shape.keys,
-        partitions: options.partitions,
+        partitions: options.shape.partitions,
         rounds: options.rounds,
-        postgres: server,
-        relay: summary(&relay, options.messages),
-        bound: summary(&bound, options.messages),
-        ratio: median(&ratios),
+        postgres: benching::server(&source.client).await?,
+        ratio: ratio(&relay, &bound),
+        relay: Drains::of(&relay, options.messages),
+        bound: Drains::of(&bound, options.messages),
+        scenarios,
     })
-}
-
-impl Backlog<'_> {
-    /// Starts a process that publishes all of it, and looks at what it did.
-    async fn drain(&self, arguments: &[&str], sink: &Sink) -> anyhow::Result<Drain> {
-        let before = sink.ends().await?;
-        let cpu_before = self.postmaster.and_then(Postmaster::cpu_seconds);
-        let started = Instant::now();
-        let mut child = Child::start(arguments, &self.outbox.file, &self.outbox.log)?;
-        sink.grown(&before, self.messages, || child.check()).await?;
-        let seconds = started.elapsed().as_secs_f64();
-        let usage = child.usage();
-        let cpu_after = self.postmaster.and_then(Postmaster::cpu_seconds);
-        child.stop().await?;
-        let found = sink.read(&before, &sink.ends().await?, 0, self.messages).await?;
-        let Some(rate) = found.rate() else {
-            bail!("{} messages are too few to measure: they came within a millisecond", self.messages)
-        };
-        let postgres_cpu = cpu_before.zip(cpu_after).map(|(before, after)| after - before);
-        Ok(Drain { rate, seconds, usage, postgres_cpu, found })
-    }
-}
-
-#[allow(clippy::cast_precision_loss, reason = "counts of a benchmark")]
-fn summary(drains: &[Drain], messages: u64) -> Drains {
-    let rates: Vec<f64> = drains.iter().map(|drain| drain.rate).collect();
-    let millions = messages as f64 / 1e6;
-    let rate = median(&rates);
-    let sum = |count: fn(&Found) -> u64| drains.iter().map(|drain| count(&drain.found)).sum::<u64>();
-    let bytes_per_message = sum(|found| found.bytes) as f64 / sum(|found| found.records).max(1) as f64;
-    Drains {
-        messages_per_second: rate,
-        bytes_per_second: rate * bytes_per_message,
-        seconds: median(&drains.iter().map(|drain| drain.seconds).collect::<Vec<_>>()),
-        cpu_seconds_per_million: median_of(
-            drains.iter().map(|drain| drain.usage.map(|usage| usage.cpu_seconds / millions)),
-        ),
-        postgres_cpu_seconds_per_million: median_of(
-            drains.iter().map(|drain| drain.postgres_cpu.map(|seconds| seconds / millions)),
-        ),
-        peak_memory_bytes: drains
-            .iter()
-            .filter_map(|drain| drain.usage)
-            .map(|usage| usage.peak_memory_bytes)
-            .max(),
-        rates,
-        records: sum(|found| found.records),
-        lost: sum(|found| found.lost),
-        repeats: sum(|found| found.repeats),
-        out_of_order: sum(|found| found.out_of_order),
-    }
 }

@@ -1,13 +1,16 @@
 //! The sink: what a topic holds, read back record by record and held against what was written.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::Message;
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
+use tokio::task::JoinHandle;
 
 use super::payload;
 use crate::config;
@@ -22,6 +25,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Where the partitions of a topic end, by number.
 pub type Ends = Vec<i64>;
+
+/// A record as it came to a consumer that waited for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    pub at: Instant,
+    /// When the broker took it, by its own clock.
+    pub append_millis: i64,
+}
 
 pub struct Sink {
     topic: String,
@@ -68,21 +79,20 @@ impl Found {
 /// What is held against the records of one reading.
 struct Checker {
     found: Found,
-    first: u64,
     seen: Vec<bool>,
     /// Per key the highest number so far, and its partition.
     keys: HashMap<Vec<u8>, (u64, i32)>,
 }
 
 impl Checker {
-    fn new(first: u64, count: u64) -> Self {
+    fn new(count: u64) -> Self {
         let seen = vec![false; usize::try_from(count).unwrap_or(0)];
-        Self { found: Found::default(), first, seen, keys: HashMap::new() }
+        Self { found: Found::default(), seen, keys: HashMap::new() }
     }
 
     fn take(&mut self, partition: i32, key: &[u8], payload: &[u8], millis: i64) -> anyhow::Result<()> {
-        let (number, _) = payload::read(payload).context("a record that nobody wrote is in the topic")?;
-        let place = number.checked_sub(self.first).and_then(|place| usize::try_from(place).ok());
+        let number = payload::read(payload).context("a record that nobody wrote is in the topic")?;
+        let place = usize::try_from(number).ok();
         let seen = place.and_then(|place| self.seen.get_mut(place));
         let seen = seen.with_context(|| format!("message {number} was never written"))?;
         self.found.records += 1;
@@ -152,30 +162,61 @@ impl Sink {
         }
     }
 
-    /// Reads everything between the two, which must be the messages of `count` numbers from `first` on.
-    pub async fn read(&self, from: &Ends, to: &Ends, first: u64, count: u64) -> anyhow::Result<Found> {
-        let (config, topic) = (self.config.clone(), self.topic.clone());
-        let (from, to) = (from.clone(), to.clone());
-        tokio::task::spawn_blocking(move || read(&config, &topic, &from, &to, Checker::new(first, count)))
-            .await?
+    /// Reads everything between the two, which must be the messages of the first `count` numbers.
+    pub async fn read(&self, from: &Ends, to: &Ends, count: u64) -> anyhow::Result<Found> {
+        let (config, topic, from, to) = (self.config.clone(), self.topic.clone(), from.clone(), to.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            let mut checker = Checker::new(count);
+            each(&config, &topic, &from, &to, |record| {
+                let (key, payload) = (record.key().unwrap_or_default(), record.payload().unwrap_or_default());
+                checker.take(
+                    record.partition(),
+                    key,
+                    payload,
+                    record.timestamp().to_millis().unwrap_or_default(),
+                )
+            })?;
+            Ok(checker.finish())
+        });
+        read.await?
+    }
+
+    /// The same without a look at what comes.
+    pub async fn read_alone(&self, from: &Ends, to: &Ends) -> anyhow::Result<()> {
+        let (config, topic, from, to) = (self.config.clone(), self.topic.clone(), from.clone(), to.clone());
+        tokio::task::spawn_blocking(move || each(&config, &topic, &from, &to, |_| Ok(()))).await?
+    }
+
+    /// Notes what arrives from there on, as it arrives, until it is told to stop.
+    pub fn watch(
+        &self,
+        from: Ends,
+        stop: Arc<AtomicBool>,
+    ) -> JoinHandle<anyhow::Result<HashMap<u64, Arrival>>> {
+        let mut config = self.config.clone();
+        // What bounds a wait at a partition that has nothing; a record ends it at once.
+        config.set("fetch.wait.max.ms", "50").set("fetch.queue.backoff.ms", "0");
+        let topic = self.topic.clone();
+        tokio::task::spawn_blocking(move || arrivals(&config, &topic, &from, &stop))
     }
 }
 
-fn read(
+/// Every record between the two, partition by partition in order.
+fn each(
     config: &ClientConfig,
     topic: &str,
     from: &Ends,
     to: &Ends,
-    mut checker: Checker,
-) -> anyhow::Result<Found> {
+    mut take: impl FnMut(&BorrowedMessage<'_>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let consumer = BaseConsumer::from_config_and_context(config, Logged)?;
-    let mut assignment = TopicPartitionList::new();
     let mut open = 0;
+    let mut starts = TopicPartitionList::new();
     for (partition, (from, _)) in (0..).zip(from.iter().zip(to)).filter(|(_, (from, to))| from < to) {
-        assignment.add_partition_offset(topic, partition, Offset::Offset(*from))?;
+        starts.add_partition_offset(topic, partition, Offset::Offset(*from))?;
         open += 1;
     }
-    consumer.assign(&assignment)?;
+    consumer.assign(&starts)?;
     let mut ended = vec![false; to.len()];
     while open > 0 {
         let Some(polled) = consumer.poll(PATIENCE) else {
@@ -183,16 +224,43 @@ fn read(
         };
         let record = polled?;
         let place = usize::try_from(record.partition())?;
-        let (key, payload) = (record.key().unwrap_or_default(), record.payload().unwrap_or_default());
-        let millis = record.timestamp().to_millis().unwrap_or_default();
         if record.offset() < to[place] {
-            checker.take(record.partition(), key, payload, millis)?;
+            take(&record)?;
         }
         if record.offset() + 1 >= to[place] && !std::mem::replace(&mut ended[place], true) {
             open -= 1;
         }
     }
-    Ok(checker.finish())
+    Ok(())
+}
+
+/// Every record from there on, until `stop`.
+fn arrivals(
+    config: &ClientConfig,
+    topic: &str,
+    from: &Ends,
+    stop: &AtomicBool,
+) -> anyhow::Result<HashMap<u64, Arrival>> {
+    let consumer = BaseConsumer::from_config_and_context(config, Logged)?;
+    let mut starts = TopicPartitionList::new();
+    for (partition, from) in (0..).zip(from) {
+        starts.add_partition_offset(topic, partition, Offset::Offset(*from))?;
+    }
+    consumer.assign(&starts)?;
+    let mut arrivals = HashMap::new();
+    loop {
+        match consumer.poll(LOOK_EVERY) {
+            Some(record) => {
+                let (record, at) = (record?, Instant::now());
+                let append_millis = record.timestamp().to_millis().unwrap_or_default();
+                if let Some(number) = record.payload().and_then(payload::read) {
+                    arrivals.entry(number).or_insert(Arrival { at, append_millis });
+                }
+            }
+            None if stop.load(Ordering::Relaxed) => return Ok(arrivals),
+            None => {}
+        }
+    }
 }
 
 #[cfg(test)]
@@ -200,9 +268,9 @@ mod tests {
     use super::*;
 
     fn found(records: &[(i32, &str, u64, i64)], count: u64) -> Found {
-        let mut checker = Checker::new(0, count);
+        let mut checker = Checker::new(count);
         for (partition, key, number, millis) in records {
-            let payload = payload::write(*number, 0, payload::SMALLEST, &mut fastrand::Rng::with_seed(0));
+            let payload = payload::write(*number, payload::SMALLEST, &mut fastrand::Rng::with_seed(0));
             checker.take(*partition, key.as_bytes(), &payload, *millis).unwrap();
         }
         checker.finish()
@@ -221,7 +289,7 @@ mod tests {
 
     #[test]
     fn the_rate_is_that_of_the_middle() {
-        let records: Vec<(i32, &str, u64, i64)> = (0..100)
+        let records: Vec<(i32, &str, u64, i64)> = (0..100_u64)
             .map(|number| (0, "a", number, if number < 10 { 0 } else { number.cast_signed() }))
             .collect();
         assert_eq!(found(&records, 100).rate().map(f64::round), Some(899.0));

@@ -52,6 +52,21 @@ pub struct Outbox {
 }
 
 impl Outbox {
+    /// The configuration with a group that does nothing but keep evidence.
+    pub fn with_group(&self, group: &str, topic: &str) -> anyhow::Result<PathBuf> {
+        let handler = Table::from_iter([("kind".to_owned(), Value::from("log"))]);
+        let settings = Table::from_iter([
+            ("topics".to_owned(), Value::Array(vec![Value::from(topic)])),
+            ("handler".to_owned(), Value::Table(handler)),
+        ]);
+        let groups = Table::from_iter([(group.to_owned(), Value::Table(settings))]);
+        let mut table = configuration(&self.config);
+        table.insert("groups".into(), Value::Table(groups));
+        let file = self.file.with_extension(format!("{group}.toml"));
+        write_private(&file, &table.to_string())?;
+        Ok(file)
+    }
+
     pub async fn connect(&self) -> anyhow::Result<Connection> {
         Ok(self.connector.connect().await?)
     }
@@ -79,8 +94,7 @@ pub async fn on_a_workbench<T>(
         _ = lifecycle.second_signal() => Err(anyhow::anyhow!("cut short by a second signal")),
     };
     match (outcome, tidied) {
-        (Ok(done), Ok(())) => Ok(done),
-        (Ok(_), Err(error)) => Err(error),
+        (Ok(done), tidied) => tidied.map(|()| done),
         (Err(error), Ok(())) => Err(error),
         (Err(error), Err(left)) => Err(error.context(format!("{left:#}; then"))),
     }
@@ -110,7 +124,7 @@ impl Workbench {
         // Whoever made the database owns it: no roles are needed.
         migrate::migrate(&mut *connector.connect().await?, None).await?;
         let file = self.folder.path().join(format!("{name}.toml"));
-        write_private(&file, &configuration(&config))?;
+        write_private(&file, &configuration(&config).to_string())?;
         let log = self.folder.path().join(format!("{name}.log"));
         Ok(Outbox { config, file, log, connector })
     }
@@ -169,7 +183,7 @@ impl Workbench {
 }
 
 /// The parts of the configuration that a measured process needs, with an address of its own for its health.
-fn configuration(config: &Config) -> String {
+fn configuration(config: &Config) -> Table {
     let text = |value: &str| Value::String(value.to_owned());
     let number = |value: u64| Value::Integer(i64::try_from(value).unwrap_or(i64::MAX));
     let properties = |properties: &Properties| {
@@ -194,11 +208,7 @@ fn configuration(config: &Config) -> String {
     ]);
     let http = Table::from_iter([("listen".to_owned(), text("127.0.0.1:0"))]);
     let tables = [("postgres", postgres), ("kafka", kafka), ("producer", producer), ("http", http)];
-    tables
-        .into_iter()
-        .map(|(name, table)| (name.to_owned(), Value::Table(table)))
-        .collect::<Table>()
-        .to_string()
+    tables.into_iter().map(|(name, table)| (name.to_owned(), Value::Table(table))).collect()
 }
 
 /// It may hold a password.

@@ -6,7 +6,7 @@ use serde::Serialize;
 use tokio_postgres::binary_copy::BinaryCopyInWriter;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
-use tokio_postgres::{Client, RowStream};
+use tokio_postgres::{Client, RowStream, Statement};
 
 use super::connect::PgError;
 use super::sql::statements;
@@ -23,6 +23,33 @@ statements! {
     STREAM = "
         select seq, id, topic, key, payload, headers, type, idempotency_key, deliver_after is not null, created_at
         from outboxd.messages where priority = 0 order by seq";
+
+    INSERT = "insert into outboxd.messages (topic, key, payload) values ($1, $2, $3)";
+
+    /// The same columns, defaults, constraints and indexes, and nobody who publishes it.
+    PLAIN_TABLE = "create table if not exists public.plain_messages (like outboxd.messages including all)";
+    INSERT_PLAIN = "insert into public.plain_messages (topic, key, payload) values ($1, $2, $3)";
+
+    LANES_OWNED = "select count(*) from outboxd.lanes where owner is not null";
+
+    /// Sessions that wait for a lock of another. Growing a file is Postgres's own affair.
+    WAITING = "
+        select count(*) from pg_locks
+        where not granted and locktype <> 'extend' and pid in (
+          select pid from pg_stat_activity where datname = current_database())";
+
+    SESSIONS = "
+        select pid from pg_stat_activity
+        where datname = current_database() and application_name like 'outboxd/producer/%'";
+
+    /// Evidence, and when its first and its last tenth were written.
+    HANDLED = "
+        select count(*), coalesce(extract(epoch from min(handled_at) filter (where place > 0.9)
+          - max(handled_at) filter (where place <= 0.1)), 0)::double precision
+        from (select handled_at, cume_dist() over (order by handled_at) as place
+          from outboxd.handled where consumer_group = $1) evidence";
+
+    FINISHED = "select coalesce(sum(next_offset), 0)::bigint from outboxd.group_positions where consumer_group = $1";
 
     TAG = "select tag_high, tag_low from outboxd.outbox";
 
@@ -89,6 +116,65 @@ pub async fn fill(
     }
     writer.finish().await?;
     Ok(())
+}
+
+/// Which table single rows are inserted into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    Outbox,
+    /// Shaped like it, and nobody's.
+    Plain,
+}
+
+/// Makes the table that nobody publishes.
+pub async fn make_plain_table(client: &Client) -> Result<(), PgError> {
+    Ok(client.batch_execute(PLAIN_TABLE).await?)
+}
+
+/// The insert of one message: topic, key, payload.
+pub async fn prepare_insert(client: &Client, table: Table) -> Result<Statement, PgError> {
+    let sql = if table == Table::Outbox { INSERT } else { INSERT_PLAIN };
+    Ok(client.prepare(sql).await?)
+}
+
+/// How many lanes have an owner.
+pub async fn lanes_owned(client: &Client) -> Result<i64, PgError> {
+    Ok(client.query_one(LANES_OWNED, &[]).await?.get(0))
+}
+
+/// How many sessions of this database wait for a lock.
+pub async fn waiting(client: &Client) -> Result<i64, PgError> {
+    Ok(client.query_one(WAITING, &[]).await?.get(0))
+}
+
+/// The processes that serve this database's producer.
+pub async fn sessions(client: &Client) -> Result<Vec<i32>, PgError> {
+    Ok(client.query(SESSIONS, &[]).await?.iter().map(|row| row.get(0)).collect())
+}
+
+/// How many records a group has finished.
+pub async fn finished(client: &Client, group: &str) -> Result<i64, PgError> {
+    Ok(client.query_one(FINISHED, &[&group]).await?.get(0))
+}
+
+/// How many messages a group handled, and the seconds between the first and the last tenth.
+pub async fn handled(client: &Client, group: &str) -> Result<(i64, f64), PgError> {
+    let row = client.query_one(HANDLED, &[&group]).await?;
+    Ok((row.get(0), row.get(1)))
+}
+
+/// Begins a transaction that has written to the outbox, and leaves it open.
+pub async fn hold_transaction(client: &Client, topic: &str) -> Result<(), PgError> {
+    client.batch_execute("begin").await?;
+    client.execute(INSERT, &[&topic, &"held", &b"held".as_slice()]).await?;
+    Ok(())
+}
+
+/// Begins a transaction that keeps looking at this moment's rows, and leaves it open.
+pub async fn hold_snapshot(client: &Client) -> Result<(), PgError> {
+    Ok(client
+        .batch_execute("begin isolation level repeatable read; select count(*) from outboxd.lanes")
+        .await?)
 }
 
 /// Leaves every row as a server that had nothing else to do would have it: seen by vacuum, and counted.

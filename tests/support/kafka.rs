@@ -166,7 +166,7 @@ impl Kafka {
         i32::try_from(ready.count()).ok()
     }
 
-    pub(super) fn client_config(&self) -> ClientConfig {
+    pub fn client_config(&self) -> ClientConfig {
         client_config(self.port)
     }
 

@@ -2,9 +2,8 @@
 
 use clap::Args;
 
-use super::Common;
-use crate::bench::relay::{Drains, RelayReport};
-use crate::bench::{self, RelayOptions, Shape};
+use super::{Common, room};
+use crate::bench::{self, Drains, RelayOptions, RelayReport, Scenario, Shape};
 use crate::cli::global::Global;
 use crate::cli::output::{self, maybe};
 use crate::failure::Exit;
@@ -12,7 +11,7 @@ use crate::failure::Exit;
 /// How fast a backlog drains: the relay, and the same rows streamed and sent without any bookkeeping, in turn
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  outboxd bench relay\n  outboxd bench relay --messages 100000 --rounds 1 --json"
+    after_help = "Example:\n  outboxd bench relay\n  outboxd bench relay --messages 100000 --rounds 1 --json\n  outboxd bench relay --scenario held-transaction,late-commit"
 )]
 pub struct Options {
     /// How many messages wait
@@ -21,10 +20,28 @@ pub struct Options {
     /// How often each is measured; medians are told
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
+    /// Under what else, each with its ratio to the relay alone: held-transaction, held-snapshot, late-commit,
+    /// large-backlog
+    #[arg(long, value_delimiter = ',', value_parser = scenario)]
+    scenario: Vec<Scenario>,
+    /// Messages of the transaction that commits late
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1_000..=100_000_000))]
+    late: u64,
+    /// Messages of the large backlog
+    #[arg(long, default_value_t = 10_000_000, value_parser = clap::value_parser!(u64).range(1_000..=1_000_000_000))]
+    large: u64,
     #[command(flatten)]
     shape: ShapeOptions,
     #[command(flatten)]
     common: Common,
+}
+
+fn scenario(text: &str) -> Result<Scenario, String> {
+    let names = || Scenario::ALL.map(Scenario::name).join(", ");
+    Scenario::ALL
+        .into_iter()
+        .find(|scenario| scenario.name() == text)
+        .ok_or_else(|| format!("one of {}", names()))
 }
 
 /// What the messages look like.
@@ -41,14 +58,22 @@ pub struct ShapeOptions {
     partitions: i32,
 }
 
+impl ShapeOptions {
+    pub fn shape(self) -> Shape {
+        Shape { payload_bytes: self.payload_bytes as usize, keys: self.keys, partitions: self.partitions }
+    }
+}
+
 impl Options {
     pub async fn run(&self, global: &Global) -> anyhow::Result<Exit> {
         let config = global.load()?.config;
         let options = RelayOptions {
             messages: self.messages,
             rounds: self.rounds,
-            partitions: self.shape.partitions,
-            shape: Shape { payload_bytes: self.shape.payload_bytes as usize, keys: self.shape.keys },
+            shape: self.shape.shape(),
+            scenarios: self.scenario.clone(),
+            late: self.late,
+            large: self.large,
         };
         let measure = async |bench: &mut bench::Workbench| bench::relay::run(bench, options).await;
         let report = bench::on_a_workbench(config, self.common.keep, measure).await?;
@@ -74,20 +99,25 @@ fn show(report: &RelayReport) -> Result<(), output::OutputError> {
         "OUT OF ORDER",
         "REPEATS",
     ];
-    let rows = [row("relay", &report.relay, report.ratio), row("stream and send", &report.bound, 1.0)];
+    let mut rows =
+        vec![row("stream and send", &report.bound, None), row("relay", &report.relay, Some(report.ratio))];
+    for scenario in &report.scenarios {
+        rows.extend(scenario.normal.as_ref().map(|normal| row("relay, small backlog", normal, None)));
+        rows.push(row(&format!("relay, {}", scenario.scenario), &scenario.relay, Some(scenario.ratio)));
+    }
     output::table(columns, rows)
 }
 
-fn row(name: &str, drains: &Drains, ratio: f64) -> [String; 10] {
+fn row(name: &str, drains: &Drains, ratio: Option<f64>) -> [String; 10] {
     let two = |value: f64| format!("{value:.2}");
     [
         name.to_owned(),
         format!("{:.0}", drains.messages_per_second),
-        two(ratio),
+        maybe(ratio.map(two)),
         format!("{:.1}", drains.bytes_per_second / 1e6),
         maybe(drains.cpu_seconds_per_million.map(two)),
         maybe(drains.postgres_cpu_seconds_per_million.map(two)),
-        maybe(drains.peak_memory_bytes.map(|bytes| format!("{} MB", bytes / 1_000_000))),
+        maybe(drains.peak_memory_bytes.map(room)),
         drains.lost.to_string(),
         drains.out_of_order.to_string(),
         drains.repeats.to_string(),
