@@ -6,7 +6,7 @@ use serde::Serialize;
 use tokio_postgres::binary_copy::BinaryCopyInWriter;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
-use tokio_postgres::{Client, RowStream, Statement};
+use tokio_postgres::{Client, Row, Statement};
 
 use super::connect::PgError;
 use super::sql::statements;
@@ -20,9 +20,9 @@ statements! {
     FORGET_PUBLICATIONS = "delete from outboxd.publications";
 
     /// What the relay reads of each row, and nothing to choose it by.
-    STREAM = "
+    READ = "
         select seq, id, topic, key, payload, headers, type, idempotency_key, deliver_after is not null, created_at
-        from outboxd.messages where priority = 0 order by seq";
+        from outboxd.messages where priority = 0 and seq > $1 order by seq limit $2";
 
     INSERT = "insert into outboxd.messages (topic, key, payload) values ($1, $2, $3)";
 
@@ -188,14 +188,14 @@ pub async fn begin_again(client: &Client) -> Result<(), PgError> {
     Ok(client.batch_execute(&all).await?)
 }
 
-/// Every row of the normal lane in order of `seq`, as one statement that streams.
-pub async fn stream(client: &Client) -> Result<RowStream, PgError> {
-    // By the primary key: a sort would wait for the last row before it shows the first.
-    let plan = "set enable_sort = off; set enable_seqscan = off; set enable_bitmapscan = off;
-        set max_parallel_workers_per_gather = 0";
-    client.batch_execute(plan).await?;
-    let none: [i16; 0] = [];
-    Ok(client.query_raw(STREAM, none).await?)
+/// The plainest way to read the normal lane.
+pub async fn prepare_read(client: &Client) -> Result<Statement, PgError> {
+    Ok(client.prepare(READ).await?)
+}
+
+/// The next rows of the normal lane behind that `seq`.
+pub async fn read(client: &Client, read: &Statement, after: i64, rows: i64) -> Result<Vec<Row>, PgError> {
+    Ok(client.query(read, &[&after, &rows]).await?)
 }
 
 /// The outbox's tag, for the ids of its messages.
