@@ -1,11 +1,13 @@
 //! Measures the built program on a Postgres and a Kafka of its own, which are gone at the end.
 //!
 //!     cargo bench --bench services -- report              everything, into docs/performance.md
+//!     cargo bench --bench services -- peers               Debezium's outbox router beside outboxd
 //!     cargo bench --bench services -- relay --rounds 1    any `outboxd bench ...`
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that cannot be made says so")]
 
 mod services {
+    pub mod peers;
     pub mod report;
 }
 
@@ -19,7 +21,7 @@ use std::ffi::OsStr;
 use std::process::{Command, ExitCode, Stdio};
 
 use serde_json::Value;
-use services::report;
+use services::{peers, report};
 use tempfile::TempDir;
 use tests::support::{Kafka, Postgres};
 
@@ -32,6 +34,9 @@ async fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let services = Services::start().await;
+    if arguments == ["peers"] {
+        return if peers::compare(&services).await { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     if arguments == ["report"] {
         return if report::write(&services) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
@@ -41,8 +46,8 @@ async fn main() -> ExitCode {
 
 /// A server, a broker, and a configuration that names them.
 struct Services {
-    _postgres: Postgres,
-    _kafka: Kafka,
+    postgres: Postgres,
+    kafka: Kafka,
     directory: TempDir,
 }
 
@@ -56,7 +61,7 @@ impl Services {
             kafka.brokers()
         );
         std::fs::write(directory.path().join("outboxd.toml"), config).unwrap();
-        Self { _postgres: postgres, _kafka: kafka, directory }
+        Self { postgres, kafka, directory }
     }
 
     /// `outboxd bench` on these services.

@@ -140,13 +140,26 @@ impl Workbench {
             made.map_err(|(_, code)| KafkaFailure::Setup(format!("no topic can be made: {code}")))?;
         }
         let started = Instant::now();
-        while self.topics.check(&name).await.ok() != Some(TopicState::Ready { partitions }) {
+        while !self.has_leaders(&name, partitions).await {
             if started.elapsed() > TOPIC_PATIENCE {
                 bail!("topic {name} is not there after {}", humantime::format_duration(TOPIC_PATIENCE));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         Ok(name)
+    }
+
+    /// Every partition of it answers.
+    async fn has_leaders(&self, topic: &str, partitions: i32) -> bool {
+        if !matches!(self.topics.check(topic).await, Ok(TopicState::Ready { .. })) {
+            return false;
+        }
+        for partition in 0..partitions {
+            if self.topics.extent(&(topic.to_owned(), partition)).await.is_err() {
+                return false;
+            }
+        }
+        true
     }
 
     /// Everything stays; where it is, is told.

@@ -51,6 +51,7 @@ impl Kafka {
     }
 
     /// A broker to be measured.
+    #[allow(dead_code, reason = "only measurements use it")]
     pub async fn for_load() -> Self {
         Self::made(FOR_LOAD).await
     }

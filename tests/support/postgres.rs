@@ -66,6 +66,7 @@ impl Postgres {
     }
 
     /// A cluster to be measured.
+    #[allow(dead_code, reason = "only measurements use it")]
     pub async fn for_load() -> Self {
         Self::made(FOR_LOAD).await
     }
