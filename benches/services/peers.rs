@@ -206,7 +206,7 @@ struct Connect {
 
 impl Connect {
     async fn start(services: &Services, peer: &Peer) -> Self {
-        assert!(Path::new(LIB).exists(), "Debezium is missing: run `make peers`");
+        assert!(Path::new(LIB).join(".complete").exists(), "Debezium is missing: run `make bench-peers`");
         let port = port::free();
         let directory = services.directory.path();
         let file = |name: &str, text: String| -> PathBuf {

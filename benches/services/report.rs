@@ -1,5 +1,7 @@
 //! Every measurement, as the table of `docs/performance.md`.
 
+use std::fmt::Write;
+
 use serde_json::Value;
 
 use crate::Services;
@@ -28,9 +30,10 @@ pub fn write(services: &Services) -> bool {
         [latency_rows(&latency), insert_rows(&insert), idle_rows(&idle), consume_rows(&consume)].concat();
     table(&mut text, ["", "measured", "beside it", "ratio", "budget"], others);
     let server = |setting| relay["postgres"][setting].as_str().unwrap().to_owned();
-    text += &format!(
+    let _ = writeln!(
+        text,
         "PostgreSQL {}, fsync {}, synchronous_commit {}; {} rounds of {} messages of {} bytes, {} keys, {} partitions; \
-         {} messages read back, {} lost, {} out of order, {} repeats.\n",
+         {} messages read back, {} lost, {} out of order, {} repeats.",
         server("version"),
         server("fsync"),
         server("synchronous_commit"),

@@ -87,7 +87,7 @@ pub async fn run(bench: &mut Workbench, options: InsertOptions) -> anyhow::Resul
     let topic = bench.topic(options.partitions).await?;
     let sink = Sink::new(&outbox.config.kafka, &topic, options.partitions)?;
     let before = sink.ends().await?;
-    let mut inserting = Inserting { outbox: &outbox, topic, options, next: 0 };
+    let mut inserting = Inserting { outbox: &outbox, topic, options, next: 0, committed: 0 };
     let [mut plain, mut with, mut plain_offered, mut with_offered] = [const { Vec::new() }; 4];
     for round in 1..=options.rounds {
         let say = |what: &str| bench.progress.say(format!("round {round} of {}: {what}", options.rounds));
@@ -97,9 +97,9 @@ pub async fn run(bench: &mut Workbench, options: InsertOptions) -> anyhow::Resul
         say("the outbox, and a relay at work");
         let mut producing = Producing::start(&outbox).await?;
         with.push(inserting.run(Table::Outbox, None).await?);
-        sink.grown(&before, inserting.next, || producing.check()).await?;
+        sink.grown(&before, inserting.committed, || producing.check()).await?;
         with_offered.push(inserting.run(Table::Outbox, Some(options.rate)).await?);
-        sink.grown(&before, inserting.next, || producing.check()).await?;
+        sink.grown(&before, inserting.committed, || producing.check()).await?;
         producing.stop().await?;
     }
     let found = sink.read(&before, &sink.ends().await?, inserting.next).await?;
@@ -116,7 +116,7 @@ pub async fn run(bench: &mut Workbench, options: InsertOptions) -> anyhow::Resul
         plain_offered: Inserts::of(&plain_offered),
         outbox_offered: Inserts::of(&with_offered),
         published: found.records - found.repeats,
-        lost: found.lost,
+        lost: found.lost.saturating_sub(inserting.next - inserting.committed),
         out_of_order: found.out_of_order,
         repeats: found.repeats,
     })
@@ -128,6 +128,8 @@ struct Inserting<'a> {
     options: InsertOptions,
     /// The number of the next message for the outbox.
     next: u64,
+    /// How many of the numbers before it are known to be committed.
+    committed: u64,
 }
 
 impl Inserting<'_> {
@@ -137,7 +139,10 @@ impl Inserting<'_> {
         let load = Load { table, topic, clients, rate, duration, payload_bytes, first };
         let outcome = load.run(self.outbox).await?;
         if table == Table::Outbox {
-            self.next += outcome.commits.len() as u64;
+            let committed = outcome.commits.len() as u64;
+            // A number whose insert failed is used up.
+            self.next += committed + outcome.errors;
+            self.committed += committed;
         }
         Ok(outcome)
     }

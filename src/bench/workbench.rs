@@ -15,6 +15,7 @@ use super::Progress;
 use crate::config::{Config, Properties};
 use crate::kafka::KafkaFailure;
 use crate::kafka::client::{self, Logged};
+use crate::kafka::error::{Refusal, refusal};
 use crate::kafka::topics::{TopicState, Topics};
 use crate::lifecycle::Lifecycle;
 use crate::pg::connect::Connection;
@@ -186,7 +187,8 @@ impl Workbench {
             match self.kafka.delete_topics(&names, &AdminOptions::new()).await {
                 Ok(deleted) => left.extend(deleted.into_iter().filter_map(|deleted| {
                     let (name, code) = deleted.err()?;
-                    Some(format!("topic {name} is left: {code}"))
+                    let is_gone = refusal(code) == Refusal::TopicMissing;
+                    (!is_gone).then(|| format!("topic {name} is left: {code}"))
                 })),
                 Err(error) => left.push(format!("topics are left, {}: {error}", names.join(", "))),
             }
