@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand, with its options and its `run`.
 
 mod agents;
+mod bench;
 mod config;
 mod consumer;
 mod dev;
@@ -54,6 +55,7 @@ enum Command {
     Lanes(lanes::Options),
     Config(config::Options),
     Dev(dev::Options),
+    Bench(bench::Options),
 }
 
 impl Cli {
@@ -70,6 +72,7 @@ impl Cli {
             Command::Lanes(options) => options.run(global).await,
             Command::Config(options) => options.run(global),
             Command::Dev(options) => options.run().await,
+            Command::Bench(options) => options.run(global).await,
         };
         result.unwrap_or_else(|error| self.report(&error))
     }

@@ -2,6 +2,7 @@
 
 pub mod agents;
 pub mod aside;
+pub mod benching;
 pub mod connect;
 pub mod consuming;
 pub mod effect;

@@ -7,6 +7,7 @@ mod support;
 
 mod suite {
     mod agents;
+    mod benching;
     mod cli;
     mod configuring;
     mod consuming;

@@ -18,7 +18,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("consumer", &["domain", "config", "failure", "telemetry", "failpoint", "pg", "kafka"]),
     ("jobs", &["domain", "config", "failure", "telemetry", "failpoint", "pg", "kafka"]),
     ("agents", &["domain", "config", "failure", "telemetry", "failpoint", "pg", "kafka"]),
-    ("cli", &["app", "config", "domain", "failure", "telemetry", "pg", "kafka"]),
+    ("bench", &["domain", "config", "failure", "telemetry", "lifecycle", "pg", "kafka"]),
+    ("cli", &["app", "bench", "config", "domain", "failure", "telemetry", "pg", "kafka"]),
 ];
 
 /// Crates that keep out of a room.

@@ -30,8 +30,15 @@ struct Proxied {
     proxy: u16,
 }
 
+/// A small heap and the compiler that starts fast.
+const FOR_TESTS: &[&str] = &["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
+
+/// As Kafka's own start script has it.
+const FOR_LOAD: &[&str] = &["-Xms1g", "-Xmx1g", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20"];
+
 pub struct Kafka {
     process: Mutex<Option<Process>>,
+    jvm: &'static [&'static str],
     port: u16,
     guarded_port: u16,
     proxied: Proxied,
@@ -48,13 +55,23 @@ impl Kafka {
 
     /// A broker for one test, to be stopped, killed or frozen. It costs seconds and some 300 MB.
     pub async fn private() -> Self {
+        Self::made(FOR_TESTS).await
+    }
+
+    /// A broker to be measured.
+    #[allow(dead_code, reason = "only measurements use it")]
+    pub async fn for_load() -> Self {
+        Self::made(FOR_LOAD).await
+    }
+
+    async fn made(jvm: &'static [&'static str]) -> Self {
         let directory = TempDir::with_prefix("outboxd-kafka-").unwrap();
         watchdog::remove(directory.path());
         let (port, guarded_port) = (port::free(), port::free());
         let proxied = Proxied { port: port::free(), proxy: port::free() };
         let properties = properties(port, guarded_port, proxied, directory.path());
         std::fs::write(properties_file(&directory), properties).unwrap();
-        let formatted = java(&["kafka.tools.StorageTool", "format", "-t", &cluster_id(), "-c"])
+        let formatted = java(FOR_TESTS, &["kafka.tools.StorageTool", "format", "-t", &cluster_id(), "-c"])
             .arg(properties_file(&directory))
             .output()
             .expect("java runs: `make setup` installs it");
@@ -64,7 +81,7 @@ impl Kafka {
             String::from_utf8_lossy(&formatted.stderr)
         );
         let admin = client_config(port).create().unwrap();
-        let kafka = Self { process: Mutex::new(None), port, guarded_port, proxied, directory, admin };
+        let kafka = Self { process: Mutex::new(None), jvm, port, guarded_port, proxied, directory, admin };
         kafka.start().await;
         kafka
     }
@@ -127,7 +144,8 @@ impl Kafka {
     }
 
     async fn acl(&self, arguments: &[&str]) {
-        let mut command = java(&["org.apache.kafka.tools.AclCommand", "--bootstrap-server", &self.brokers()]);
+        let mut command =
+            java(FOR_TESTS, &["org.apache.kafka.tools.AclCommand", "--bootstrap-server", &self.brokers()]);
         command.args(arguments);
         let output = tokio::process::Command::from(command).output().await.unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -176,13 +194,13 @@ impl Kafka {
         i32::try_from(ready.count()).ok()
     }
 
-    pub(super) fn client_config(&self) -> ClientConfig {
+    pub fn client_config(&self) -> ClientConfig {
         client_config(self.port)
     }
 
     /// Starts it, on the same port and data as before, and waits until it answers.
     pub async fn start(&self) {
-        let mut command = java(&["kafka.Kafka"]);
+        let mut command = java(self.jvm, &["kafka.Kafka"]);
         command.arg(properties_file(&self.directory));
         let process = Process::start("Kafka", &mut command, &self.directory.path().join("log"), "KILL");
         *self.process.lock().unwrap() = Some(process);
@@ -284,8 +302,8 @@ share.coordinator.state.topic.min.isr=1
     )
 }
 
-/// A Java program from Kafka's jars, with a small heap and the compiler that starts fast.
-fn java(arguments: &[&str]) -> Command {
+/// A Java program from Kafka's jars.
+fn java(jvm: &[&str], arguments: &[&str]) -> Command {
     let (_, version) = POM.split_once("<kafka.version>").unwrap();
     let (version, _) = version.split_once('<').unwrap();
     let jars = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/kafka").join(version).join("lib");
@@ -295,7 +313,7 @@ fn java(arguments: &[&str]) -> Command {
         jars.display()
     );
     let mut command = Command::new("java");
-    command.args(["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
+    command.args(jvm);
     command.arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn");
     command.arg("-cp").arg(jars.join("*")).args(arguments);
     command

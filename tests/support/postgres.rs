@@ -41,8 +41,12 @@ const SETTINGS: &[&str] = &[
     "ssl_key_file=server.key",
 ];
 
+/// Over these, for measurements: room as on a small server, and no checkpoint in the middle of a run.
+const FOR_LOAD: &[&str] = &["shared_buffers=1GB", "max_wal_size=8GB", "checkpoint_timeout=30min"];
+
 pub struct Postgres {
     process: Mutex<Option<Process>>,
+    more_settings: &'static [&'static str],
     port: u16,
     directory: TempDir,
     bin: PathBuf,
@@ -58,13 +62,23 @@ impl Postgres {
 
     /// A cluster for one test, to be stopped, killed or frozen.
     pub async fn private() -> Self {
-        let postgres = Self::prepare();
+        Self::made(&[]).await
+    }
+
+    /// A cluster to be measured.
+    #[allow(dead_code, reason = "only measurements use it")]
+    pub async fn for_load() -> Self {
+        Self::made(FOR_LOAD).await
+    }
+
+    async fn made(more_settings: &'static [&'static str]) -> Self {
+        let postgres = Self::prepare(more_settings);
         postgres.start().await;
         postgres.make_template().await;
         postgres
     }
 
-    fn prepare() -> Self {
+    fn prepare(more_settings: &'static [&'static str]) -> Self {
         let directory = TempDir::with_prefix("outboxd-postgres-").unwrap();
         watchdog::remove(directory.path());
         let user = User::for_postgres();
@@ -92,7 +106,7 @@ impl Postgres {
             std::fs::set_permissions(file, Permissions::from_mode(0o600)).unwrap();
             user.own(file);
         }
-        Self { process: Mutex::new(None), port: port::free(), directory, bin, user }
+        Self { process: Mutex::new(None), more_settings, port: port::free(), directory, bin, user }
     }
 
     /// On 127.0.0.1.
@@ -155,7 +169,7 @@ impl Postgres {
         let mut command = self.user.command(&self.bin.join("postgres"));
         command.arg("-D").arg(self.directory.path().join("data")).arg("-p").arg(self.port.to_string());
         command.arg("-k").arg(self.directory.path());
-        for setting in SETTINGS {
+        for setting in SETTINGS.iter().chain(self.more_settings) {
             command.args(["-c", setting]);
         }
         // An immediate shutdown: it takes its children and its shared memory along.
