@@ -2,6 +2,7 @@
 
 mod agents;
 mod config;
+mod confirm;
 mod consumer;
 mod dev;
 mod global;
@@ -10,6 +11,7 @@ mod messages;
 mod migrate;
 mod output;
 mod producer;
+mod rebase;
 mod report;
 mod send;
 
@@ -48,6 +50,7 @@ enum Command {
     Producer(producer::Options),
     Consumer(consumer::Options),
     Migrate(migrate::Options),
+    Rebase(rebase::Options),
     Send(send::Options),
     Messages(messages::Options),
     Agents(agents::Options),
@@ -64,6 +67,7 @@ impl Cli {
             Command::Producer(options) => options.run(global).await,
             Command::Consumer(options) => options.run(global).await,
             Command::Migrate(options) => options.run(global).await,
+            Command::Rebase(options) => options.run(global).await,
             Command::Send(options) => options.run(global).await,
             Command::Messages(options) => options.run(global).await,
             Command::Agents(options) => options.run(global).await,

@@ -10,6 +10,7 @@ pub mod message;
 pub mod new_message;
 pub mod payload;
 pub mod priority;
+pub mod rebase;
 pub mod schedule;
 pub mod snapshot;
 pub mod start_offset;
