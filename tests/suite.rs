@@ -19,6 +19,8 @@ mod suite {
     mod lifecycle;
     mod migrating;
     mod oversize;
+    mod promoting;
+    mod rebasing;
     mod relay;
     mod relay_aside;
     mod relay_faults;
