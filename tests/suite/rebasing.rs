@@ -291,7 +291,7 @@ async fn a_question_on_a_terminal_is_taken_for_an_answer_only_if_it_is_yes() {
         let line = words.iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join(" ");
         let mut script = Command::new("script");
         script.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
-        let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         writeln!(child.stdin.as_ref().unwrap(), "{answer}").unwrap();
         let output = child.wait_with_output().unwrap();
         (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())

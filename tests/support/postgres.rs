@@ -66,7 +66,7 @@ impl Postgres {
 
     /// A cluster for one test, to be stopped, killed or frozen.
     pub async fn private() -> Self {
-        let postgres = Self::prepare();
+        let postgres = Self::prepare().await;
         postgres.start().await;
         postgres.make_template().await;
         postgres
@@ -75,17 +75,19 @@ impl Postgres {
     /// A standby that streams from this primary, by way of that port.
     pub async fn standby(&self, port: u16) -> Self {
         let standby = Self::without_data();
-        standby.run(
-            "pg_basebackup",
-            &[
-                "--write-recovery-conf",
-                "--checkpoint=fast",
-                "--no-sync",
-                "--host=127.0.0.1",
-                "--username=postgres",
-            ],
-            &[("--port", port.to_string().as_ref()), ("--pgdata", standby.data().as_ref())],
-        );
+        standby
+            .run(
+                "pg_basebackup",
+                &[
+                    "--write-recovery-conf",
+                    "--checkpoint=fast",
+                    "--no-sync",
+                    "--host=127.0.0.1",
+                    "--username=postgres",
+                ],
+                &[("--port", port.to_string().as_ref()), ("--pgdata", standby.data().as_ref())],
+            )
+            .await;
         standby.start().await;
         standby
     }
@@ -97,19 +99,21 @@ impl Postgres {
         admin.batch_execute(&open).await.unwrap();
         drop(admin);
         self.stop().await;
-        let upgraded = Self::prepare();
-        upgraded.run(
-            "pg_upgrade",
-            &["--username=postgres"],
-            &[
-                ("--old-bindir", self.bin.as_ref()),
-                ("--new-bindir", upgraded.bin.as_ref()),
-                ("--old-datadir", self.data().as_ref()),
-                ("--new-datadir", upgraded.data().as_ref()),
-                ("--old-port", port::free().to_string().as_ref()),
-                ("--new-port", port::free().to_string().as_ref()),
-            ],
-        );
+        let upgraded = Self::prepare().await;
+        upgraded
+            .run(
+                "pg_upgrade",
+                &["--username=postgres"],
+                &[
+                    ("--old-bindir", self.bin.as_ref()),
+                    ("--new-bindir", upgraded.bin.as_ref()),
+                    ("--old-datadir", self.data().as_ref()),
+                    ("--new-datadir", upgraded.data().as_ref()),
+                    ("--old-port", port::free().to_string().as_ref()),
+                    ("--new-port", port::free().to_string().as_ref()),
+                ],
+            )
+            .await;
         upgraded.start().await;
         upgraded
     }
@@ -127,25 +131,28 @@ impl Postgres {
     }
 
     /// Runs one of Postgres' programs to its end; it must go well.
-    fn run(&self, program: &str, arguments: &[&str], options: &[(&str, &OsStr)]) {
+    async fn run(&self, program: &str, arguments: &[&str], options: &[(&str, &OsStr)]) {
         let mut command = self.user.command(&self.bin.join(program));
         command.args(arguments).current_dir(self.directory.path());
         for (option, value) in options {
             command.arg(option).arg(value);
         }
-        let output = command.output().unwrap_or_else(|error| panic!("{program}: {error}"));
+        let output = tokio::process::Command::from(command).output().await;
+        let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
         let said = [output.stdout, output.stderr].concat();
         assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&said));
     }
 
-    fn prepare() -> Self {
+    async fn prepare() -> Self {
         let postgres = Self::without_data();
         let data = postgres.data();
-        postgres.run(
-            "initdb",
-            &["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"],
-            &[("--pgdata", data.as_ref())],
-        );
+        postgres
+            .run(
+                "initdb",
+                &["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"],
+                &[("--pgdata", data.as_ref())],
+            )
+            .await;
         std::fs::write(data.join("pg_hba.conf"), HBA).unwrap();
         let (certificate, key) = (data.join("server.crt"), data.join("server.key"));
         tls::write(&certificate, &key);
