@@ -17,7 +17,7 @@ async fn insert(database: &Database, topic: &str, key: &str, count: i32) {
 /// A primary with a standby behind a proxy, and a relay that works on whichever of them is the primary.
 struct Pair {
     primary: Postgres,
-    standby: Postgres,
+    _standby: Postgres,
     /// Between the two.
     stream: Proxy,
     database: Database,
@@ -42,7 +42,7 @@ impl Pair {
             .postgres_url(&format!("{url}?target_session_attrs=read-write"))
             .producer();
         relay.ready().await;
-        Self { primary, standby, stream, database, copy, ledger, relay }
+        Self { primary, _standby: standby, stream, database, copy, ledger, relay }
     }
 
     /// Until the standby shows what the primary has.
@@ -87,7 +87,6 @@ async fn a_transaction_prepared_before_a_promotion_and_committed_after_it_is_pub
     let found = pair.ledger.check(&pair.copy, kafka).await;
     assert_eq!(found.messages, 16_070);
     assert!(found.repeats <= unknown, "{found:?}, {unknown} were not known to be published");
-    assert!(pair.standby.port() != pair.primary.port());
 }
 
 #[tokio::test]

@@ -129,7 +129,7 @@ async fn a_dump_that_is_restored_elsewhere_publishes_what_its_cursor_had_not() {
     free(&source).await;
     let known = count(&source, &topic, "published").await;
     let before = states(&source).await;
-    let last = source.count("select last_value from outboxd.messages_seq").await;
+    let highest = source.count("select last_value from outboxd.messages_seq").await;
     copy(&source, &target, &[]);
     lost.commit().await.unwrap();
 
@@ -162,7 +162,7 @@ async fn a_dump_that_is_restored_elsewhere_publishes_what_its_cursor_had_not() {
     let mut after = states(&target).await;
     let pending_now = after.iter().filter(|(.., state)| state == "pending").count();
     assert_eq!(i64::try_from(pending_now).unwrap(), pending);
-    after.retain(|(_, seq, _)| *seq <= last);
+    after.retain(|(_, seq, _)| *seq <= highest);
     assert_eq!(after, before, "the states are what they were");
 
     let _producer = outboxd.producer();
