@@ -3,6 +3,7 @@
 mod agents;
 mod bench;
 mod config;
+mod confirm;
 mod consumer;
 mod dev;
 mod global;
@@ -11,6 +12,7 @@ mod messages;
 mod migrate;
 mod output;
 mod producer;
+mod rebase;
 mod report;
 mod send;
 
@@ -49,6 +51,7 @@ enum Command {
     Producer(producer::Options),
     Consumer(consumer::Options),
     Migrate(migrate::Options),
+    Rebase(rebase::Options),
     Send(send::Options),
     Messages(messages::Options),
     Agents(agents::Options),
@@ -66,6 +69,7 @@ impl Cli {
             Command::Producer(options) => options.run(global).await,
             Command::Consumer(options) => options.run(global).await,
             Command::Migrate(options) => options.run(global).await,
+            Command::Rebase(options) => options.run(global).await,
             Command::Send(options) => options.run(global).await,
             Command::Messages(options) => options.run(global).await,
             Command::Agents(options) => options.run(global).await,

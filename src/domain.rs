@@ -12,6 +12,7 @@ pub mod new_message;
 pub mod offsets;
 pub mod payload;
 pub mod priority;
+pub mod rebase;
 pub mod schedule;
 pub mod snapshot;
 pub mod start_offset;

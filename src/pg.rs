@@ -11,6 +11,7 @@ pub mod lanes;
 pub mod messages;
 pub mod migrate;
 pub mod pool;
+pub mod rebase;
 pub mod sql;
 
 pub use connect::{Connector, PgError};

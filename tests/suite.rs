@@ -23,6 +23,8 @@ mod suite {
     mod oversize;
     mod pgbouncer;
     mod plans;
+    mod promoting;
+    mod rebasing;
     mod relay;
     mod relay_aside;
     mod relay_faults;

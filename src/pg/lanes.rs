@@ -191,9 +191,8 @@ impl LaneStore {
         }
         if !row.get::<_, bool>(2) {
             return Err(LaneError::Unfit(
-                "this database cluster is not the one that the cursors were written in (it was restored, copied or \
-                 upgraded): its transaction ids mean something else here, and nothing is published until the cursors \
-                 are re-based"
+                "this database cluster is not the one that the cursors were written in, and nothing is published until \
+                 they are re-based on it: run `outboxd rebase --after restore`, or `--after upgrade` if pg_upgrade made it"
                     .into(),
             ));
         }

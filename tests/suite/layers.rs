@@ -11,7 +11,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("config", &["domain"]),
     ("telemetry", &["domain"]),
     ("lifecycle", &["domain"]),
-    ("pg", &["domain", "config", "failure", "telemetry"]),
+    ("pg", &["domain", "config", "failure", "telemetry", "failpoint"]),
     ("kafka", &["domain", "config", "failure", "telemetry"]),
     ("http", &["domain", "config", "telemetry", "pg"]),
     ("producer", &["domain", "config", "failure", "telemetry", "failpoint", "pg", "kafka"]),

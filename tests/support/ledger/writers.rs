@@ -7,8 +7,8 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use super::super::database;
 use super::Ledger;
-use crate::support::database;
 
 /// Between two transactions of one session, and between two tries to connect.
 const PACE: Duration = Duration::from_millis(20);
