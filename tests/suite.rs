@@ -27,4 +27,5 @@ mod suite {
     mod send_lines;
     mod statements;
     mod systemd;
+    mod topics;
 }

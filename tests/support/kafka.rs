@@ -40,10 +40,15 @@ impl Kafka {
 
     /// A broker for one test, to be stopped, killed or frozen. It costs seconds and some 300 MB.
     pub async fn private() -> Self {
+        Self::private_with("").await
+    }
+
+    /// The same, with lines of `server.properties` over its own.
+    pub async fn private_with(more: &str) -> Self {
         let directory = TempDir::with_prefix("outboxd-kafka-").unwrap();
         watchdog::remove(directory.path());
         let (port, guarded_port) = (port::free(), port::free());
-        std::fs::write(properties_file(&directory), properties(port, guarded_port, directory.path()))
+        std::fs::write(properties_file(&directory), properties(port, guarded_port, directory.path()) + more)
             .unwrap();
         let formatted = java(&["kafka.tools.StorageTool", "format", "-t", &cluster_id(), "-c"])
             .arg(properties_file(&directory))
