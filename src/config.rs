@@ -16,6 +16,7 @@ pub mod producer;
 mod section;
 mod setting;
 mod sources;
+pub mod topic;
 
 use std::collections::BTreeMap;
 
@@ -28,6 +29,7 @@ pub use kafka::{Kafka, Properties};
 pub use load::Loaded;
 pub use postgres::{Postgres, PostgresUrl, Roles, SslMode, Tls};
 pub use producer::Producer;
+pub use topic::{Create, Topics};
 
 /// Everything that a file says, with defaults where it is silent.
 #[derive(Clone, Debug)]
@@ -37,6 +39,7 @@ pub struct Config {
     pub agent: Agent,
     pub http: Http,
     pub producer: Producer,
+    pub topics: Topics,
     pub groups: BTreeMap<String, Group>,
     pub jobs: BTreeMap<String, Job>,
 }

@@ -37,6 +37,7 @@ pub struct Relay {
     pub connector: Connector,
     pub kafka: config::Kafka,
     pub settings: config::Producer,
+    pub topics: config::Topics,
     pub status: Arc<RelayStatus>,
 }
 

@@ -34,5 +34,6 @@ mod suite {
     mod soak;
     mod statements;
     mod systemd;
+    mod topics;
     mod windows;
 }

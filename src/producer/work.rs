@@ -89,8 +89,23 @@ impl<'a> Work<'a> {
                 self.confirmed().insert(topic.to_owned(), (Instant::now(), partitions));
                 Ok(Ok(partitions))
             }
-            TopicState::Missing => Ok(Err(format!("topic `{topic}` does not exist"))),
+            TopicState::Missing => Ok(Err(self.make(topic).await)),
+            TopicState::NotNow(reason) => Ok(Err(format!("topic `{topic}` does not take records: {reason}"))),
             TopicState::Forbidden => Ok(Err(format!("topic `{topic}` is forbidden to us"))),
+        }
+    }
+
+    /// Makes a missing topic if the configuration says how. Its messages are held until the brokers know it.
+    async fn make(&self, topic: &str) -> String {
+        let Some(create) = self.relay.topics.create(topic) else {
+            return format!("topic `{topic}` does not exist");
+        };
+        match self.topics.create(topic, create).await {
+            Ok(()) => {
+                tracing::info!(topic, "the topic was missing and has been created");
+                format!("topic `{topic}` has just been created")
+            }
+            Err(reason) => format!("topic `{topic}` does not exist and cannot be created: {reason}"),
         }
     }
 }

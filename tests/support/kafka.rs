@@ -55,21 +55,26 @@ impl Kafka {
 
     /// A broker for one test, to be stopped, killed or frozen. It costs seconds and some 300 MB.
     pub async fn private() -> Self {
-        Self::made(FOR_TESTS).await
+        Self::private_with("").await
+    }
+
+    /// The same, with lines of `server.properties` over its own.
+    pub async fn private_with(more: &str) -> Self {
+        Self::made(FOR_TESTS, more).await
     }
 
     /// A broker to be measured.
     #[allow(dead_code, reason = "only measurements use it")]
     pub async fn for_load() -> Self {
-        Self::made(FOR_LOAD).await
+        Self::made(FOR_LOAD, "").await
     }
 
-    async fn made(jvm: &'static [&'static str]) -> Self {
+    async fn made(jvm: &'static [&'static str], more: &str) -> Self {
         let directory = TempDir::with_prefix("outboxd-kafka-").unwrap();
         watchdog::remove(directory.path());
         let (port, guarded_port) = (port::free(), port::free());
         let proxied = Proxied { port: port::free(), proxy: port::free() };
-        let properties = properties(port, guarded_port, proxied, directory.path());
+        let properties = properties(port, guarded_port, proxied, directory.path()) + more;
         std::fs::write(properties_file(&directory), properties).unwrap();
         let formatted = java(FOR_TESTS, &["kafka.tools.StorageTool", "format", "-t", &cluster_id(), "-c"])
             .arg(properties_file(&directory))
