@@ -7,6 +7,7 @@ mod confirm;
 mod consumer;
 mod dev;
 mod global;
+mod groups;
 mod lanes;
 mod messages;
 mod migrate;
@@ -55,6 +56,7 @@ enum Command {
     Send(send::Options),
     Messages(messages::Options),
     Agents(agents::Options),
+    Groups(groups::Options),
     Lanes(lanes::Options),
     Config(config::Options),
     Dev(dev::Options),
@@ -73,6 +75,7 @@ impl Cli {
             Command::Send(options) => options.run(global).await,
             Command::Messages(options) => options.run(global).await,
             Command::Agents(options) => options.run(global).await,
+            Command::Groups(options) => options.run(global).await,
             Command::Lanes(options) => options.run(global).await,
             Command::Config(options) => options.run(global),
             Command::Dev(options) => options.run().await,

@@ -13,6 +13,7 @@ mod nearest;
 mod overrides;
 pub mod postgres;
 pub mod producer;
+pub mod retention;
 mod section;
 mod setting;
 mod sources;
@@ -29,6 +30,7 @@ pub use kafka::{Kafka, Properties};
 pub use load::Loaded;
 pub use postgres::{Postgres, PostgresUrl, Roles, SslMode, Tls};
 pub use producer::Producer;
+pub use retention::{Ceiling, Retention};
 pub use topic::{Create, Topics};
 
 /// Everything that a file says, with defaults where it is silent.
@@ -40,6 +42,7 @@ pub struct Config {
     pub http: Http,
     pub producer: Producer,
     pub topics: Topics,
+    pub retention: Retention,
     pub groups: BTreeMap<String, Group>,
     pub jobs: BTreeMap<String, Job>,
 }

@@ -7,6 +7,7 @@ pub mod delivery;
 pub mod health;
 pub mod identity;
 pub mod lane_shares;
+pub mod leaves;
 pub mod message;
 pub mod new_message;
 pub mod offsets;

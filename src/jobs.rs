@@ -1,5 +1,7 @@
 //! What recurs: each job has a name, a schedule and a body without input that may run twice without harm.
 
+pub mod cleanup;
+pub mod partitions;
 pub mod reap_agents;
 
 use std::pin::Pin;
@@ -24,6 +26,8 @@ pub type Outcome = Result<Option<String>, Box<dyn std::error::Error + Send + Syn
 pub struct Job {
     pub name: &'static str,
     pub schedule: Schedule,
+    /// Runs once before the first firing as well.
+    pub at_start: bool,
     pub body: Box<dyn Fn() -> Pin<Box<dyn Future<Output = Outcome> + Send>> + Send + Sync>,
 }
 
@@ -44,10 +48,15 @@ impl Job {
     /// Runs it at each firing, one run at a time, until `drain`.
     pub async fn run(self, drain: CancellationToken) {
         let mut failures = 0_u32;
+        let mut at_start = self.at_start;
         loop {
             let now = Utc::now();
             let Some(next) = self.schedule.next_after(now) else { return };
-            let wait = if next == now { REST } else { (next - now).to_std().unwrap_or_default() };
+            let wait = match (next - now).to_std() {
+                _ if std::mem::take(&mut at_start) => Duration::ZERO,
+                _ if next == now => REST,
+                wait => wait.unwrap_or_default(),
+            };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = drain.cancelled() => return,

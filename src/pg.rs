@@ -6,12 +6,15 @@ pub mod benching;
 pub mod connect;
 pub mod consuming;
 pub mod effect;
+pub mod groups;
 pub mod inspect;
 pub mod lanes;
+pub mod leaves;
 pub mod messages;
 pub mod migrate;
 pub mod pool;
 pub mod rebase;
+pub mod retention;
 pub mod sql;
 
 pub use connect::{Connector, PgError};

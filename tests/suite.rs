@@ -17,6 +17,7 @@ mod suite {
     mod enqueue;
     mod harness;
     mod layers;
+    mod leaves;
     mod lifecycle;
     mod migrating;
     mod no_holes;
@@ -29,6 +30,7 @@ mod suite {
     mod relay_aside;
     mod relay_faults;
     mod relay_waits;
+    mod retention;
     mod send;
     mod send_lines;
     mod soak;

@@ -221,9 +221,16 @@ impl Daemon {
 
     fn start_jobs(&mut self, agent: &str) {
         let connector = self.connector(agent);
-        let job = jobs::reap_agents::job(connector, &self.config.agent);
-        if let Some(job) = job.configured(self.config.jobs.get(jobs::reap_agents::NAME)) {
-            self.tasks.push(AbortOnDropHandle::new(tokio::spawn(job.run(self.lifecycle.drain.clone()))));
+        let mut jobs = vec![jobs::reap_agents::job(connector.clone(), &self.config.agent)];
+        if self.role == "producer" {
+            jobs.push(jobs::partitions::job(connector.clone()));
+            jobs.push(jobs::cleanup::job(connector, self.config.retention.clone()));
+        }
+        for job in jobs {
+            let configured = self.config.jobs.get(job.name);
+            if let Some(job) = job.configured(configured) {
+                self.tasks.push(AbortOnDropHandle::new(tokio::spawn(job.run(self.lifecycle.drain.clone()))));
+            }
         }
     }
 

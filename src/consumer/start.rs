@@ -64,7 +64,7 @@ pub(super) async fn declare(group: &Group) -> Result<(), SetupError> {
         declared => declared,
     };
     match declared {
-        Declared::New | Declared::Known => Ok(()),
+        Declared::New | Declared::Known => Ok(group.store.subscribe(&group.config.topics).await?),
         Declared::Refused(reason) => Err(ConsumerError::Refused(reason).into()),
     }
 }

@@ -52,6 +52,11 @@ impl Store {
         self.pool.ask(PATIENCE, call).await
     }
 
+    pub(super) async fn subscribe(&self, topics: &[String]) -> Result<(), PgError> {
+        let call = async |client: &mut Client| consuming::subscribe(client, &self.group, topics).await;
+        self.pool.ask(PATIENCE, call).await
+    }
+
     pub(super) async fn function_exists(&self, function: &str) -> Result<bool, PgError> {
         let call = async |client: &mut Client| consuming::function_exists(client, function).await;
         self.pool.ask(PATIENCE, call).await

@@ -16,6 +16,7 @@ pub fn job(connector: Connector, agent: &config::Agent) -> Job {
     Job {
         name: NAME,
         schedule: Schedule::Every(agent.heartbeat),
+        at_start: false,
         body: Box::new(move || {
             let connector = Arc::clone(&connector);
             Box::pin(async move {

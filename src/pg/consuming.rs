@@ -18,6 +18,8 @@ statements! {
 
     DECLARED = "select kafka_group, cluster_id from outboxd.groups where name = $1";
 
+    SUBSCRIBE = "update outboxd.groups set topics = $2 where name = $1 and topics <> $2";
+
     OWNER_OF_KAFKA_GROUP = "select name from outboxd.groups where cluster_id = $1 and kafka_group = $2";
 
     START_AT = "
@@ -172,6 +174,12 @@ pub async fn declare(
     transaction.execute(START_AT, &[&group, &cluster_id, &topics, &partitions, &offsets]).await?;
     transaction.commit().await?;
     Ok(Declared::New)
+}
+
+/// What the group reads: retention waits for it, also while none of its consumers runs.
+pub async fn subscribe(client: &Client, group: &str, topics: &[String]) -> Result<(), PgError> {
+    client.execute(SUBSCRIBE, &[&group, &topics]).await?;
+    Ok(())
 }
 
 /// Where the group stands, by topic and partition.

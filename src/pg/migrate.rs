@@ -61,11 +61,12 @@ macro_rules! migrations {
 
 /// All of them, in order. `since` names the oldest version whose daemons can work on the schema it leaves behind.
 pub const MIGRATIONS: &[Migration] = migrations! {
-    1 "0001_outbox" since 5;
-    2 "0002_enqueue" since 5;
-    3 "0003_consuming" since 5;
-    4 "0004_agents" since 5;
-    5 "0005_views" since 5;
+    1 "0001_outbox" since 6;
+    2 "0002_enqueue" since 6;
+    3 "0003_consuming" since 6;
+    4 "0004_agents" since 6;
+    5 "0005_views" since 6;
+    6 "0006_leaves" since 6;
 };
 
 const ROLES: &str = include_str!("../../migrations/roles.sql");

@@ -1,7 +1,7 @@
 //! Every statement of the daemon, for the test that prepares each against a migrated database.
 
 use super::lanes::read;
-use super::{agents, aside, consuming, inspect, lanes, messages};
+use super::{agents, aside, consuming, groups, inspect, lanes, leaves, messages, retention};
 
 /// Declares statements as constants, and lists them as `SQL` with their names.
 macro_rules! statements {
@@ -15,5 +15,17 @@ pub(crate) use statements;
 
 /// Name and text of each.
 pub fn all() -> Vec<(&'static str, &'static str)> {
-    [agents::SQL, aside::SQL, consuming::SQL, inspect::SQL, lanes::SQL, read::SQL, messages::SQL].concat()
+    [
+        agents::SQL,
+        aside::SQL,
+        consuming::SQL,
+        groups::SQL,
+        inspect::SQL,
+        lanes::SQL,
+        leaves::SQL,
+        messages::SQL,
+        read::SQL,
+        retention::SQL,
+    ]
+    .concat()
 }

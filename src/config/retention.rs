@@ -1,0 +1,63 @@
+//! `[retention]`: how long what is done is kept.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::error::ConfigError;
+use super::section::Section;
+use super::setting::{DAY, Problem, Setting, Written, any, lasting};
+
+pub const PUBLISHED: Duration = DAY;
+pub const AUDIT: Duration = Duration::from_secs(30 * 86_400);
+
+const LONGEST: Duration = Duration::from_secs(3_650 * 86_400);
+
+#[derive(Clone, Debug)]
+pub struct Retention {
+    /// Of published messages, after every group of this database that subscribes is past them.
+    pub published: Duration,
+    /// Of published messages, whatever the groups do.
+    pub max: Ceiling,
+    /// Of what was published when.
+    pub audit: Duration,
+}
+
+/// `"never"`, or a duration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ceiling {
+    Never,
+    After(Duration),
+}
+
+impl Retention {
+    pub(super) fn read(section: &mut Section<'_>) -> Result<Self, ConfigError> {
+        let retention = Self {
+            published: section.or("published", PUBLISHED, lasting(Duration::ZERO..=LONGEST))?,
+            max: section.or("max", Ceiling::Never, any)?,
+            audit: section.or("audit", AUDIT, lasting(Duration::ZERO..=LONGEST))?,
+        };
+        if matches!(retention.max, Ceiling::After(max) if max < retention.published) {
+            return Err(section.wrong("max", "must not be shorter than `published`"));
+        }
+        Ok(retention)
+    }
+}
+
+impl Setting for Ceiling {
+    fn read(written: Written<'_>) -> Result<Self, Problem> {
+        const WHAT: &str = "\"never\" or a duration such as \"7days\"";
+        let text = written.text(WHAT)?;
+        if text == "never" {
+            return Ok(Self::Never);
+        }
+        humantime::parse_duration(&text).map(Self::After).map_err(|error| format!("must be {WHAT}: {error}"))
+    }
+
+    fn show(&self) -> Value {
+        match self {
+            Self::Never => "never".into(),
+            Self::After(duration) => duration.show(),
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! `cleanup`: what is past `[retention]` goes, by whole leaves where it can, in small steps where it cannot.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio_postgres::Client;
+
+use super::{Job, Outcome};
+use crate::config::{Ceiling, Retention};
+use crate::domain::leaves::Leaf;
+use crate::domain::schedule::Schedule;
+use crate::pg::leaves::{self, Found, Reclaimed};
+use crate::pg::retention::{self, Behind};
+use crate::pg::{Connector, PgError};
+
+pub const NAME: &str = "cleanup";
+
+/// A run begins no further step after this.
+const ENOUGH: Duration = Duration::from_secs(30);
+
+/// How many rows one statement deletes.
+const BATCH: i64 = 5_000;
+
+/// A leaf that fills slowly is ended early, so that it can go, but not more often than this,
+const END_LEAF_AFTER: Duration = Duration::from_secs(3_600);
+
+/// and only if few numbers are lost by it: they are used up one by one.
+const FEW: i64 = 1 << 21;
+
+pub fn job(connector: Connector, retention: Retention) -> Job {
+    let shared = Arc::new((connector, retention));
+    Job {
+        name: NAME,
+        schedule: Schedule::Every(Duration::from_secs(60)),
+        at_start: false,
+        body: Box::new(move || {
+            let shared = Arc::clone(&shared);
+            Box::pin(async move {
+                let (connector, retention) = &*shared;
+                let mut client = connector.connect().await?;
+                if !leaves::claim(&client, NAME).await? {
+                    return Ok(None);
+                }
+                let outcome = work(&mut client, retention).await;
+                leaves::give_back(&client, NAME).await?;
+                outcome
+            })
+        }),
+    }
+}
+
+async fn work(client: &mut Client, rules: &Retention) -> Outcome {
+    let until = Instant::now() + ENOUGH;
+    let found = leaves::leaves(client).await?;
+    let covered = retention::covered(client).await?;
+    let (behind, ahead): (Vec<Found>, Vec<Found>) =
+        found.into_iter().partition(|found| found.leaf.to - 1 <= covered);
+    let reclaimed = reclaim(client, rules, &behind, until).await?;
+    let dropped = drop_empty(client, &behind, until).await?;
+    let deleted = delete_from_default(client, rules, until).await?;
+    end_old_leaf(client, rules, &ahead).await?;
+    let forgotten = forget_publications(client, rules).await?;
+    let done: Vec<String> = [
+        (reclaimed, "leaves emptied"),
+        (dropped, "empty leaves dropped"),
+        (deleted, "published messages deleted from the default partition"),
+        (forgotten, "publications forgotten"),
+    ]
+    .iter()
+    .filter(|(count, _)| *count > 0)
+    .map(|(count, what)| format!("{count} {what}"))
+    .collect();
+    Ok((!done.is_empty()).then(|| done.join(", ")))
+}
+
+/// What retention says of a range whose rows are published.
+enum Verdict {
+    Young,
+    Waits,
+    Free,
+    /// `max` is over, and this group has not passed it.
+    Overdue(Behind),
+}
+
+async fn judge(client: &Client, rules: &Retention, range: Leaf) -> Result<Verdict, PgError> {
+    let Some(age) = retention::age(client, range).await? else { return Ok(Verdict::Free) };
+    if age < rules.published {
+        return Ok(Verdict::Young);
+    }
+    Ok(match (retention::behind(client, range).await?, rules.max) {
+        (None, _) => Verdict::Free,
+        (Some(behind), Ceiling::After(max)) if age >= max => Verdict::Overdue(behind),
+        (Some(_), _) => Verdict::Waits,
+    })
+}
+
+async fn reclaim(
+    client: &mut Client,
+    rules: &Retention,
+    behind: &[Found],
+    until: Instant,
+) -> Result<i64, PgError> {
+    let mut reclaimed = 0;
+    for Found { leaf, .. } in behind.iter().filter(|found| !found.is_empty) {
+        if Instant::now() >= until {
+            break;
+        }
+        let checked_at = retention::now(client).await?;
+        let overdue = match judge(client, rules, *leaf).await? {
+            Verdict::Young => break,
+            Verdict::Waits => continue,
+            Verdict::Free => None,
+            Verdict::Overdue(behind) => Some((behind, retention::count(client, *leaf).await?)),
+        };
+        if leaves::reclaim(client, *leaf, &checked_at).await? == Reclaimed::Yes {
+            reclaimed += 1;
+            if let Some((behind, messages)) = overdue {
+                tell_unread(&behind, messages);
+            }
+        }
+    }
+    Ok(reclaimed)
+}
+
+/// What goes unread is never silent.
+fn tell_unread(behind: &Behind, messages: i64) {
+    let Behind { group, topic, partition, offset, next_offset } = behind;
+    let stands = next_offset.map_or("has no position there".to_owned(), |next| format!("stands at {next}"));
+    tracing::warn!(
+        group,
+        topic,
+        partition,
+        messages,
+        "`[retention] max` is over: {messages} published messages were dropped from the outbox, though group {group} is \
+         not past all of them ({topic}/{partition} goes up to offset {offset}, and it {stands})"
+    );
+}
+
+/// Of those that were empty before this run, so that a look at them is not for nothing: dropped when it is free.
+async fn drop_empty(client: &mut Client, behind: &[Found], until: Instant) -> Result<i64, PgError> {
+    let mut dropped = 0;
+    for Found { leaf, .. } in behind.iter().filter(|found| found.is_empty) {
+        // If the parent is in use now, it will be for the next one.
+        if Instant::now() >= until || leaves::drop_empty(client, *leaf).await?.is_err() {
+            break;
+        }
+        dropped += 1;
+    }
+    Ok(dropped)
+}
+
+async fn delete_from_default(client: &Client, rules: &Retention, until: Instant) -> Result<i64, PgError> {
+    let mut deleted = 0;
+    let mut from = 0;
+    while Instant::now() < until {
+        let strays = retention::in_default(client, from, BATCH).await?;
+        // The lane that got least far says where the others go on.
+        let Some(next) = strays.iter().map(|stray| stray.range.to).min() else { break };
+        for mut stray in strays {
+            stray.range.to = stray.range.to.min(next);
+            if stray.range.from >= stray.range.to {
+                continue;
+            }
+            let overdue = match judge(client, rules, stray.range).await? {
+                Verdict::Young => return Ok(deleted),
+                Verdict::Waits => continue,
+                Verdict::Free => None,
+                Verdict::Overdue(behind) => Some(behind),
+            };
+            let gone = retention::delete_published(client, stray).await?;
+            deleted += gone;
+            if let Some(behind) = overdue.filter(|_| gone > 0) {
+                tell_unread(&behind, gone);
+            }
+        }
+        from = next;
+    }
+    Ok(deleted)
+}
+
+/// A leaf goes as a whole. With few messages it would never fill: the sequence goes on in the next one instead.
+async fn end_old_leaf(client: &Client, rules: &Retention, ahead: &[Found]) -> Result<(), PgError> {
+    let next = leaves::sequence(client).await?.last_seq + 1;
+    let Some(place) = ahead.iter().position(|found| found.leaf.from <= next && next < found.leaf.to) else {
+        return Ok(());
+    };
+    let (current, following) = (ahead[place], ahead.get(place + 1));
+    let is_followed = following.is_some_and(|following| following.leaf.from == current.leaf.to);
+    if current.is_empty || !is_followed || current.leaf.to - next > FEW {
+        return Ok(());
+    }
+    let limit = rules.published.max(END_LEAF_AFTER);
+    if retention::oldest(client, current.leaf).await?.is_some_and(|age| age > limit) {
+        leaves::advance_sequence(client, current.leaf.to).await?;
+    }
+    Ok(())
+}
+
+async fn forget_publications(client: &Client, rules: &Retention) -> Result<i64, PgError> {
+    let in_leaves =
+        leaves::leaves(client).await?.iter().find(|found| !found.is_empty).map(|found| found.leaf.from);
+    let in_default = retention::oldest_in_default(client).await?;
+    let kept = in_leaves.into_iter().chain(in_default).min().unwrap_or(i64::MAX);
+    let forgotten = retention::forget_publications(client, rules.audit, kept, BATCH).await?;
+    Ok(i64::try_from(forgotten).unwrap_or(i64::MAX))
+}
