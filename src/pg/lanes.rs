@@ -115,6 +115,13 @@ statements! {
         where priority = $1 and owner = $2 and epoch = $3 and \"window\" = $4 and published_seq = 0";
 }
 
+/// For the planner, before a statement of the relay is prepared: statistics of an outbox are always of another hour, and
+/// a scan or a sort in a plan made while it was empty would be kept after it has filled. Where a sort must be, its price
+/// would call for a compiler.
+pub const SESSION: &str = "
+    set enable_seqscan = off; set enable_bitmapscan = off; set enable_sort = off; set max_parallel_workers_per_gather = 0;
+    set jit = off";
+
 /// Why a lane cannot be worked on.
 #[derive(Debug, thiserror::Error)]
 pub enum LaneError {
@@ -196,6 +203,7 @@ impl LaneStore {
                     .into(),
             ));
         }
+        connection.batch_execute(SESSION).await?;
         let mut statements = HashMap::new();
         for (name, sql) in SQL.iter().chain(aside::SQL) {
             statements.insert(*name, connection.prepare(sql).await?);

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use uuid::Uuid;
-
 use crate::support::{Daemon, Database, Kafka, Outboxd, Postgres, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
 
-use super::LaneError;
 use super::batch::{self, Batch, Rows};
+use super::{LaneError, SESSION};
 use crate::domain::cursor::Cursor;
 use crate::domain::identity::Tag;
 use crate::domain::message::Message;
@@ -29,16 +29,16 @@ statements! {
         order by m.seq limit $5";
 
     /// Where the rows are of what was in progress at `done` and has ended by `target`: by the index on txid, and sorted
-    /// once, however many they are.
+    /// once, however many they are. What is added keeps the planner from the primary key.
     LATE_PLACES = "
         select seq from outboxd.messages
-        where txid = any($3::text[]::xid8[]) and priority = $1 and seq > $2
+        where txid = any($3::text[]::xid8[]) and priority + 0 = $1::smallint and seq + 0 > $2
           and pg_visible_in_snapshot(txid, (select $4::text::pg_snapshot))
-        order by seq limit $5";
+        order by seq + 0 limit $5";
 
     READ_LATE = "
         select seq, id, topic, key, payload, headers, type, idempotency_key, deliver_after is not null, created_at
-        from outboxd.messages m where m.priority = $1 and m.seq = any($2) order by m.seq";
+        from outboxd.messages m where m.priority = $1 and m.seq = any($2) order by m.seq + 0";
 }
 
 /// Rows that one read brings at the most.
@@ -63,6 +63,7 @@ pub struct LaneReader {
 impl LaneReader {
     /// `batch_bytes` bounds a batch, but for a row that is larger.
     pub async fn open(connection: Connection, tag: Tag, batch_bytes: usize) -> Result<Self, LaneError> {
+        connection.batch_execute(SESSION).await?;
         let main = connection.prepare(READ_MAIN).await?;
         let late_places = connection.prepare(LATE_PLACES).await?;
         let late = connection.prepare(READ_LATE).await?;
