@@ -214,7 +214,7 @@ impl Lane {
 }
 
 fn sender(lane: &OwnedLane, incarnation: &Arc<Incarnation>) -> Sender {
-    let line = usize::try_from(lane.priority.number() + 1).unwrap_or_default();
-    debug_assert!(line < LINES, "a line for each priority");
-    Sender::new(incarnation, line)
+    let place = usize::try_from(lane.priority.number() + 1).unwrap_or_default();
+    debug_assert!(place < LINES, "a line for each priority");
+    Sender::new(incarnation, place)
 }

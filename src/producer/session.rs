@@ -108,7 +108,7 @@ impl Relay {
     }
 }
 
-impl<'w> Session<'w> {
+impl Session<'_> {
     async fn run(
         &mut self,
         former: &mut HashMap<Priority, Uuid>,
