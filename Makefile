@@ -10,10 +10,11 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 KAFKA_VERSION := $(shell sed -n 's|.*<kafka.version>\(.*\)</.*|\1|p' tests/services/pom.xml)
 KAFKA_LIB := target/kafka/$(KAFKA_VERSION)/lib
+PEERS_LIB := target/peers/lib
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## Install what is missing on a Debian machine; quiet if nothing is
@@ -47,6 +48,33 @@ lint: setup ## Check form: rustfmt, clippy, the systemd units, and cargo-deny wh
 .PHONY: test
 test: lint kafka ## Run every test, against a real Postgres and a real Kafka
 	@cargo test --locked --features failpoints
+
+.PHONY: soak
+soak: setup kafka ## Break things in random order for SOAK_SECONDS (600), by SOAK_SEED
+	@SOAK_SECONDS=$${SOAK_SECONDS:-600} cargo test --locked --features failpoints --test suite soak -- --nocapture
+
+.PHONY: bench
+bench: kafka ## Measure relay, latency, inserts, idling and consuming, and write the table of docs/performance.md
+	@cargo bench --locked --bench services -- report
+
+.PHONY: bench-peers
+bench-peers: kafka $(PEERS_LIB)/.complete ## Measure Debezium's outbox router and outboxd in turn, on the same services
+	@cargo bench --locked --bench services -- peers
+
+$(PEERS_LIB)/.complete: benches/peers/pom.xml | setup
+	@echo "Fetching Debezium"
+	rm -rf $(PEERS_LIB)
+	mvn --quiet --batch-mode --file benches/peers/pom.xml dependency:copy-dependencies \
+	  -DoutputDirectory="$(CURDIR)/$(PEERS_LIB)"
+	touch $@
+
+.PHONY: bench-paths
+bench-paths: setup ## Measure the pure paths that every message takes
+	@cargo bench --locked --bench paths
+
+.PHONY: bench-relay
+bench-relay: kafka ## Measure the relay alone, beside its upper bound: ARGUMENTS="--rounds 1" for other options
+	@cargo bench --locked --bench services -- relay $(ARGUMENTS)
 
 .PHONY: clean
 clean: ## Remove what was built and fetched

@@ -89,6 +89,8 @@ create table outboxd.lanes (
   published_seq bigint not null default 0,
   top bigint not null default 0,  -- the sequence's last value, read after the newest snapshot
   moved_at timestamptz,
+  wanted_by text,                 -- an agent with fewer lanes, for whom the owner gives this one up
+  wanted_at timestamptz,
   -- What is published and not yet in outboxd.publications: kept here, so that a takeover loses nothing of it.
   publishing_done pg_snapshot,
   publishing_first_seq bigint,

@@ -35,6 +35,7 @@ missing_packages() {
     has java || echo default-jre-headless
     has mvn || echo maven
     has_postgres || echo postgresql
+    [[ -x /usr/sbin/pgbouncer ]] || echo pgbouncer
 }
 
 as_root() {
@@ -62,6 +63,13 @@ install_postgres() {
         "the PostgreSQL project's own packages for Debian, and run this again."
 }
 
+# Its service is not wanted either: the tests start their own.
+install_pgbouncer() {
+    apt_get install --no-install-recommends pgbouncer
+    as_root invoke-rc.d --quiet pgbouncer stop || true
+    as_root update-rc.d pgbouncer disable
+}
+
 has cargo || fail "Rust's cargo is missing. Install it as https://rustup.rs says, open a new shell, and run this again."
 
 mapfile -t missing < <(missing_packages)
@@ -77,6 +85,7 @@ apt_get update
 for package in "${missing[@]}"; do
     case $package in
         postgresql) install_postgres ;;
+        pgbouncer) install_pgbouncer ;;
         *) apt_get install --no-install-recommends "$package" ;;
     esac
 done

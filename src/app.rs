@@ -58,6 +58,7 @@ async fn run_producer(config: Config, lifecycle: Lifecycle) -> anyhow::Result<Ex
         connector: daemon.connector(&member.name),
         kafka: daemon.config.kafka.clone(),
         settings: daemon.config.producer.clone(),
+        topics: daemon.config.topics.clone(),
         status,
     };
     let work = async {

@@ -1,7 +1,9 @@
 //! The command line: one file per subcommand, with its options and its `run`.
 
 mod agents;
+mod bench;
 mod config;
+mod confirm;
 mod consumer;
 mod dev;
 mod global;
@@ -11,6 +13,7 @@ mod messages;
 mod migrate;
 mod output;
 mod producer;
+mod rebase;
 mod report;
 mod send;
 
@@ -49,6 +52,7 @@ enum Command {
     Producer(producer::Options),
     Consumer(consumer::Options),
     Migrate(migrate::Options),
+    Rebase(rebase::Options),
     Send(send::Options),
     Messages(messages::Options),
     Agents(agents::Options),
@@ -56,6 +60,7 @@ enum Command {
     Lanes(lanes::Options),
     Config(config::Options),
     Dev(dev::Options),
+    Bench(bench::Options),
 }
 
 impl Cli {
@@ -66,6 +71,7 @@ impl Cli {
             Command::Producer(options) => options.run(global).await,
             Command::Consumer(options) => options.run(global).await,
             Command::Migrate(options) => options.run(global).await,
+            Command::Rebase(options) => options.run(global).await,
             Command::Send(options) => options.run(global).await,
             Command::Messages(options) => options.run(global).await,
             Command::Agents(options) => options.run(global).await,
@@ -73,6 +79,7 @@ impl Cli {
             Command::Lanes(options) => options.run(global).await,
             Command::Config(options) => options.run(global),
             Command::Dev(options) => options.run().await,
+            Command::Bench(options) => options.run(global).await,
         };
         result.unwrap_or_else(|error| self.report(&error))
     }

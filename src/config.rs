@@ -17,6 +17,7 @@ pub mod retention;
 mod section;
 mod setting;
 mod sources;
+pub mod topic;
 
 use std::collections::BTreeMap;
 
@@ -30,6 +31,7 @@ pub use load::Loaded;
 pub use postgres::{Postgres, PostgresUrl, Roles, SslMode, Tls};
 pub use producer::Producer;
 pub use retention::{Ceiling, Retention};
+pub use topic::{Create, Topics};
 
 /// Everything that a file says, with defaults where it is silent.
 #[derive(Clone, Debug)]
@@ -39,6 +41,7 @@ pub struct Config {
     pub agent: Agent,
     pub http: Http,
     pub producer: Producer,
+    pub topics: Topics,
     pub retention: Retention,
     pub groups: BTreeMap<String, Group>,
     pub jobs: BTreeMap<String, Job>,

@@ -1,6 +1,8 @@
 //! PostgreSQL: connections, the schema, and every statement, one file per family of tables.
 
 pub mod agents;
+pub mod aside;
+pub mod benching;
 pub mod connect;
 pub mod consuming;
 pub mod effect;
@@ -11,6 +13,7 @@ pub mod leaves;
 pub mod messages;
 pub mod migrate;
 pub mod pool;
+pub mod rebase;
 pub mod retention;
 pub mod sql;
 

@@ -7,8 +7,11 @@
 mod aside;
 mod lane;
 mod lease;
+mod outlook;
 mod session;
 pub mod status;
+mod trial;
+mod work;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -34,6 +37,7 @@ pub struct Relay {
     pub connector: Connector,
     pub kafka: config::Kafka,
     pub settings: config::Producer,
+    pub topics: config::Topics,
     pub status: Arc<RelayStatus>,
 }
 

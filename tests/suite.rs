@@ -7,6 +7,7 @@ mod support;
 
 mod suite {
     mod agents;
+    mod benching;
     mod cli;
     mod configuring;
     mod consuming;
@@ -19,7 +20,12 @@ mod suite {
     mod leaves;
     mod lifecycle;
     mod migrating;
+    mod no_holes;
     mod oversize;
+    mod pgbouncer;
+    mod plans;
+    mod promoting;
+    mod rebasing;
     mod relay;
     mod relay_aside;
     mod relay_faults;
@@ -27,6 +33,9 @@ mod suite {
     mod retention;
     mod send;
     mod send_lines;
+    mod soak;
     mod statements;
     mod systemd;
+    mod topics;
+    mod windows;
 }

@@ -8,8 +8,8 @@ use super::error::ConfigError;
 use super::overrides::lay_over;
 use super::section::{Entry, Section};
 use super::sources::Sources;
-use super::{Agent, Group, Http, Job, Kafka, Postgres, Producer, Retention};
-use super::{Config, group, job};
+use super::{Agent, Group, Http, Job, Kafka, Postgres, Producer, Retention, Topics};
+use super::{Config, group, job, topic};
 
 const VARIABLE: &str = "OUTBOXD_CONFIG";
 const HERE: &str = "outboxd.toml";
@@ -70,6 +70,7 @@ impl Config {
                 agent: root.table("agent", Agent::read)?,
                 http: root.table("http", Http::read)?,
                 producer: root.table("producer", Producer::read)?,
+                topics: Topics(root.each("topics", topic::check_name, topic::Topic::read)?),
                 retention: root.table("retention", Retention::read)?,
                 groups: {
                     let mut kafka_groups = group::KafkaGroups::default();

@@ -86,6 +86,19 @@ impl<'a> Section<'a> {
         Section { sources: self.sources, entries: self.entries, path, table, known: Vec::new() }.read(read)
     }
 
+    /// A table that may be absent.
+    pub fn optional_table<T>(
+        &mut self,
+        name: &str,
+        read: impl FnOnce(&mut Section<'_>) -> Result<T, ConfigError>,
+    ) -> Result<Option<T>, ConfigError> {
+        if self.has(name) {
+            return self.table(name, read).map(Some);
+        }
+        self.known.push(name.to_owned());
+        Ok(None)
+    }
+
     /// A table of tables whose names the operator chooses, each a name that `check` takes.
     pub fn each<T>(
         &mut self,

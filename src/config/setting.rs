@@ -131,6 +131,18 @@ impl Setting for usize {
     }
 }
 
+impl Setting for i32 {
+    fn read(written: Written<'_>) -> Result<Self, Problem> {
+        let DeValue::Integer(integer) = written.value else { return Err(written.not("a whole number")) };
+        Self::from_str_radix(integer.as_str(), integer.radix())
+            .map_err(|_| format!("must be a whole number from {} to {}", Self::MIN, Self::MAX))
+    }
+
+    fn show(&self) -> Value {
+        (*self).into()
+    }
+}
+
 impl Setting for Duration {
     fn read(written: Written<'_>) -> Result<Self, Problem> {
         const WHAT: &str = "a duration such as \"30s\" or \"1m 30s\"";

@@ -129,7 +129,10 @@ fn bad_values_say_what_would_be_right() {
         ("[groups.orders]\ntopics = \"orders\"", "`topics` must be a list of strings, not a string"),
         ("[groups.orders]\ntopics = [\"a\", \"a\"]", "`topics` names `a` twice"),
         ("[groups.orders]\ntopics = [\"a\"]", "`kind` is missing in [groups.orders.handler]"),
-        ("[jobs.reap-agent]", "there is no job `reap-agent`, only reap-agents; did you mean `reap-agents`?"),
+        (
+            "[jobs.reap-agent]",
+            "there is no job `reap-agent`, only reap-agents, partitions, cleanup; did you mean `reap-agents`?",
+        ),
         ("[jobs.reap-agents]\nschedule = \"61 * * * *\"", "`schedule` `61` is not a valid minute"),
         ("[jobs.reap-agents]\nschedule = \"0 0 30 2 *\"", "`schedule` no day fits"),
         (
@@ -141,7 +144,7 @@ fn bad_values_say_what_would_be_right() {
             "`timezone` needs a cron expression",
         ),
         ("[jobs.reap-agents]\nenabled = 1", "`enabled` must be `true` or `false`, not an integer"),
-        ("[retention]", "unknown key `retention` in the configuration"),
+        ("[retentions]", "unknown key `retentions` in the configuration"),
     ] {
         let problem = problem(line);
         assert!(problem.contains(expected), "{line}\n{problem}");

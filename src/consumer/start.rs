@@ -29,6 +29,8 @@ pub(super) async fn inventory(topics: &Topics, wanted: &[String]) -> Result<Inve
             }
             TopicState::Missing => inventory.missing.push(format!("topic {topic} does not exist")),
             TopicState::Forbidden => inventory.missing.push(format!("topic {topic} is forbidden to us")),
+            // Not missing: where a new group begins in it must be known first.
+            TopicState::NotNow(reason) => return Err(topics.not_now(topic, &reason)),
         }
     }
     Ok(inventory)

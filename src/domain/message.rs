@@ -25,6 +25,16 @@ pub struct Message {
 }
 
 impl Message {
+    /// About how many bytes of memory it takes.
+    pub fn size(&self) -> usize {
+        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        size_of::<Self>()
+            + self.topic.len()
+            + self.key.as_ref().map_or(0, String::len)
+            + self.payload.as_ref().map_or(0, Vec::len)
+            + headers
+    }
+
     /// The headers of the record: the application's unchanged, then what outboxd adds.
     pub fn record_headers(&self) -> Vec<(&str, String)> {
         let key = self.key.as_deref().map(str::as_bytes);

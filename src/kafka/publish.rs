@@ -3,6 +3,7 @@
 //! Of what one incarnation sends to a partition, the broker has a prefix. After any error of delivery it sends nothing
 //! more: it is purged, and another takes its place and begins again at what is known to be published.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,12 +22,19 @@ use super::error::{KafkaFailure, Refusal, refusal};
 use crate::config::Kafka;
 use crate::domain::acks::AckPrefix;
 use crate::domain::message::Message;
+use crate::domain::offsets::Offsets;
 
 /// How long the answers to a purge may take; they are made locally.
 const PURGE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a metadata request may take.
 const METADATA_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Streams of messages that one incarnation keeps apart: a lane waits for its own acknowledgements alone.
+pub const LINES: usize = 3;
+
+/// A delivery's opaque is the ticket, with the line above it. 2^56 tickets last for longer than any process.
+const TICKET_BITS: u32 = 56;
 
 /// Why an incarnation came to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,22 +55,55 @@ pub enum SendError {
     Broken,
 }
 
+/// What the broker has said of one line.
 #[derive(Debug, Default)]
 struct Answers {
     acks: AckPrefix,
-    failure: Option<DeliveryFailure>,
+    /// Somebody waits for the prefix to get there: to be woken for each step would cost more than the work.
+    wanted: u64,
+    offsets: Offsets,
+    /// Tickets that came back with an error that may be theirs.
+    suspects: Vec<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Line {
+    answers: Mutex<Answers>,
+    changed: Notify,
+}
+
+impl Line {
+    fn answers(&self) -> MutexGuard<'_, Answers> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Where librdkafka's thread leaves the broker's answers.
 #[derive(Debug, Default)]
 struct Deliveries {
-    answers: Mutex<Answers>,
-    changed: Notify,
+    lines: [Line; LINES],
+    failure: Mutex<Option<DeliveryFailure>>,
+    /// Asked before each send, so without a lock.
+    failed: AtomicBool,
 }
 
 impl Deliveries {
-    fn answers(&self) -> MutexGuard<'_, Answers> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn fail(&self, failure: DeliveryFailure) {
+        let mut known = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        // The first error may be of an innocent in the same request, or of the client's own end: the one that proves
+        // most is told.
+        if known.as_ref().is_none_or(|known| failure.refusal > known.refusal) {
+            *known = Some(failure);
+            drop(known);
+            self.failed.store(true, Ordering::Release);
+            for line in &self.lines {
+                line.changed.notify_one();
+            }
+        }
+    }
+
+    fn failure(&self) -> Option<DeliveryFailure> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -82,38 +123,38 @@ impl ClientContext for Context {
 impl ProducerContext for Context {
     type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, ticket: usize) {
-        let mut answers = self.0.answers();
-        let changed = match result {
-            Ok(_) => answers.acks.ack(ticket as u64),
+    fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
+        let (index, ticket) = (opaque >> TICKET_BITS, (opaque & ((1 << TICKET_BITS) - 1)) as u64);
+        let line = &self.0.lines[index];
+        match result {
+            Ok(record) => {
+                let mut answers = line.answers();
+                answers.offsets.note(record.topic(), record.partition(), record.offset());
+                if answers.acks.ack(ticket) && answers.acks.get() >= answers.wanted {
+                    drop(answers);
+                    line.changed.notify_one();
+                }
+            }
             Err((error, record)) => {
                 let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
-                let failure = DeliveryFailure {
-                    topic: record.topic().to_owned(),
-                    refusal: refusal(code),
-                    reason: error.to_string(),
-                };
-                // The first error may be of an innocent in the same request, or of the client's own end: the one that
-                // proves most is told.
-                let worse = answers.failure.as_ref().is_none_or(|known| failure.refusal > known.refusal);
-                if worse {
-                    answers.failure = Some(failure);
+                let refusal = refusal(code);
+                if refusal == Refusal::Record {
+                    line.answers().suspects.push(ticket);
                 }
-                worse
+                self.0.fail(DeliveryFailure {
+                    topic: record.topic().to_owned(),
+                    refusal,
+                    reason: error.to_string(),
+                });
             }
-        };
-        drop(answers);
-        if changed {
-            self.0.changed.notify_one();
         }
     }
 }
 
 /// One life of the producer.
 pub struct Incarnation {
-    producer: Arc<ThreadedProducer<Context, NoCustomPartitioner>>,
+    producer: ThreadedProducer<Context, NoCustomPartitioner>,
     deliveries: Arc<Deliveries>,
-    next_ticket: u64,
 }
 
 impl Incarnation {
@@ -124,24 +165,59 @@ impl Incarnation {
         let producer =
             ThreadedProducer::from_config_and_context(&config, Context(Arc::clone(&deliveries)))
                 .map_err(|error| KafkaFailure::Setup(format!("the producer cannot be made: {error}")))?;
-        Ok(Self { producer: Arc::new(producer), deliveries, next_ticket: 0 })
+        Ok(Self { producer, deliveries })
     }
 
     /// Lets this client learn of a topic before the first record of it, so that none waits for metadata.
-    pub async fn learn(&self, topic: &str) -> Result<(), KafkaFailure> {
-        let (producer, topic) = (Arc::clone(&self.producer), topic.to_owned());
+    pub async fn learn(self: &Arc<Self>, topic: &str) -> Result<(), KafkaFailure> {
+        let (this, topic) = (Arc::clone(self), topic.to_owned());
         blocking(move || {
-            let client: &Client<Context> = producer.client();
+            let client: &Client<Context> = this.producer.client();
             client.fetch_metadata(Some(&topic), METADATA_PATIENCE).map(|_| ())
         })
         .await
         .map_err(KafkaFailure::Client)
     }
 
+    /// Why this incarnation must end, if it must.
+    pub fn failure(&self) -> Option<DeliveryFailure> {
+        self.deliveries.failure()
+    }
+
+    /// Ends it: nothing more is sent, what is under way counts as unknown. Afterwards its lines tell all that is ever
+    /// known of them.
+    pub async fn end(self: Arc<Self>) {
+        blocking(move || {
+            self.producer.purge(PurgeConfig::default().queue().inflight());
+            if let Err(error) = self.producer.flush(PURGE_PATIENCE) {
+                tracing::debug!("after a purge: {error}");
+            }
+        })
+        .await;
+    }
+}
+
+/// One lane's way to the broker in one incarnation.
+pub struct Sender {
+    incarnation: Arc<Incarnation>,
+    line: usize,
+    next_ticket: u64,
+}
+
+impl Sender {
+    /// `line` is below `LINES`, and nobody else has it in this incarnation.
+    pub fn new(incarnation: &Arc<Incarnation>, line: usize) -> Self {
+        Self { incarnation: Arc::clone(incarnation), line, next_ticket: 0 }
+    }
+
+    fn line(&self) -> &Line {
+        &self.incarnation.deliveries.lines[self.line]
+    }
+
     /// Hands a message to librdkafka and returns its ticket. `partitions` is the topic's count, for a message without
     /// a key.
     pub fn send(&mut self, message: &Message, partitions: i32) -> Result<u64, SendError> {
-        if self.failure().is_some() {
+        if self.is_broken() {
             return Err(SendError::Broken);
         }
         let ticket = self.next_ticket;
@@ -154,7 +230,7 @@ impl Incarnation {
             clippy::cast_possible_truncation,
             reason = "usize has 64 bits wherever librdkafka's clients run"
         )]
-        let opaque = ticket as usize;
+        let opaque = ticket as usize | self.line << TICKET_BITS;
         let mut record: BaseRecord<'_, str, [u8], usize> =
             BaseRecord::with_opaque_to(&message.topic, opaque).headers(headers);
         match &message.key {
@@ -164,7 +240,7 @@ impl Incarnation {
         if let Some(payload) = &message.payload {
             record = record.payload(payload);
         }
-        let Err((error, _)) = self.producer.send(record) else {
+        let Err((error, _)) = self.incarnation.producer.send(record) else {
             self.next_ticket += 1;
             return Ok(ticket);
         };
@@ -177,18 +253,22 @@ impl Incarnation {
             return Err(SendError::Refused(error.to_string()));
         }
         let failure = DeliveryFailure { topic: message.topic.clone(), refusal, reason: error.to_string() };
-        self.deliveries.answers().failure.get_or_insert(failure);
+        self.incarnation.deliveries.fail(failure);
         Err(SendError::Broken)
+    }
+
+    pub fn incarnation(&self) -> &Arc<Incarnation> {
+        &self.incarnation
+    }
+
+    /// Must this incarnation end?
+    pub fn is_broken(&self) -> bool {
+        self.incarnation.deliveries.failed.load(Ordering::Acquire)
     }
 
     /// Every ticket below it is acknowledged by the broker.
     pub fn acknowledged(&self) -> u64 {
-        self.deliveries.answers().acks.get()
-    }
-
-    /// How many were handed over and not acknowledged yet.
-    pub fn in_flight(&self) -> u64 {
-        self.next_ticket - self.acknowledged()
+        self.line().answers().acks.get()
     }
 
     /// The ticket that the next message gets: all those sent so far are below it.
@@ -196,46 +276,47 @@ impl Incarnation {
         self.next_ticket
     }
 
-    /// Why this incarnation must end, if it must.
-    pub fn failure(&self) -> Option<DeliveryFailure> {
-        self.deliveries.answers().failure.clone()
+    /// The highest offsets that have become known since the last call.
+    pub fn take_offsets(&self) -> Offsets {
+        std::mem::take(&mut self.line().answers().offsets)
+    }
+
+    /// Tickets that came back with an error that may be theirs, or of another in the same request.
+    pub fn suspects(&self) -> Vec<u64> {
+        self.line().answers().suspects.clone()
     }
 
     /// Waits until every ticket below that one is acknowledged, or the incarnation fails.
-    pub async fn settled(&self, below: u64) -> Result<(), DeliveryFailure> {
+    pub async fn settled(&self, below: u64) -> Result<(), Broken> {
         loop {
             {
-                let answers = self.deliveries.answers();
+                let mut answers = self.line().answers();
                 if answers.acks.get() >= below {
                     return Ok(());
                 }
-                if let Some(failure) = &answers.failure {
-                    return Err(failure.clone());
-                }
+                answers.wanted = below;
             }
-            self.deliveries.changed.notified().await;
+            if self.is_broken() {
+                return Err(Broken);
+            }
+            self.line().changed.notified().await;
         }
     }
 
-    /// Ends it: nothing more is sent, what is under way counts as unknown. Returns the prefix that the broker
-    /// acknowledged, and the error that proves most.
-    pub async fn end(self) -> (u64, Option<DeliveryFailure>) {
-        let Self { producer, deliveries, .. } = self;
-        blocking(move || {
-            producer.purge(PurgeConfig::default().queue().inflight());
-            if let Err(error) = producer.flush(PURGE_PATIENCE) {
-                tracing::debug!("after a purge: {error}");
-            }
-            drop(producer);
-        })
-        .await;
-        let answers = deliveries.answers();
-        (answers.acks.get(), answers.failure.clone())
+    /// Returns once the incarnation has failed.
+    pub async fn broken(&self) {
+        while !self.is_broken() {
+            self.line().changed.notified().await;
+        }
     }
 }
 
+/// The incarnation has failed: `Incarnation::failure` tells why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Broken;
+
 /// Runs a call of librdkafka that blocks on a thread that may block.
-pub(super) async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(call).await {
         Ok(value) => value,
         Err(error) => std::panic::resume_unwind(error.into_panic()),

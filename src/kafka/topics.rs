@@ -1,9 +1,10 @@
 //! What the broker says of a topic, asked by a client that never creates one.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -12,24 +13,31 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::client::{self, Logged};
 use super::error::{KafkaFailure, Refusal, refusal};
 use super::publish::blocking;
-use crate::config::Kafka;
+use crate::config::{Create, Kafka};
 use crate::domain::delivery::TopicPartition;
 use crate::domain::start_offset::Extent;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Can records be sent to it?
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TopicState {
-    Ready { partitions: i32 },
+    Ready {
+        partitions: i32,
+    },
     Missing,
     Forbidden,
+    /// The brokers answer, and this topic cannot be written to at the moment: it has no leader, say.
+    NotNow(String),
 }
 
 /// Asks for metadata. A consumer without a group: unlike a producer's, its requests create no topic.
 #[derive(Clone)]
 pub struct Topics {
     client: Arc<BaseConsumer<Logged>>,
+    /// For a client that makes topics, if there ever is one to be made.
+    config: ClientConfig,
+    admin: Arc<OnceLock<AdminClient<Logged>>>,
     brokers: String,
 }
 
@@ -46,7 +54,12 @@ impl Topics {
     fn from_config(config: &ClientConfig, kafka: &Kafka) -> Result<Self, KafkaFailure> {
         let client = BaseConsumer::from_config_and_context(config, Logged)
             .map_err(|error| KafkaFailure::Setup(format!("the Kafka client cannot be made: {error}")))?;
-        Ok(Self { client: Arc::new(client), brokers: kafka.brokers.clone() })
+        Ok(Self {
+            client: Arc::new(client),
+            config: config.clone(),
+            admin: Arc::default(),
+            brokers: kafka.brokers.clone(),
+        })
     }
 
     /// The state of one topic; an error means that no broker answered.
@@ -64,17 +77,45 @@ impl Topics {
         })
         .await
         .map_err(|error| self.unreachable(&error))?;
-        let unclear = |reason: String| KafkaFailure::Unreachable { brokers: self.brokers.clone(), reason };
         match metadata {
             None => Ok(TopicState::Missing),
             Some((None, partitions)) if partitions > 0 => Ok(TopicState::Ready { partitions }),
-            Some((None, _)) => Err(unclear(format!("topic `{topic}` has no partitions yet"))),
+            Some((None, _)) => Ok(TopicState::NotNow("it has no partitions yet".into())),
             Some((Some(code), _)) => match refusal(code) {
                 Refusal::TopicMissing => Ok(TopicState::Missing),
                 Refusal::TopicForbidden => Ok(TopicState::Forbidden),
-                Refusal::Record | Refusal::Transport => Err(unclear(code.to_string())),
+                Refusal::Record | Refusal::Transport => Ok(TopicState::NotNow(code.to_string())),
             },
         }
+    }
+
+    /// Makes a topic. One that somebody else has made meanwhile is fine; else, why there is none.
+    pub async fn create(&self, topic: &str, create: &Create) -> Result<(), String> {
+        let admin = self.admin().map_err(|error| error.to_string())?;
+        let replication = TopicReplication::Fixed(create.replication);
+        let new = create
+            .config
+            .iter()
+            .fold(NewTopic::new(topic, create.partitions, replication), |new, (property, value)| {
+                new.set(property, value)
+            });
+        let options = AdminOptions::new().request_timeout(Some(PATIENCE)).operation_timeout(Some(PATIENCE));
+        let made = admin.create_topics(&[new], &options).await.map_err(|error| error.to_string())?;
+        match made.into_iter().next() {
+            Some(Err((_, code))) if code != RDKafkaErrorCode::TopicAlreadyExists => {
+                Err(why_not(code, create))
+            }
+            Some(_) => Ok(()),
+            None => Err("the broker did not say".into()),
+        }
+    }
+
+    fn admin(&self) -> Result<&AdminClient<Logged>, KafkaError> {
+        if let Some(admin) = self.admin.get() {
+            return Ok(admin);
+        }
+        let admin = AdminClient::from_config_and_context(&self.config, Logged)?;
+        Ok(self.admin.get_or_init(|| admin))
     }
 
     /// Does a broker answer? Which topic is asked for does not matter.
@@ -125,7 +166,30 @@ impl Topics {
         Ok(committed)
     }
 
+    /// For a caller that cannot go on without that topic.
+    pub fn not_now(&self, topic: &str, reason: &str) -> KafkaFailure {
+        let reason = format!("topic `{topic}`: {reason}");
+        KafkaFailure::Unreachable { brokers: self.brokers.clone(), reason }
+    }
+
     fn unreachable(&self, error: &KafkaError) -> KafkaFailure {
         KafkaFailure::Unreachable { brokers: self.brokers.clone(), reason: error.to_string() }
+    }
+}
+
+/// Why the broker does not make a topic, in words for whoever wrote `create`.
+fn why_not(code: RDKafkaErrorCode, create: &Create) -> String {
+    use RDKafkaErrorCode as Code;
+    match code {
+        Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed => {
+            "we are not allowed to create topics".into()
+        }
+        Code::InvalidReplicationFactor => {
+            format!("too few brokers for `replication` {}", create.replication)
+        }
+        Code::InvalidPartitions => format!("`partitions` {} is not valid", create.partitions),
+        Code::InvalidConfig => "its `config` is not valid".into(),
+        Code::PolicyViolation => "a policy of the cluster forbids it".into(),
+        code => code.to_string(),
     }
 }

@@ -1,6 +1,7 @@
 //! Every statement of the daemon, for the test that prepares each against a migrated database.
 
-use super::{agents, consuming, groups, inspect, lanes, leaves, messages, retention};
+use super::lanes::read;
+use super::{agents, aside, consuming, groups, inspect, lanes, leaves, messages, retention};
 
 /// Declares statements as constants, and lists them as `SQL` with their names.
 macro_rules! statements {
@@ -16,12 +17,14 @@ pub(crate) use statements;
 pub fn all() -> Vec<(&'static str, &'static str)> {
     [
         agents::SQL,
+        aside::SQL,
         consuming::SQL,
         groups::SQL,
         inspect::SQL,
         lanes::SQL,
         leaves::SQL,
         messages::SQL,
+        read::SQL,
         retention::SQL,
     ]
     .concat()

@@ -2,147 +2,120 @@
 
 use std::time::{Duration, Instant};
 
-use super::session::{Session, Stop, tell_parked};
+use super::lane::{Lane, tell_parked};
+use super::trial::Verdict;
+use super::work::{Stop, Work};
 use crate::domain::message::Message;
-use crate::kafka::error::Refusal;
-use crate::kafka::publish::SendError;
-use crate::pg::lanes::{Aside, Poll};
+use crate::pg::aside::Aside;
 
 /// How often held topics are asked for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// How long the one record may take that tries whether a topic is open again.
-const PROBE_PATIENCE: Duration = Duration::from_secs(5);
-
-impl Session<'_> {
+impl Lane {
     /// Publishes scheduled messages that are due. They keep no order.
-    pub(super) async fn publish_due(&mut self, poll: &Poll) -> Result<bool, Stop> {
-        let mut busy = false;
-        for index in 0..self.lanes.len() {
-            let priority = self.lanes[index].owned.priority;
-            if !poll.lanes.get(&priority).is_some_and(|seen| seen.has_due) {
-                continue;
+    pub(super) async fn publish_due(&mut self, work: &Work<'_>) -> Result<(), Stop> {
+        let batch = work.store.read_due(self.owned.priority, work.relay.batch_bytes()).await?;
+        let mut ready = Vec::new();
+        let mut held = Vec::new();
+        for message in batch.messages {
+            match self.topic(work, &message.topic).await? {
+                Ok(partitions) => ready.push((message, partitions)),
+                Err(reason) => held.push((message.seq, Aside::Held(reason))),
             }
-            busy = true;
-            let batch = self.store.read_due(priority, self.limit()).await?;
-            let mut ready = Vec::new();
-            let mut held = Vec::new();
-            for message in batch.messages {
-                match self.topic(index, &message.topic).await? {
-                    Ok(partitions) => ready.push((message, partitions)),
-                    Err(reason) => held.push((message.seq, Aside::Held(reason))),
-                }
-            }
-            self.store.change_state(&self.lanes[index].owned, &held).await?;
-            self.publish_aside(index, ready).await?;
         }
-        Ok(busy)
+        work.store.change_state(&self.owned, &held).await?;
+        self.publish_aside(work, ready).await
     }
 
     /// Lets the messages of a topic go, in order, once the broker takes them. Until the last one is published, new
     /// rows of the topic are set aside behind them.
-    pub(super) async fn look_at_held(&mut self) -> Result<bool, Stop> {
-        if self.looked_at_held.elapsed() < LOOK_EVERY {
-            return Ok(false);
+    pub(super) async fn look_at_held(&mut self, work: &Work<'_>) -> Result<(), Stop> {
+        if self.held.is_empty() || self.looked_at_held.elapsed() < LOOK_EVERY {
+            return Ok(());
         }
         self.looked_at_held = Instant::now();
-        let mut busy = false;
-        for index in 0..self.lanes.len() {
-            let topics: Vec<String> = self.lanes[index].held.keys().cloned().collect();
-            for topic in topics {
-                let Ok(partitions) = self.confirm(&topic).await? else { continue };
-                if self.try_topic(index, &topic, partitions).await? {
-                    busy = true;
-                    self.release_topic(index, &topic, partitions).await?;
-                }
+        let topics: Vec<String> = self.held.keys().cloned().collect();
+        for topic in topics {
+            let Ok(partitions) = work.confirm(self.sender.incarnation(), &topic).await? else { continue };
+            if self.try_topic(work, &topic, partitions).await? {
+                self.release_topic(work, &topic, partitions).await?;
             }
         }
-        Ok(busy)
+        Ok(())
     }
 
-    /// Sends the oldest held message by a producer of its own, so that a refusal costs the others nothing. If the
-    /// broker takes it, it counts as published.
-    async fn try_topic(&mut self, index: usize, topic: &str, partitions: i32) -> Result<bool, Stop> {
-        let lane = &self.lanes[index];
-        let mut limit = self.limit();
-        limit.rows = 1;
-        let batch = self.store.read_held(lane.owned.priority, topic, limit).await?;
+    /// Tries the oldest held message alone. If the broker takes it, it counts as published.
+    async fn try_topic(&mut self, work: &Work<'_>, topic: &str, partitions: i32) -> Result<bool, Stop> {
+        let batch = work.store.read_held(self.owned.priority, topic, 1).await?;
         let Some(oldest) = batch.messages.first() else { return Ok(true) };
-        let mut probe = self.relay.incarnation().map_err(Stop::End)?;
-        let outcome = match probe.send(oldest, partitions) {
-            Ok(ticket) => tokio::time::timeout(PROBE_PATIENCE, probe.settled(ticket + 1)).await,
-            Err(SendError::Refused(reason)) => {
-                self.park(index, oldest, reason).await?;
-                return Ok(true);
-            }
-            Err(SendError::Broken | SendError::Full) => return Ok(false),
-        };
-        let (acknowledged, failure) = probe.end().await;
-        if acknowledged > 0 {
-            self.store.published_from_aside(&self.lanes[index].owned, &[oldest.seq]).await?;
-            self.relay.status.published(1);
-            return Ok(true);
-        }
-        match failure {
-            Some(failure) if failure.refusal == Refusal::Record => {
-                self.park(index, oldest, failure.reason).await?;
+        match self.trial.of(work, oldest, partitions).await? {
+            Verdict::Taken => {
+                work.store.published_from_aside(&self.owned, &[oldest.seq]).await?;
+                work.relay.status.published(1);
                 Ok(true)
             }
-            _ => {
-                tracing::debug!(topic, ?outcome, "the topic does not take records yet");
+            Verdict::Refused(reason) => {
+                self.park_aside(work, oldest, reason).await?;
+                Ok(true)
+            }
+            Verdict::Unclear(reason) => {
+                tracing::debug!(topic, "the topic does not take records yet: {reason}");
                 Ok(false)
             }
         }
     }
 
-    async fn release_topic(&mut self, index: usize, topic: &str, partitions: i32) -> Result<(), Stop> {
+    async fn release_topic(&mut self, work: &Work<'_>, topic: &str, partitions: i32) -> Result<(), Stop> {
         loop {
-            let priority = self.lanes[index].owned.priority;
-            let batch = self.store.read_held(priority, topic, self.limit()).await?;
+            let priority = self.owned.priority;
+            let batch = work.store.read_held(priority, topic, work.relay.batch_bytes()).await?;
             if batch.messages.is_empty() {
-                self.lanes[index].held.remove(topic);
+                self.held.remove(topic);
                 tracing::info!(topic, lane = priority.name(), "its held messages are published");
                 return Ok(());
             }
             let rows = batch.messages.into_iter().map(|message| (message, partitions)).collect();
-            self.publish_aside(index, rows).await?;
+            self.publish_aside(work, rows).await?;
         }
     }
 
     /// Publishes rows that are set aside, waits for the broker, and forgets them.
-    async fn publish_aside(&mut self, index: usize, rows: Vec<(Message, i32)>) -> Result<(), Stop> {
-        let size = if self.aside_singly { 1 } else { rows.len().max(1) };
-        // What is refused below is then of these rows, not of a lane's own.
-        self.settle(self.incarnation.next_ticket()).await?;
-        for part in rows.chunks(size) {
-            let mut sent = Vec::with_capacity(part.len());
-            for (message, partitions) in part {
-                match self.send(message, *partitions).await? {
-                    Ok(_) => sent.push(message.seq),
-                    Err(reason) => self.park(index, message, reason).await?,
+    async fn publish_aside(&mut self, work: &Work<'_>, rows: Vec<(Message, i32)>) -> Result<(), Stop> {
+        // What is under way of the lane's own rows stays behind: the tickets below are of these rows alone.
+        self.settle(work, self.sender.next_ticket()).await?;
+        let mut sent = Vec::with_capacity(rows.len());
+        for (message, partitions) in &rows {
+            if self.suspects.contains(&message.seq) {
+                self.settle(work, self.sender.next_ticket()).await?;
+                match self.trial.of(work, message, *partitions).await? {
+                    Verdict::Taken => sent.push(message.seq),
+                    Verdict::Refused(reason) => self.park_aside(work, message, reason).await?,
+                    Verdict::Unclear(reason) => return Err(Stop::Away(reason)),
                 }
+                self.suspects.remove(&message.seq);
+                continue;
             }
-            if let Err(stop) = self.settle(self.incarnation.next_ticket()).await {
-                if let ([(message, _)], Some(failure)) = (part, self.incarnation.failure())
-                    && failure.refusal == Refusal::Record
-                {
-                    self.park(index, message, failure.reason).await?;
+            match self.send(work, message, *partitions).await? {
+                Ok(ticket) => {
+                    self.aside_tickets.push((ticket, message.seq));
+                    sent.push(message.seq);
                 }
-                return Err(stop);
+                Err(reason) => self.park_aside(work, message, reason).await?,
             }
-            self.store.published_from_aside(&self.lanes[index].owned, &sent).await?;
-            self.relay.status.published(sent.len() as u64);
-            self.relay.status.turn();
         }
-        self.aside_singly = false;
+        self.settle(work, self.sender.next_ticket()).await?;
+        self.aside_tickets.clear();
+        work.store.published_from_aside(&self.owned, &sent).await?;
+        work.relay.status.published(sent.len() as u64);
+        work.relay.status.lane_turns(self.owned.priority);
         Ok(())
     }
 
     /// Kafka will never take it: an operator decides.
-    async fn park(&mut self, index: usize, message: &Message, reason: String) -> Result<(), Stop> {
+    async fn park_aside(&mut self, work: &Work<'_>, message: &Message, reason: String) -> Result<(), Stop> {
         tell_parked(message, &reason);
-        self.store.change_state(&self.lanes[index].owned, &[(message.seq, Aside::Parked(reason))]).await?;
-        self.relay.status.parked();
+        work.store.change_state(&self.owned, &[(message.seq, Aside::Parked(reason))]).await?;
+        work.relay.status.parked();
         Ok(())
     }
 }

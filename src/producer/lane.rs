@@ -1,116 +1,220 @@
-//! An owned lane at work: how far its open window is read, sent and acknowledged.
+//! An owned lane at work: it opens windows, publishes their rows in order, and moves its cursor behind the broker's
+//! acknowledgements.
 
-use std::collections::{HashMap, VecDeque};
-use std::panic::resume_unwind;
+mod progress;
+mod sending;
+
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::sync::CancellationToken;
 
-use crate::pg::lanes::{Batch, LaneError, LaneStore, Limit, OwnedLane};
+use self::progress::Progress;
+use super::trial::Trial;
+use super::work::{Stop, Work};
+use crate::domain::cursor::SequenceSetBack;
+use crate::domain::priority::Priority;
+use crate::failpoint;
+use crate::kafka::publish::{Incarnation, LINES, Sender};
+use crate::pg::lanes::{LaneError, OwnedLane, Poll};
+use sending::Ahead;
+pub(super) use sending::tell_parked;
+
+/// An idle lane moves on at most this often.
+const ADVANCE_EVERY: Duration = Duration::from_secs(1);
+
+/// A wait is told in the log this often.
+const TELL_EVERY: Duration = Duration::from_secs(30);
+
+/// What could not be done is tried again after this long.
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// Records under way at the most, over all lanes.
+const MOST_IN_FLIGHT: u64 = 70_000;
+
+/// The part of it that a lane may have: higher ones more, lower ones never none. As the broker takes what is under way
+/// in the order of its coming, these are the lanes' shares of it too.
+fn share(priority: Priority) -> u64 {
+    let sevenths = match priority {
+        Priority::High => 4,
+        Priority::Normal => 2,
+        Priority::Low => 1,
+    };
+    MOST_IN_FLIGHT * sevenths / 7
+}
 
 /// The state in memory. It is dropped, and taken from the lane row again, whenever something is unclear.
 pub(super) struct Lane {
     pub(super) owned: OwnedLane,
-    /// Rows of the open window up to this `seq` are read, and sent or set aside.
-    pub(super) read_seq: i64,
+    pub(super) sender: Sender,
+    /// Rows of the open window up to this `seq` are sent, or set aside.
+    read_seq: i64,
     /// The open window has no row beyond `read_seq`.
-    pub(super) drained: bool,
-    /// Ticket and `seq` of what is sent and not acknowledged, in order of both.
-    pub(super) sent: VecDeque<(u64, i64)>,
-    /// The highest `seq` of the window such that all that was sent up to it is acknowledged.
-    acknowledged_seq: i64,
+    is_read: bool,
+    ahead: Option<Ahead>,
+    pub(super) progress: Progress,
+    /// Of rows that were set aside and are sent: ticket and `seq`.
+    pub(super) aside_tickets: Vec<(u64, i64)>,
     /// Rows of the open window may have been set aside before: by an earlier owner, or before we rewound.
-    pub(super) look_aside: bool,
-    /// Rows up to this `seq` are sent one at a time: one of them was refused, and which is not known.
-    pub(super) suspect_until: i64,
+    look_aside: bool,
+    /// They came back with an error that may be theirs: each is tried alone.
+    pub(super) suspects: HashSet<i64>,
     /// Topics whose messages wait, with the reason.
     pub(super) held: HashMap<String, String>,
-    pub(super) written_at: Instant,
-    /// The rows behind `read_seq`, on their way while those before are sent.
-    ahead: Option<Ahead>,
-}
-
-struct Ahead {
-    after: i64,
-    reading: AbortOnDropHandle<Result<Batch, LaneError>>,
+    pub(super) looked_at_held: Instant,
+    pub(super) trial: Trial,
+    told_at: Option<Instant>,
 }
 
 impl Lane {
-    pub(super) fn new(owned: OwnedLane, held: HashMap<String, String>) -> Self {
-        let mut lane = Self {
+    pub(super) fn new(
+        owned: OwnedLane,
+        held: HashMap<String, String>,
+        incarnation: &Arc<Incarnation>,
+    ) -> Self {
+        let (read_seq, sender) = (owned.cursor.published_seq, sender(&owned, incarnation));
+        Self {
+            progress: Progress::start(),
             owned,
-            read_seq: 0,
-            drained: false,
-            sent: VecDeque::new(),
-            acknowledged_seq: 0,
-            look_aside: true,
-            suspect_until: 0,
-            held,
-            written_at: Instant::now(),
+            sender,
+            read_seq,
+            is_read: false,
             ahead: None,
-        };
-        lane.rewind();
-        lane
+            aside_tickets: Vec::new(),
+            look_aside: true,
+            suspects: HashSet::new(),
+            held,
+            looked_at_held: Instant::now(),
+            trial: Trial::default(),
+            told_at: None,
+        }
     }
 
-    /// Begins again at the committed cursor.
-    pub(super) fn rewind(&mut self) {
+    /// Goes on with another incarnation, from the committed cursor. The former one has come to its end.
+    pub(super) async fn restart(
+        &mut self,
+        work: &Work<'_>,
+        incarnation: &Arc<Incarnation>,
+    ) -> Result<(), LaneError> {
+        self.acknowledge(work);
+        let suspects = self.sender.suspects();
+        self.suspects.extend(self.progress.seqs_of(&suspects));
+        let aside = std::mem::take(&mut self.aside_tickets);
+        self.suspects
+            .extend(aside.iter().filter(|(ticket, _)| suspects.contains(ticket)).map(|(_, seq)| *seq));
+        self.write_down(work).await?;
+        self.sender = sender(&self.owned, incarnation);
+        self.progress = Progress::start();
+        self.read_again(self.owned.cursor.published_seq);
+        Ok(())
+    }
+
+    fn read_again(&mut self, behind: i64) {
         self.ahead = None;
-        self.sent.clear();
-        self.read_seq = self.owned.cursor.published_seq;
-        self.acknowledged_seq = self.read_seq;
-        self.drained = false;
+        self.read_seq = behind;
+        self.is_read = false;
         self.look_aside = true;
     }
 
-    /// A window was closed, and the next opened if there is one.
-    pub(super) fn turned(&mut self) {
-        self.rewind();
-        self.look_aside = false;
-        self.suspect_until = 0;
-        self.written_at = Instant::now();
-    }
-
-    /// The next rows of the open window. What comes after them is asked for at once.
-    pub(super) async fn read(&mut self, store: &Arc<LaneStore>, limit: Limit) -> Result<Batch, LaneError> {
-        let batch = match self.ahead.take().filter(|ahead| ahead.after == self.read_seq) {
-            Some(ahead) => ahead.reading.await.unwrap_or_else(|error| resume_unwind(error.into_panic()))?,
-            None => store.read(&self.owned, self.read_seq, limit).await?,
-        };
-        if let Some(after) = batch.messages.last().map(|message| message.seq).filter(|_| !batch.last) {
-            let (store, owned) = (Arc::clone(store), self.owned.clone());
-            let reading = tokio::spawn(async move { store.read(&owned, after, limit).await });
-            self.ahead = Some(Ahead { after, reading: AbortOnDropHandle::new(reading) });
+    /// Publishes until it is told to leave, and has then nothing under way.
+    pub(super) async fn run(&mut self, work: &Work<'_>, leave: &CancellationToken) -> Result<(), Stop> {
+        while !leave.is_cancelled() {
+            match self.step(work, leave).await {
+                Ok(()) => {
+                    self.told_at = None;
+                    work.relay.status.lane_turns(self.owned.priority);
+                }
+                Err(Stop::Away(reason)) => {
+                    self.tell(work, reason);
+                    self.read_again(self.read_seq);
+                    tokio::select! {
+                        () = tokio::time::sleep(TRY_AGAIN_AFTER) => {}
+                        () = self.sender.broken() => return Err(Stop::Broken),
+                        () = leave.cancelled() => {}
+                    }
+                }
+                Err(stop) => return Err(stop),
+            }
         }
-        Ok(batch)
+        self.ahead = None;
+        self.settle(work, self.sender.next_ticket()).await?;
+        Ok(self.write_down(work).await?)
     }
 
-    pub(super) fn window_is_open(&self) -> bool {
+    /// Says what is waited for, now and then.
+    pub(super) fn tell(&mut self, work: &Work<'_>, reason: String) {
+        if self.told_at.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+            let lane = self.owned.priority.name();
+            tracing::warn!(lane, "{reason}; what is committed waits in the outbox");
+            self.told_at = Some(Instant::now());
+        }
+        work.relay.status.lane_waits_for(self.owned.priority, reason);
+    }
+
+    async fn step(&mut self, work: &Work<'_>, leave: &CancellationToken) -> Result<(), Stop> {
+        if self.window_is_open() && !self.is_read {
+            self.publish_batch(work).await?;
+        } else {
+            // A window that is read to its end is waited for, so that it can be closed and the next one opened.
+            self.settle(work, self.sender.next_ticket()).await?;
+            let poll = tokio::select! {
+                poll = work.outlook.next(self.owned.owner, self.window_is_open()) => poll,
+                () = self.sender.broken() => return Err(Stop::Broken),
+                () = leave.cancelled() => return Ok(()),
+            };
+            self.turn(work, &poll).await?;
+            if poll.lanes.get(&self.owned.priority).is_some_and(|seen| seen.has_due) {
+                self.publish_due(work).await?;
+            }
+        }
+        self.look_at_held(work).await
+    }
+
+    fn window_is_open(&self) -> bool {
         self.owned.cursor.target.is_some()
     }
 
-    /// The open window is published to its end.
-    pub(super) fn is_finished(&self) -> bool {
-        self.window_is_open() && self.drained && self.sent.is_empty()
-    }
-
-    /// Takes note of the acknowledged prefix; returns how many messages it covers newly.
-    pub(super) fn acknowledge(&mut self, prefix: u64) -> u64 {
-        let mut count = 0;
-        while let Some((ticket, seq)) = self.sent.front().copied()
-            && ticket < prefix
+    /// Closes a window that is published, opens the next if there are rows, moves an idle lane on now and then.
+    async fn turn(&mut self, work: &Work<'_>, poll: &Poll) -> Result<(), Stop> {
+        let Some(seen) = poll.lanes.get(&self.owned.priority) else { return Ok(()) };
+        let set_back = |error: SequenceSetBack| {
+            Stop::Away(format!(
+                "the {} lane stops: {error}; run `outboxd rebase --after restore`",
+                self.owned.priority
+            ))
+        };
+        let cursor = &self.owned.cursor;
+        cursor.stands_with(poll.candidate.last_seq).map_err(set_back)?;
+        let next = if self.window_is_open() || seen.has_rows {
+            cursor.turn(seen.has_rows.then(|| poll.snapshot.clone()), poll.candidate)
+        } else if self.progress.moved_at.elapsed() >= ADVANCE_EVERY
+            && cursor.worth_advancing(&poll.snapshot, poll.candidate.last_seq)
         {
-            self.sent.pop_front();
-            self.acknowledged_seq = seq;
-            count += 1;
-        }
-        count
+            cursor.advance(poll.snapshot.clone(), poll.candidate)
+        } else {
+            return Ok(());
+        };
+        let next = next.map_err(set_back)?;
+        self.progress.written(&mut self.owned).await?;
+        // Read while the write is under way: nothing is sent before that is acknowledged.
+        self.ahead = Ahead::of(work, &self.owned, &next, 0);
+        let published = self.progress.take(&self.sender);
+        failpoint::hit("relay-before-window");
+        work.store.turn(&mut self.owned, next, &published).await?;
+        failpoint::hit("relay-after-window");
+        self.progress.turned(work, &self.owned);
+        self.read_seq = 0;
+        self.is_read = false;
+        self.look_aside = false;
+        self.suspects.clear();
+        self.trial.end().await;
+        Ok(())
     }
+}
 
-    /// How far the cursor may move within the window, if it may.
-    pub(super) fn progress(&self) -> Option<i64> {
-        (self.window_is_open() && self.acknowledged_seq > self.owned.cursor.published_seq)
-            .then_some(self.acknowledged_seq)
-    }
+fn sender(lane: &OwnedLane, incarnation: &Arc<Incarnation>) -> Sender {
+    let place = usize::try_from(lane.priority.number() + 1).unwrap_or_default();
+    debug_assert!(place < LINES, "a line for each priority");
+    Sender::new(incarnation, place)
 }

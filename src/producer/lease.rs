@@ -39,6 +39,14 @@ impl LeaseKeeper {
         self.owners.send_modify(|owners| owners.push(owner));
     }
 
+    /// Keeps one less: it was given up.
+    pub(super) fn remove(&self, owner: Uuid) {
+        self.owners.send_modify(|owners| owners.retain(|kept| *kept != owner));
+        if self.owners.borrow().is_empty() {
+            self.valid_until.send_replace(None);
+        }
+    }
+
     /// Returns once the lease may have ended, by our monotonic clock.
     pub(super) async fn ended(&self) {
         let mut valid_until = self.valid_until.subscribe();
@@ -99,6 +107,8 @@ async fn renew(
                     valid_until.send_replace(Some(end_of(begun, lease)));
                 }
             }
+            // One was given up meanwhile: the others are renewed at once.
+            Ok(Ok(_)) if *owners.borrow() != held => {}
             Ok(Ok(_)) => {
                 tracing::warn!("another producer has taken a lane over");
                 valid_until.send_replace(Some(begun));

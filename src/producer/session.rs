@@ -1,92 +1,55 @@
 //! One session with the lanes: from acquiring them to giving them up, or to the first thing that is unclear.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use super::lane::Lane;
 use super::lease::LeaseKeeper;
+use super::outlook::in_time;
+use super::work::{Stop, Work};
 use super::{BACKOFF, Relay, RelayStatus, SessionError};
-use crate::domain::cursor::SequenceSetBack;
-use crate::domain::message::Message;
+use crate::domain::lane_shares;
 use crate::domain::priority::Priority;
-use crate::failpoint;
 use crate::kafka::error::Refusal;
-use crate::kafka::publish::{DeliveryFailure, Incarnation, SendError};
-use crate::kafka::topics::{TopicState, Topics};
-use crate::pg::lanes::{Aside, LaneError, LaneStore, Limit, Poll};
-
-/// Rows that one read brings at the most.
-const BATCH_ROWS: i64 = 5_000;
-
-/// Records under way at the most, over all lanes.
-const MAX_IN_FLIGHT: u64 = 50_000;
-
-/// The cursor is written at most this often while a window drains.
-const WRITE_EVERY: Duration = Duration::from_millis(20);
-
-/// An idle lane moves on at most this often.
-const ADVANCE_EVERY: Duration = Duration::from_secs(1);
-
-/// Between two looks at the outbox: while there was something to do, and after a while without.
-const POLL_BUSY: Duration = Duration::from_millis(1);
-const POLL_IDLE: Duration = Duration::from_millis(20);
-
-/// How long a topic's metadata is believed.
-const TOPIC_AGE: Duration = Duration::from_secs(60);
-
-/// A wait for Kafka is noted for the health check this often,
-const NOTE_EVERY: Duration = Duration::from_secs(5);
-
-/// and told in the log this often.
-const TELL_EVERY: Duration = Duration::from_secs(30);
+use crate::kafka::publish::{DeliveryFailure, Incarnation, blocking};
+use crate::kafka::topics::Topics;
+use crate::pg::lanes::{Poll, Seen};
 
 /// How often Kafka is asked whether it is there, however little there is to send.
 const ASK_KAFKA_EVERY: Duration = Duration::from_secs(5);
 
-/// A database that takes longer to answer while nothing is owned is taken for gone. With a lane, the lease says so.
+/// How often an agent with fewer lanes than another asks it for one.
+const WISH_EVERY: Duration = Duration::from_secs(1);
+
+/// How long the database may take to acquire a lane or to give one up.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Why a step stopped short.
-pub(super) enum Stop {
-    /// The session is over.
-    End(SessionError),
-    /// The incarnation failed; another begins at the committed cursors.
-    Broken,
-    /// No broker answers: nothing was sent of this step, it is tried again.
-    Away(String),
-}
+type Running<'w> = Pin<Box<dyn Future<Output = (Lane, Result<(), Stop>)> + Send + 'w>>;
 
-impl From<LaneError> for Stop {
-    fn from(error: LaneError) -> Self {
-        Self::End(error.into())
-    }
-}
-
-/// Batches that a lane may have in one round: higher ones more, lower ones never none.
-fn share(priority: Priority) -> u32 {
-    match priority {
-        Priority::High => 4,
-        Priority::Normal => 2,
-        Priority::Low => 1,
-    }
-}
-
-pub(super) struct Session<'a> {
-    pub(super) relay: &'a Relay,
-    pub(super) store: Arc<LaneStore>,
-    pub(super) incarnation: Incarnation,
-    pub(super) topics: Topics,
-    pub(super) lanes: Vec<Lane>,
-    known_topics: HashMap<String, (Instant, i32)>,
+struct Session<'w> {
+    work: &'w Work<'w>,
+    keeper: &'w LeaseKeeper,
+    incarnation: Arc<Incarnation>,
+    running: FuturesUnordered<Running<'w>>,
+    /// Lanes that wait for another incarnation.
+    stopped: Vec<Lane>,
+    owned: HashMap<Priority, Owned>,
     failures: u32,
-    told_at: Option<Instant>,
-    pub(super) looked_at_held: Instant,
-    pub(super) aside_singly: bool,
+    wished_at: Option<Instant>,
+}
+
+struct Owned {
+    owner: Uuid,
+    leave: CancellationToken,
 }
 
 /// Acquires what lanes it can, and publishes until `drain` or an error. `former` holds the owners that were given up
@@ -96,29 +59,30 @@ pub(super) async fn work(
     former: &mut HashMap<Priority, Uuid>,
     drain: &CancellationToken,
 ) -> Result<(), SessionError> {
-    let store = in_time(async { LaneStore::open(relay.connector.connect().await?).await }).await?;
-    let mut session = Session {
-        relay,
-        store: Arc::new(store),
-        incarnation: relay.incarnation()?,
-        topics: Topics::new(&relay.kafka, &relay.client_id())?,
-        lanes: Vec::new(),
-        known_topics: HashMap::new(),
-        failures: 0,
-        told_at: None,
-        looked_at_held: Instant::now(),
-        aside_singly: false,
-    };
+    let work = Work::open(relay).await?;
     let keeper = LeaseKeeper::start(relay.connector.clone(), relay.settings.lease);
     let _asking =
-        AbortOnDropHandle::new(tokio::spawn(ask_kafka(session.topics.clone(), Arc::clone(&relay.status))));
+        AbortOnDropHandle::new(tokio::spawn(ask_kafka(work.topics.clone(), Arc::clone(&relay.status))));
+    let mut session = Session {
+        work: &work,
+        keeper: &keeper,
+        incarnation: Arc::new(relay.incarnation()?),
+        running: FuturesUnordered::new(),
+        stopped: Vec::new(),
+        owned: HashMap::new(),
+        failures: 0,
+        wished_at: None,
+    };
     let result = tokio::select! {
-        result = session.run(&keeper, former, drain) => result,
+        result = session.run(former, drain) => result,
+        error = work.outlook.keep(&work.store) => Err(error),
         () = keeper.ended() => Err(SessionError::LeaseEnded),
     };
-    *former = session.lanes.iter().map(|lane| (lane.owned.priority, lane.owned.owner)).collect();
-    relay.status.own(Vec::new());
+    // Nothing of ours is sent from here on.
+    session.running.clear();
     session.incarnation.end().await;
+    former.extend(session.owned.iter().map(|(priority, owned)| (*priority, owned.owner)));
+    relay.status.own(&[]);
     result
 }
 
@@ -130,414 +94,182 @@ async fn ask_kafka(topics: Topics, status: Arc<RelayStatus>) {
     }
 }
 
-async fn in_time<T>(asked: impl Future<Output = Result<T, LaneError>>) -> Result<T, SessionError> {
-    match tokio::time::timeout(PATIENCE, asked).await {
-        Ok(answer) => Ok(answer?),
-        Err(_) => Err(SessionError::Silent(PATIENCE)),
-    }
-}
-
 impl Relay {
-    fn client_id(&self) -> String {
+    pub(super) fn client_id(&self) -> String {
         format!("outboxd-{}", self.agent)
     }
 
     pub(super) fn incarnation(&self) -> Result<Incarnation, SessionError> {
         Ok(Incarnation::start(&self.kafka, &self.client_id(), self.settings.buffer_bytes)?)
     }
+
+    pub(super) fn batch_bytes(&self) -> usize {
+        usize::try_from(self.settings.batch_bytes).unwrap_or(usize::MAX)
+    }
 }
 
 impl Session<'_> {
     async fn run(
         &mut self,
-        keeper: &LeaseKeeper,
         former: &mut HashMap<Priority, Uuid>,
         drain: &CancellationToken,
     ) -> Result<(), SessionError> {
-        let acquire_every = (self.relay.settings.lease / 4).min(Duration::from_secs(1));
-        let mut acquired_at: Option<Instant> = None;
-        let mut rest = POLL_BUSY;
+        let mut looks = self.work.outlook.subscribe();
+        let mut is_draining = false;
         loop {
-            if drain.is_cancelled() {
-                return self.finish().await;
+            if is_draining && self.running.is_empty() {
+                return Ok(());
             }
-            if self.lanes.len() < Priority::ALL.len()
-                && acquired_at.is_none_or(|at| at.elapsed() >= acquire_every)
-            {
-                self.acquire(keeper, former).await?;
-                acquired_at = Some(Instant::now());
+            tokio::select! {
+                biased;
+                () = drain.cancelled(), if !is_draining => {
+                    is_draining = true;
+                    self.owned.values().for_each(|owned| owned.leave.cancel());
+                }
+                Some((lane, ended)) = self.running.next() => self.has_ended(lane, ended).await?,
+                Ok(()) = looks.changed(), if !is_draining => {
+                    let poll = looks.borrow_and_update().1.clone();
+                    self.work.relay.status.turn();
+                    if let Some(poll) = poll {
+                        self.share_lanes(&poll, former).await?;
+                    }
+                }
             }
-            let busy = match self.round().await {
-                Ok(busy) => {
-                    self.relay.status.turn();
-                    self.told_at = None;
-                    busy
-                }
-                Err(Stop::End(error)) => return Err(error),
-                Err(Stop::Broken) => {
-                    self.replace_incarnation().await?;
-                    true
-                }
-                Err(Stop::Away(reason)) => {
-                    self.tell(reason);
-                    self.pause(Duration::from_secs(1), drain).await;
-                    true
-                }
-            };
-            rest = if busy { POLL_BUSY } else { (rest * 2).min(POLL_IDLE) };
-            let rest = if self.lanes.is_empty() { acquire_every } else { rest };
-            self.pause(rest, drain).await;
         }
     }
 
-    /// Says what is waited for, now and then.
-    fn tell(&mut self, reason: String) {
-        if self.told_at.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
-            tracing::warn!("{reason}; what is committed waits in the outbox");
-            self.told_at = Some(Instant::now());
-        }
-        self.relay.status.wait_for(reason);
-    }
-
-    async fn pause(&self, time: Duration, drain: &CancellationToken) {
-        tokio::select! {
-            () = tokio::time::sleep(time) => {}
-            () = drain.cancelled() => {}
-        }
-    }
-
-    async fn acquire(
+    /// Takes lanes that are free, gives up those that an agent with fewer asks for, and asks for one if we have fewer.
+    async fn share_lanes(
         &mut self,
-        keeper: &LeaseKeeper,
+        poll: &Poll,
         former: &mut HashMap<Priority, Uuid>,
     ) -> Result<(), SessionError> {
+        let agent = &self.work.relay.agent;
+        let (mut taken, mut others) = (false, Vec::new());
         for priority in Priority::ALL {
-            if self.lanes.iter().any(|lane| lane.owned.priority == priority) {
-                continue;
-            }
-            let since = tokio::time::Instant::now();
-            let mine = former.get(&priority).copied();
-            let lease = self.relay.settings.lease;
-            let acquired = in_time(self.store.acquire(priority, &self.relay.agent, lease, mine)).await?;
-            let Some(owned) = acquired else { continue };
-            keeper.add(owned.owner, since);
-            former.remove(&priority);
-            let held = self.store.held_topics(priority).await?.into_iter().collect();
-            tracing::info!(lane = priority.name(), epoch = owned.epoch, "lane acquired");
-            self.lanes.push(Lane::new(owned, held));
-        }
-        self.lanes.sort_by_key(|lane| std::cmp::Reverse(lane.owned.priority));
-        self.relay.status.own(self.lanes.iter().map(|lane| lane.owned.priority).collect());
-        Ok(())
-    }
-
-    /// Looks at the outbox once and gives every lane its share; says whether there was anything to do.
-    async fn round(&mut self) -> Result<bool, Stop> {
-        if self.lanes.is_empty() {
-            return Ok(false);
-        }
-        self.acknowledge();
-        // What lies beyond an open window is of no interest until it is read to its end.
-        let asking: Vec<Uuid> = self
-            .lanes
-            .iter()
-            .filter(|lane| !lane.window_is_open() || lane.drained)
-            .map(|lane| lane.owned.owner)
-            .collect();
-        let poll = if asking.is_empty() { None } else { Some(self.store.poll(&asking).await?) };
-        let mut busy = false;
-        for index in 0..self.lanes.len() {
-            if let Some(poll) = &poll {
-                self.turn_window(index, poll).await?;
-            }
-            for _ in 0..share(self.lanes[index].owned.priority) {
-                let lane = &self.lanes[index];
-                if !lane.window_is_open() || lane.drained {
-                    break;
+            let Some(seen) = poll.lanes.get(&priority) else { continue };
+            let is_wanted = seen.wanted_by.as_ref().is_some_and(|by| by != agent);
+            if let Some(owned) = self.owned.get(&priority) {
+                if is_wanted && !owned.leave.is_cancelled() {
+                    tracing::info!(lane = priority.name(), to = seen.wanted_by, "the lane is given up");
+                    owned.leave.cancel();
                 }
-                busy = true;
-                self.publish_batch(index).await?;
-                self.write_progress(index).await?;
+            } else if former.get(&priority).is_some_and(|mine| seen.owner == Some(*mine))
+                || seen.is_free && !is_wanted
+            {
+                taken |= self.acquire(priority, former).await?;
+            } else if let Seen { is_free: false, agent: Some(of), .. } = seen {
+                others.push((of.as_str(), priority));
             }
         }
-        // A window that is read to its end is waited for, so that it can be closed and the next one opened.
-        let ends = self
-            .lanes
-            .iter()
-            .filter(|lane| lane.drained)
-            .filter_map(|lane| lane.sent.back())
-            .map(|(ticket, _)| *ticket);
-        if let Some(last) = ends.max() {
-            self.settle(last + 1).await?;
+        if taken {
+            self.tell_owned();
         }
-        if let Some(poll) = &poll {
-            busy |= self.publish_due(poll).await?;
-        }
-        busy |= self.look_at_held().await?;
-        Ok(busy)
-    }
-
-    /// Closes a window that is published, opens the next if there are rows, moves an idle lane on now and then.
-    async fn turn_window(&mut self, index: usize, poll: &Poll) -> Result<(), Stop> {
-        let lane = &mut self.lanes[index];
-        let Some(seen) = poll.lanes.get(&lane.owned.priority) else { return Ok(()) };
-        let cursor = &lane.owned.cursor;
-        cursor.stands_with(poll.candidate.last_seq).map_err(|error| set_back(lane.owned.priority, error))?;
-        let next = if !lane.window_is_open() && seen.has_rows || lane.is_finished() {
-            cursor.turn(seen.has_rows.then(|| poll.snapshot.clone()), poll.candidate)
-        } else if lane.written_at.elapsed() >= ADVANCE_EVERY
-            && !seen.has_rows
-            && cursor.worth_advancing(&poll.snapshot, poll.candidate.last_seq)
+        if self.wished_at.is_none_or(|at| at.elapsed() >= WISH_EVERY)
+            && let Some(lane) = lane_shares::to_ask_for(self.owned.len(), &others)
         {
-            cursor.advance(poll.snapshot.clone(), poll.candidate)
-        } else {
-            return Ok(());
-        };
-        let next = next.map_err(|error| set_back(lane.owned.priority, error))?;
-        failpoint::hit("relay-before-window");
-        self.store.turn(&mut lane.owned, next).await?;
-        failpoint::hit("relay-after-window");
-        lane.turned();
+            self.wished_at = Some(Instant::now());
+            in_time(PATIENCE, self.work.store.wish(lane, agent)).await?;
+        }
         Ok(())
     }
 
-    /// Reads the next rows of the open window and sends them, or sets them aside.
-    async fn publish_batch(&mut self, index: usize) -> Result<(), Stop> {
-        if self.incarnation.in_flight() > MAX_IN_FLIGHT {
-            self.settle(self.incarnation.next_ticket() - MAX_IN_FLIGHT / 2).await?;
-        }
-        let limit = self.limit();
-        let lane = &mut self.lanes[index];
-        let batch = lane.read(&self.store, limit).await?;
-        failpoint::hit("relay-after-read");
-        let already_aside = if lane.look_aside && !batch.messages.is_empty() {
-            let seqs: Vec<i64> = batch.messages.iter().map(|message| message.seq).collect();
-            self.store.which_are_aside(&lane.owned, &seqs).await?
-        } else {
-            HashSet::new()
-        };
-        let end = batch.messages.last().map(|message| message.seq);
-        let mut aside = Vec::new();
-        let mut ready = Vec::with_capacity(batch.messages.len());
-        for message in batch.messages.into_iter().filter(|message| !already_aside.contains(&message.seq)) {
-            if message.is_scheduled {
-                aside.push((message.seq, Aside::Scheduled));
-            } else {
-                match self.topic(index, &message.topic).await? {
-                    Ok(partitions) => ready.push((message, partitions)),
-                    Err(reason) => aside.push((message.seq, Aside::Held(reason))),
-                }
-            }
-        }
-        // Durable before a later row of its topic is sent, and before the cursor passes it.
-        self.store.set_aside(&self.lanes[index].owned, &aside).await?;
-        failpoint::hit("relay-after-aside");
-        for (message, partitions) in &ready {
-            self.publish(index, message, *partitions).await?;
-        }
-        failpoint::hit("relay-after-send");
-        let lane = &mut self.lanes[index];
-        lane.read_seq = end.unwrap_or(lane.read_seq);
-        lane.drained = batch.last;
-        Ok(())
-    }
-
-    pub(super) fn limit(&self) -> Limit {
-        let bytes = i64::try_from(self.relay.settings.batch_bytes).unwrap_or(i64::MAX);
-        Limit { rows: BATCH_ROWS, bytes }
-    }
-
-    async fn publish(&mut self, index: usize, message: &Message, partitions: i32) -> Result<(), Stop> {
-        let is_suspect = message.seq <= self.lanes[index].suspect_until;
-        if is_suspect {
-            self.settle(self.incarnation.next_ticket()).await?;
-        }
-        let reason = match self.send(message, partitions).await? {
-            Ok(ticket) => {
-                self.lanes[index].sent.push_back((ticket, message.seq));
-                if !is_suspect {
-                    return Ok(());
-                }
-                let Err(stop) = self.settle(ticket + 1).await else { return Ok(()) };
-                match self.incarnation.failure() {
-                    // Nothing else was under way, of this lane or another: it is the culprit.
-                    Some(failure) if failure.refusal == Refusal::Record => failure.reason,
-                    _ => return Err(stop),
-                }
-            }
-            Err(reason) => reason,
-        };
-        tell_parked(message, &reason);
-        let lane = &self.lanes[index];
-        self.store.set_aside(&lane.owned, &[(message.seq, Aside::Parked(reason))]).await?;
-        self.relay.status.parked();
-        if self.incarnation.failure().is_some() { Err(Stop::Broken) } else { Ok(()) }
-    }
-
-    /// Hands a message over, waiting while the queue is full: its ticket, or why Kafka will never take it.
-    pub(super) async fn send(
+    /// Says whether the lane is ours now.
+    async fn acquire(
         &mut self,
-        message: &Message,
-        partitions: i32,
-    ) -> Result<Result<u64, String>, Stop> {
-        loop {
-            match self.incarnation.send(message, partitions) {
-                Ok(ticket) => return Ok(Ok(ticket)),
-                Err(SendError::Refused(reason)) => return Ok(Err(reason)),
-                Err(SendError::Broken) => return Err(Stop::Broken),
-                Err(SendError::Full) => self.settle(self.incarnation.acknowledged() + 1).await?,
+        priority: Priority,
+        former: &mut HashMap<Priority, Uuid>,
+    ) -> Result<bool, SessionError> {
+        let since = tokio::time::Instant::now();
+        let mine = former.get(&priority).copied();
+        let Relay { agent, settings, .. } = self.work.relay;
+        let acquired =
+            in_time(PATIENCE, self.work.store.acquire(priority, agent, settings.lease, mine)).await?;
+        former.remove(&priority);
+        let Some(lane) = acquired else { return Ok(false) };
+        self.keeper.add(lane.owner, since);
+        self.owned.insert(priority, Owned { owner: lane.owner, leave: CancellationToken::new() });
+        let held = in_time(PATIENCE, self.work.store.held_topics(priority)).await?.into_iter().collect();
+        tracing::info!(lane = priority.name(), epoch = lane.epoch, "lane acquired");
+        let lane = Lane::new(lane, held, &self.incarnation);
+        self.start(lane);
+        Ok(true)
+    }
+
+    fn tell_owned(&self) {
+        let owned = Priority::ALL.into_iter().filter(|priority| self.owned.contains_key(priority));
+        self.work.relay.status.own(&owned.collect::<Vec<_>>());
+    }
+
+    fn start(&mut self, mut lane: Lane) {
+        let work = self.work;
+        let leave = self.owned.get(&lane.owned.priority).map(|owned| owned.leave.clone()).unwrap_or_default();
+        self.running.push(Box::pin(async move {
+            let ended = lane.run(work, &leave).await;
+            (lane, ended)
+        }));
+    }
+
+    async fn has_ended(&mut self, lane: Lane, ended: Result<(), Stop>) -> Result<(), SessionError> {
+        match ended {
+            Ok(()) => self.release(&lane).await,
+            Err(Stop::End(error)) => Err(error),
+            Err(Stop::Away(_) | Stop::Broken) => {
+                self.stopped.push(lane);
+                // The others come to their end too: the failure is theirs as well.
+                if self.running.is_empty() { self.replace_incarnation().await } else { Ok(()) }
             }
         }
     }
 
-    /// The topic's partitions if records may be sent to it, else why its messages are held.
-    pub(super) async fn topic(&mut self, index: usize, topic: &str) -> Result<Result<i32, String>, Stop> {
-        if let Some(reason) = self.lanes[index].held.get(topic) {
-            return Ok(Err(reason.clone()));
+    /// Nothing of the lane is under way: another producer need not wait for the lease.
+    async fn release(&mut self, lane: &Lane) -> Result<(), SessionError> {
+        let owner = lane.owned.owner;
+        self.keeper.remove(owner);
+        in_time(PATIENCE, self.work.store.release(owner)).await?;
+        self.owned.remove(&lane.owned.priority);
+        self.tell_owned();
+        if self.running.is_empty() && !self.stopped.is_empty() {
+            self.replace_incarnation().await
+        } else {
+            Ok(())
         }
-        if let Some((at, partitions)) = self.known_topics.get(topic)
-            && at.elapsed() < TOPIC_AGE
-        {
-            return Ok(Ok(*partitions));
-        }
-        let reason = match self.confirm(topic).await? {
-            Ok(partitions) => return Ok(Ok(partitions)),
-            Err(reason) => reason,
-        };
-        tracing::error!(
-            topic,
-            lane = self.lanes[index].owned.priority.name(),
-            "its messages are held: {reason}"
-        );
-        self.lanes[index].held.insert(topic.to_owned(), reason.clone());
-        Ok(Err(reason))
-    }
-
-    /// Asks the broker, and lets the incarnation know the topic before the first record of it.
-    pub(super) async fn confirm(&mut self, topic: &str) -> Result<Result<i32, String>, Stop> {
-        let away = |error: crate::kafka::KafkaFailure| Stop::Away(error.to_string());
-        match self.topics.check(topic).await.map_err(away)? {
-            TopicState::Ready { partitions } => {
-                self.incarnation.learn(topic).await.map_err(away)?;
-                self.known_topics.insert(topic.to_owned(), (Instant::now(), partitions));
-                Ok(Ok(partitions))
-            }
-            TopicState::Missing => Ok(Err(format!("topic `{topic}` does not exist"))),
-            TopicState::Forbidden => Ok(Err(format!("topic `{topic}` is forbidden to us"))),
-        }
-    }
-
-    /// Waits until everything below that ticket is acknowledged.
-    pub(super) async fn settle(&mut self, below: u64) -> Result<(), Stop> {
-        loop {
-            let waiting = self.incarnation.in_flight();
-            self.relay.status.in_flight(waiting);
-            match tokio::time::timeout(NOTE_EVERY, self.incarnation.settled(below)).await {
-                Ok(Ok(())) => break,
-                Ok(Err(_)) => return Err(Stop::Broken),
-                Err(_) => {
-                    let brokers = &self.relay.kafka.brokers;
-                    self.tell(format!("Kafka at {brokers} has not acknowledged {waiting} records"));
-                }
-            }
-        }
-        failpoint::hit("relay-after-ack");
-        self.acknowledge();
-        Ok(())
-    }
-
-    fn acknowledge(&mut self) {
-        let prefix = self.incarnation.acknowledged();
-        let count = self.lanes.iter_mut().map(|lane| lane.acknowledge(prefix)).sum();
-        if count > 0 {
-            self.failures = 0;
-        }
-        self.relay.status.published(count);
-        self.relay.status.in_flight(self.incarnation.in_flight());
-    }
-
-    async fn write_progress(&mut self, index: usize) -> Result<(), LaneError> {
-        self.acknowledge();
-        let lane = &mut self.lanes[index];
-        if lane.written_at.elapsed() < WRITE_EVERY {
-            return Ok(());
-        }
-        let Some(seq) = lane.progress() else { return Ok(()) };
-        lane.written_at = Instant::now();
-        self.store.progress(&mut lane.owned, seq).await?;
-        failpoint::hit("relay-after-progress");
-        Ok(())
     }
 
     /// After an error of delivery: what is acknowledged is written, and another incarnation begins behind it.
     async fn replace_incarnation(&mut self) -> Result<(), SessionError> {
-        let fresh = self.relay.incarnation()?;
-        let (prefix, failure) = std::mem::replace(&mut self.incarnation, fresh).end().await;
-        self.known_topics.clear();
-        for lane in &mut self.lanes {
-            self.relay.status.published(lane.acknowledge(prefix));
-            if let Some(seq) = lane.progress() {
-                self.store.progress(&mut lane.owned, seq).await?;
+        let fresh = Arc::new(self.work.relay.incarnation()?);
+        let former = std::mem::replace(&mut self.incarnation, fresh);
+        Arc::clone(&former).end().await;
+        self.work.forget_topics();
+        let failure = former.failure();
+        let mut lanes = std::mem::take(&mut self.stopped);
+        for lane in &mut lanes {
+            if self.work.relay.status.take_progress() {
+                self.failures = 0;
             }
-            let last_sent = lane.sent.back().map(|(_, seq)| *seq);
-            lane.rewind();
-            if failure.as_ref().is_some_and(|failure| failure.refusal == Refusal::Record) {
-                lane.suspect_until = lane.suspect_until.max(last_sent.unwrap_or(0));
-            }
+            lane.restart(self.work, &self.incarnation).await?;
         }
         if let Some(failure) = failure {
             self.failures += 1;
-            self.consider(&failure);
-            let delay = BACKOFF.delay(self.failures, fastrand::f64());
-            tokio::time::sleep(delay).await;
+            consider(&failure, &mut lanes);
+            tokio::time::sleep(BACKOFF.delay(self.failures, fastrand::f64())).await;
         }
-        Ok(())
-    }
-
-    fn consider(&mut self, failure: &DeliveryFailure) {
-        let DeliveryFailure { topic, refusal, reason } = failure;
-        tracing::warn!(topic, "the producer is replaced and begins again at the cursor: {reason}");
-        match refusal {
-            Refusal::TopicForbidden => {
-                for lane in &mut self.lanes {
-                    lane.held
-                        .entry(topic.clone())
-                        .or_insert_with(|| format!("topic `{topic}` is forbidden to us"));
-                }
-            }
-            Refusal::Record => self.aside_singly = true,
-            // Whether the topic is missing is asked before the next record of it.
-            Refusal::TopicMissing | Refusal::Transport => {}
+        for lane in lanes {
+            self.start(lane);
         }
-    }
-
-    /// Finishes what is sent, writes it down, and gives the lanes up.
-    async fn finish(&mut self) -> Result<(), SessionError> {
-        if let Err(Stop::End(error)) = self.settle(self.incarnation.next_ticket()).await {
-            return Err(error);
-        }
-        self.acknowledge();
-        for lane in &mut self.lanes {
-            if let Some(seq) = lane.progress() {
-                self.store.progress(&mut lane.owned, seq).await?;
-            }
-        }
-        let owners: Vec<Uuid> = self.lanes.iter().map(|lane| lane.owned.owner).collect();
-        self.store.release(&owners).await?;
-        self.lanes.clear();
+        blocking(move || drop(former)).await;
         Ok(())
     }
 }
 
-fn set_back(priority: Priority, error: SequenceSetBack) -> LaneError {
-    LaneError::Unfit(format!(
-        "the {priority} lane stops: {error}; nothing is published until the cursors are re-based on this database"
-    ))
-}
-
-pub(super) fn tell_parked(message: &Message, reason: &str) {
-    tracing::error!(
-        topic = message.topic, id = %message.message_id, seq = message.seq,
-        "a message is parked, Kafka will never take it: {reason}"
-    );
+fn consider(failure: &DeliveryFailure, lanes: &mut [Lane]) {
+    let DeliveryFailure { topic, refusal, reason } = failure;
+    tracing::warn!(topic, "the producer is replaced and begins again at the cursor: {reason}");
+    if *refusal == Refusal::TopicForbidden {
+        for lane in lanes {
+            lane.held.entry(topic.clone()).or_insert_with(|| format!("topic `{topic}` is forbidden to us"));
+        }
+    }
+    // Whether it is missing is asked before the next record of it; records that were refused are tried alone.
 }

@@ -1,5 +1,7 @@
 //! What a relay says of itself, for its agent's health.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,10 +16,10 @@ pub struct RelayStatus(Mutex<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    lanes: Vec<Priority>,
+    lanes: BTreeMap<Reverse<Priority>, LaneStatus>,
     published: u64,
     parked: u64,
-    in_flight: u64,
+    /// What all of it waits for.
     waiting_for: Option<String>,
     /// Asked now and then also when there is nothing to send.
     kafka_away: Option<String>,
@@ -25,13 +27,20 @@ struct Inner {
     turned_at: Instant,
 }
 
+/// An owned lane.
+#[derive(Debug)]
+struct LaneStatus {
+    in_flight: u64,
+    waiting_for: Option<String>,
+    turned_at: Instant,
+}
+
 impl Default for RelayStatus {
     fn default() -> Self {
         Self(Mutex::new(Inner {
-            lanes: Vec::new(),
+            lanes: BTreeMap::new(),
             published: 0,
             parked: 0,
-            in_flight: 0,
             waiting_for: Some("PostgreSQL".into()),
             kafka_away: None,
             progressed: false,
@@ -45,19 +54,37 @@ impl RelayStatus {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn own(&self, lanes: Vec<Priority>) {
-        self.inner().lanes = lanes;
+    pub(super) fn own(&self, lanes: &[Priority]) {
+        let mut inner = self.inner();
+        inner.lanes.retain(|Reverse(lane), _| lanes.contains(lane));
+        for lane in lanes {
+            inner.lanes.entry(Reverse(*lane)).or_insert_with(|| LaneStatus {
+                in_flight: 0,
+                waiting_for: None,
+                turned_at: Instant::now(),
+            });
+        }
     }
 
-    /// One turn of the loop: nothing is waited for.
+    /// The outbox was looked at: the relay as a whole waits for nothing.
     pub(super) fn turn(&self) {
         let mut inner = self.inner();
         inner.turned_at = Instant::now();
         inner.waiting_for = None;
     }
 
-    pub(super) fn in_flight(&self, records: u64) {
-        self.inner().in_flight = records;
+    /// A lane has done a step.
+    pub(super) fn lane_turns(&self, lane: Priority) {
+        if let Some(lane) = self.inner().lanes.get_mut(&Reverse(lane)) {
+            lane.turned_at = Instant::now();
+            lane.waiting_for = None;
+        }
+    }
+
+    pub(super) fn in_flight(&self, lane: Priority, records: u64) {
+        if let Some(lane) = self.inner().lanes.get_mut(&Reverse(lane)) {
+            lane.in_flight = records;
+        }
     }
 
     pub(super) fn kafka_away(&self, reason: Option<String>) {
@@ -82,9 +109,28 @@ impl RelayStatus {
         inner.waiting_for = Some(what);
     }
 
+    /// One lane waits; the others may go on.
+    pub(super) fn lane_waits_for(&self, lane: Priority, what: String) {
+        if let Some(lane) = self.inner().lanes.get_mut(&Reverse(lane)) {
+            lane.turned_at = Instant::now();
+            lane.waiting_for = Some(what);
+        }
+    }
+
     /// Was anything published since the last call?
     pub(super) fn take_progress(&self) -> bool {
         std::mem::take(&mut self.inner().progressed)
+    }
+}
+
+impl Inner {
+    fn in_flight(&self) -> u64 {
+        self.lanes.values().map(|lane| lane.in_flight).sum()
+    }
+
+    fn waiting_for(&self) -> Option<&String> {
+        let of_a_lane = || self.lanes.values().find_map(|lane| lane.waiting_for.as_ref());
+        self.waiting_for.as_ref().or_else(of_a_lane)
     }
 }
 
@@ -92,25 +138,27 @@ impl Vitals for RelayStatus {
     fn health(&self) -> Value {
         let inner = self.inner();
         json!({
-            "owned_lanes": inner.lanes.iter().map(|lane| lane.name()).collect::<Vec<_>>(),
-            "in_flight": inner.in_flight,
+            "owned_lanes": inner.lanes.keys().map(|Reverse(lane)| lane.name()).collect::<Vec<_>>(),
+            "in_flight": inner.in_flight(),
             "processed": inner.published,
             "failed": inner.parked,
-            "waiting_for": inner.waiting_for,
+            "waiting_for": inner.waiting_for(),
         })
     }
 
     fn since_turn(&self) -> Duration {
-        self.inner().turned_at.elapsed()
+        let inner = self.inner();
+        let oldest = inner.lanes.values().map(|lane| lane.turned_at).min();
+        oldest.unwrap_or(inner.turned_at).min(inner.turned_at).elapsed()
     }
 
     fn waiting_for(&self) -> Option<String> {
         let inner = self.inner();
-        inner.waiting_for.clone().or_else(|| inner.kafka_away.clone())
+        inner.waiting_for().or(inner.kafka_away.as_ref()).cloned()
     }
 
     fn unfinished(&self) -> Option<String> {
-        let in_flight = self.inner().in_flight;
+        let in_flight = self.inner().in_flight();
         (in_flight > 0).then(|| {
             format!("{in_flight} records that Kafka has not acknowledged; the next owner sends them again")
         })

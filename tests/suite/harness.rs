@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+use crate::support::ledger::{self, Order};
 use crate::support::process::Process;
 use crate::support::{
     Daemon, Direction, Kafka, Outboxd, PASSWORD, Postgres, Proxy, Record, database, eventually,
@@ -328,4 +329,20 @@ async fn the_program_is_run_with_the_configuration_that_it_was_given() {
     let output = bad.run_with_input(&["--version"], b"ignored").await;
     assert_eq!((output.code, output.stderr.as_str()), (0, ""), "{output:?}");
     assert!(bad.run(&["--version"]).await.stdout.starts_with(&output.stdout));
+}
+
+#[test]
+fn the_ledger_tells_a_repeated_tail_from_an_inversion() {
+    let order = |records: &[usize]| ledger::order(4, records);
+    let whole = Order::default();
+    assert_eq!(order(&[0, 1, 2, 3]), whole);
+    assert_eq!(order(&[0, 1, 2, 1, 2, 3]), Order { repeats: 2, ..whole });
+    assert_eq!(order(&[0, 1, 2, 3, 0, 1, 2, 3]), Order { repeats: 4, ..whole });
+    // Never B, A or B, A, B.
+    assert_eq!(order(&[1, 0, 2, 3]), Order { inverted: 1, ..whole });
+    assert_eq!(order(&[0, 2, 1, 2, 3]), Order { inverted: 1, repeats: 1, ..whole });
+    // A tail that leaves something out.
+    assert_eq!(order(&[0, 1, 2, 0, 2, 3]), Order { repeats: 2, skips: 1, ..whole });
+    assert_eq!(order(&[0, 1, 3]), Order { missing: 1, ..whole });
+    assert_eq!(order(&[]), Order { missing: 4, ..whole });
 }

@@ -11,14 +11,15 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("config", &["domain"]),
     ("telemetry", &["domain"]),
     ("lifecycle", &["domain"]),
-    ("pg", &["domain", "config", "failure", "telemetry"]),
+    ("pg", &["domain", "config", "failure", "telemetry", "failpoint"]),
     ("kafka", &["domain", "config", "failure", "telemetry"]),
     ("http", &["domain", "config", "telemetry", "pg"]),
     ("producer", &["domain", "config", "failure", "telemetry", "failpoint", "pg", "kafka"]),
     ("consumer", &["domain", "config", "failure", "telemetry", "failpoint", "pg", "kafka"]),
     ("jobs", &["domain", "config", "failure", "telemetry", "failpoint", "pg", "kafka"]),
     ("agents", &["domain", "config", "failure", "telemetry", "failpoint", "pg", "kafka"]),
-    ("cli", &["app", "config", "domain", "failure", "telemetry", "pg", "kafka"]),
+    ("bench", &["domain", "config", "failure", "telemetry", "lifecycle", "pg", "kafka"]),
+    ("cli", &["app", "bench", "config", "domain", "failure", "telemetry", "pg", "kafka"]),
 ];
 
 /// Crates that keep out of a room.
@@ -76,4 +77,20 @@ fn no_room_reaches_into_one_that_it_may_not_know() {
         );
     }
     assert_eq!(wrong, Vec::<String>::new());
+}
+
+/// A lease is timed by the database's clock and by our monotonic one: a step of the host's clock reaches neither.
+#[test]
+fn the_relay_never_reads_the_clock_of_the_host() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = vec![src.join("producer.rs"), src.join("pg/lanes.rs")];
+    for folder in ["producer", "pg/lanes"] {
+        sources(&src.join(folder), &mut files);
+    }
+    assert!(files.len() > 5, "the sources were not found");
+    let reads = |file: &PathBuf| {
+        let text = fs::read_to_string(file).unwrap();
+        ["SystemTime", "Utc::now", "Local::now", "UNIX_EPOCH"].iter().any(|clock| text.contains(clock))
+    };
+    assert_eq!(files.into_iter().filter(reads).collect::<Vec<_>>(), Vec::<PathBuf>::new());
 }

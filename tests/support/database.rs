@@ -28,6 +28,11 @@ impl Database {
         Self { name: name.to_owned(), url: url("postgres", port, name), port, kept: false }
     }
 
+    /// The one of the same name at another port.
+    pub(super) fn at(&self, port: u16) -> Self {
+        Self { name: self.name.clone(), url: url("postgres", port, &self.name), port, kept: true }
+    }
+
     pub(super) fn keep(&mut self) {
         self.kept = true;
     }

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaError;
@@ -16,17 +16,32 @@ use tokio::sync::OnceCell;
 
 use super::database::PASSWORD;
 use super::process::Process;
-use super::{eventually, port, watchdog};
+use super::{Proxy, eventually, port, watchdog};
 
 const POM: &str = include_str!("../services/pom.xml");
 const START: Duration = Duration::from_secs(120);
 const STOP: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(30);
 
+/// A listener that tells its clients to come by way of a proxy.
+#[derive(Clone, Copy)]
+struct Proxied {
+    port: u16,
+    proxy: u16,
+}
+
+/// A small heap and the compiler that starts fast.
+const FOR_TESTS: &[&str] = &["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
+
+/// As Kafka's own start script has it.
+const FOR_LOAD: &[&str] = &["-Xms1g", "-Xmx1g", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20"];
+
 pub struct Kafka {
     process: Mutex<Option<Process>>,
+    jvm: &'static [&'static str],
     port: u16,
     guarded_port: u16,
+    proxied: Proxied,
     directory: TempDir,
     admin: AdminClient<DefaultClientContext>,
 }
@@ -40,12 +55,28 @@ impl Kafka {
 
     /// A broker for one test, to be stopped, killed or frozen. It costs seconds and some 300 MB.
     pub async fn private() -> Self {
+        Self::private_with("").await
+    }
+
+    /// The same, with lines of `server.properties` over its own.
+    pub async fn private_with(more: &str) -> Self {
+        Self::made(FOR_TESTS, more).await
+    }
+
+    /// A broker to be measured.
+    #[allow(dead_code, reason = "only measurements use it")]
+    pub async fn for_load() -> Self {
+        Self::made(FOR_LOAD, "").await
+    }
+
+    async fn made(jvm: &'static [&'static str], more: &str) -> Self {
         let directory = TempDir::with_prefix("outboxd-kafka-").unwrap();
         watchdog::remove(directory.path());
         let (port, guarded_port) = (port::free(), port::free());
-        std::fs::write(properties_file(&directory), properties(port, guarded_port, directory.path()))
-            .unwrap();
-        let formatted = java(&["kafka.tools.StorageTool", "format", "-t", &cluster_id(), "-c"])
+        let proxied = Proxied { port: port::free(), proxy: port::free() };
+        let properties = properties(port, guarded_port, proxied, directory.path()) + more;
+        std::fs::write(properties_file(&directory), properties).unwrap();
+        let formatted = java(FOR_TESTS, &["kafka.tools.StorageTool", "format", "-t", &cluster_id(), "-c"])
             .arg(properties_file(&directory))
             .output()
             .expect("java runs: `make setup` installs it");
@@ -55,7 +86,7 @@ impl Kafka {
             String::from_utf8_lossy(&formatted.stderr)
         );
         let admin = client_config(port).create().unwrap();
-        let kafka = Self { process: Mutex::new(None), port, guarded_port, directory, admin };
+        let kafka = Self { process: Mutex::new(None), jvm, port, guarded_port, proxied, directory, admin };
         kafka.start().await;
         kafka
     }
@@ -68,6 +99,24 @@ impl Kafka {
     /// Where clients say who they are (see `guarded_client`), so that a topic can be forbidden to them.
     pub fn guarded_brokers(&self) -> String {
         format!("127.0.0.1:{}", self.guarded_port)
+    }
+
+    /// A network of its own to this broker, to be broken: for clients whose `kafka.brokers` is `proxied_brokers`. One at
+    /// a time.
+    pub async fn proxy(&self) -> Proxy {
+        Proxy::at(self.proxied.proxy, self.proxied.port).await
+    }
+
+    /// By way of `proxy`.
+    pub fn proxied_brokers(&self) -> String {
+        format!("127.0.0.1:{}", self.proxied.proxy)
+    }
+
+    /// Changes a property of a topic; the others go back to their defaults.
+    pub async fn configure_topic(&self, topic: &str, property: &str, value: &str) {
+        let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(property, value);
+        let changed = self.admin.alter_configs([&change], &AdminOptions::new()).await.unwrap();
+        changed.into_iter().collect::<Result<Vec<_>, _>>().unwrap();
     }
 
     /// The librdkafka properties of a client at `guarded_brokers`.
@@ -100,7 +149,8 @@ impl Kafka {
     }
 
     async fn acl(&self, arguments: &[&str]) {
-        let mut command = java(&["org.apache.kafka.tools.AclCommand", "--bootstrap-server", &self.brokers()]);
+        let mut command =
+            java(FOR_TESTS, &["org.apache.kafka.tools.AclCommand", "--bootstrap-server", &self.brokers()]);
         command.args(arguments);
         let output = tokio::process::Command::from(command).output().await.unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -149,13 +199,13 @@ impl Kafka {
         i32::try_from(ready.count()).ok()
     }
 
-    pub(super) fn client_config(&self) -> ClientConfig {
+    pub fn client_config(&self) -> ClientConfig {
         client_config(self.port)
     }
 
     /// Starts it, on the same port and data as before, and waits until it answers.
     pub async fn start(&self) {
-        let mut command = java(&["kafka.Kafka"]);
+        let mut command = java(self.jvm, &["kafka.Kafka"]);
         command.arg(properties_file(&self.directory));
         let process = Process::start("Kafka", &mut command, &self.directory.path().join("log"), "KILL");
         *self.process.lock().unwrap() = Some(process);
@@ -223,16 +273,18 @@ fn properties_file(directory: &TempDir) -> PathBuf {
     directory.path().join("server.properties")
 }
 
-fn properties(port: u16, guarded_port: u16, directory: &Path) -> String {
+fn properties(port: u16, guarded_port: u16, proxied: Proxied, directory: &Path) -> String {
     let controller = port::free();
+    let Proxied { port: proxied, proxy } = proxied;
     let data = directory.join("data");
     format!(
         "process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://127.0.0.1:{port},GUARDED://127.0.0.1:{guarded_port},CONTROLLER://127.0.0.1:{controller}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,GUARDED:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=PLAINTEXT://127.0.0.1:{port},GUARDED://127.0.0.1:{guarded_port},PROXIED://127.0.0.1:{proxied},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},GUARDED://127.0.0.1:{guarded_port},PROXIED://127.0.0.1:{proxy}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,GUARDED:SASL_PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT
 listener.name.guarded.sasl.enabled.mechanisms=PLAIN
 listener.name.guarded.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_app=\"{PASSWORD}\";
 authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
@@ -255,8 +307,8 @@ share.coordinator.state.topic.min.isr=1
     )
 }
 
-/// A Java program from Kafka's jars, with a small heap and the compiler that starts fast.
-fn java(arguments: &[&str]) -> Command {
+/// A Java program from Kafka's jars.
+fn java(jvm: &[&str], arguments: &[&str]) -> Command {
     let (_, version) = POM.split_once("<kafka.version>").unwrap();
     let (version, _) = version.split_once('<').unwrap();
     let jars = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/kafka").join(version).join("lib");
@@ -266,7 +318,7 @@ fn java(arguments: &[&str]) -> Command {
         jars.display()
     );
     let mut command = Command::new("java");
-    command.args(["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
+    command.args(jvm);
     command.arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn");
     command.arg("-cp").arg(jars.join("*")).args(arguments);
     command

@@ -1,5 +1,6 @@
 //! A Postgres cluster of the tests' own, from Debian's binaries.
 
+use std::ffi::OsStr;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ const HBA: &str = "\
 local all all trust
 host all postgres 127.0.0.1/32 trust
 host all all 127.0.0.1/32 scram-sha-256
+host replication postgres 127.0.0.1/32 trust
 ";
 
 const SETTINGS: &[&str] = &[
@@ -41,8 +43,12 @@ const SETTINGS: &[&str] = &[
     "ssl_key_file=server.key",
 ];
 
+/// Over these, for measurements: room as on a small server, and no checkpoint in the middle of a run.
+const FOR_LOAD: &[&str] = &["shared_buffers=1GB", "max_wal_size=8GB", "checkpoint_timeout=30min"];
+
 pub struct Postgres {
     process: Mutex<Option<Process>>,
+    more_settings: &'static [&'static str],
     port: u16,
     directory: TempDir,
     bin: PathBuf,
@@ -56,43 +62,127 @@ impl Postgres {
         SHARED.get_or_init(Self::private).await
     }
 
+    /// Another cluster of this run, for databases that move: never stop it.
+    pub async fn elsewhere() -> &'static Self {
+        static ELSEWHERE: OnceCell<Postgres> = OnceCell::const_new();
+        ELSEWHERE.get_or_init(Self::private).await
+    }
+
     /// A cluster for one test, to be stopped, killed or frozen.
     pub async fn private() -> Self {
-        let postgres = Self::prepare();
+        Self::made(&[]).await
+    }
+
+    /// A cluster to be measured.
+    #[allow(dead_code, reason = "only measurements use it")]
+    pub async fn for_load() -> Self {
+        Self::made(FOR_LOAD).await
+    }
+
+    async fn made(more_settings: &'static [&'static str]) -> Self {
+        let mut postgres = Self::prepare().await;
+        postgres.more_settings = more_settings;
         postgres.start().await;
         postgres.make_template().await;
         postgres
     }
 
-    fn prepare() -> Self {
+    /// A standby that streams from this primary, by way of that port.
+    pub async fn standby(&self, port: u16) -> Self {
+        let standby = Self::without_data();
+        standby
+            .run(
+                "pg_basebackup",
+                &[
+                    "--write-recovery-conf",
+                    "--checkpoint=fast",
+                    "--no-sync",
+                    "--host=127.0.0.1",
+                    "--username=postgres",
+                ],
+                &[("--port", port.to_string().as_ref()), ("--pgdata", standby.data().as_ref())],
+            )
+            .await;
+        standby.start().await;
+        standby
+    }
+
+    /// What `pg_upgrade` makes of it, started: the same transaction ids in a new cluster.
+    pub async fn upgraded(self) -> Self {
+        let admin = database::connect(&database::url("postgres", self.port, "postgres")).await;
+        let open = format!("alter database {TEMPLATE} with allow_connections true");
+        admin.batch_execute(&open).await.unwrap();
+        drop(admin);
+        self.stop().await;
+        let upgraded = Self::prepare().await;
+        upgraded
+            .run(
+                "pg_upgrade",
+                &["--username=postgres"],
+                &[
+                    ("--old-bindir", self.bin.as_ref()),
+                    ("--new-bindir", upgraded.bin.as_ref()),
+                    ("--old-datadir", self.data().as_ref()),
+                    ("--new-datadir", upgraded.data().as_ref()),
+                    ("--old-port", port::free().to_string().as_ref()),
+                    ("--new-port", port::free().to_string().as_ref()),
+                ],
+            )
+            .await;
+        upgraded.start().await;
+        upgraded
+    }
+
+    fn without_data() -> Self {
         let directory = TempDir::with_prefix("outboxd-postgres-").unwrap();
         watchdog::remove(directory.path());
         let user = User::for_postgres();
         user.own(directory.path());
-        let bin = newest_bin();
-        let data = directory.path().join("data");
-        let made = user
-            .command(&bin.join("initdb"))
-            .args([
-                "--username=postgres",
-                "--auth=trust",
-                "--encoding=UTF8",
-                "--locale=C.UTF-8",
-                "--no-sync",
-                "-D",
-            ])
-            .arg(&data)
-            .output()
-            .expect("initdb runs");
-        assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
+        Self {
+            process: Mutex::new(None),
+            more_settings: &[],
+            port: port::free(),
+            directory,
+            bin: newest_bin(),
+            user,
+        }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    /// Runs one of Postgres' programs to its end; it must go well.
+    async fn run(&self, program: &str, arguments: &[&str], options: &[(&str, &OsStr)]) {
+        let mut command = self.user.command(&self.bin.join(program));
+        command.args(arguments).current_dir(self.directory.path());
+        for (option, value) in options {
+            command.arg(option).arg(value);
+        }
+        let output = tokio::process::Command::from(command).output().await;
+        let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
+        let said = [output.stdout, output.stderr].concat();
+        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&said));
+    }
+
+    async fn prepare() -> Self {
+        let postgres = Self::without_data();
+        let data = postgres.data();
+        postgres
+            .run(
+                "initdb",
+                &["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"],
+                &[("--pgdata", data.as_ref())],
+            )
+            .await;
         std::fs::write(data.join("pg_hba.conf"), HBA).unwrap();
         let (certificate, key) = (data.join("server.crt"), data.join("server.key"));
         tls::write(&certificate, &key);
         for file in [&certificate, &key] {
             std::fs::set_permissions(file, Permissions::from_mode(0o600)).unwrap();
-            user.own(file);
+            postgres.user.own(file);
         }
-        Self { process: Mutex::new(None), port: port::free(), directory, bin, user }
+        postgres
     }
 
     /// On 127.0.0.1.
@@ -102,7 +192,12 @@ impl Postgres {
 
     /// What a client verifies the server's certificate against; it is made out for `localhost`.
     pub fn root_cert(&self) -> PathBuf {
-        self.directory.path().join("data/server.crt")
+        self.data().join("server.crt")
+    }
+
+    /// The database of that name here, where it was moved to; not dropped, the cluster is a test's own.
+    pub fn moved(&self, database: &Database) -> Database {
+        database.at(self.port)
     }
 
     /// A migrated database of its own for a test; gone when dropped.
@@ -153,9 +248,9 @@ impl Postgres {
 
     fn spawn(&self) -> Process {
         let mut command = self.user.command(&self.bin.join("postgres"));
-        command.arg("-D").arg(self.directory.path().join("data")).arg("-p").arg(self.port.to_string());
+        command.arg("-D").arg(self.data()).arg("-p").arg(self.port.to_string());
         command.arg("-k").arg(self.directory.path());
-        for setting in SETTINGS {
+        for setting in SETTINGS.iter().chain(self.more_settings) {
             command.args(["-c", setting]);
         }
         // An immediate shutdown: it takes its children and its shared memory along.

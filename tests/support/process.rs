@@ -30,6 +30,11 @@ impl Process {
         Self { name: name.to_owned(), child: Mutex::new(child), pid, log: log.to_owned() }
     }
 
+    #[allow(dead_code, reason = "only measurements use it")]
+    pub fn id(&self) -> i32 {
+        self.pid.as_raw_pid()
+    }
+
     /// Does nothing if the process has ended.
     pub fn signal(&self, signal: Signal) {
         // Under the lock of whoever reaps it, so that the number is still its own.

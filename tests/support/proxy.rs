@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -25,6 +26,7 @@ struct Faults {
     era: u64,
     refusing: bool,
     swallowing: Option<Direction>,
+    delay: Duration,
 }
 
 /// Whose answer to lose, once.
@@ -43,7 +45,12 @@ pub struct Proxy {
 impl Proxy {
     /// In front of a server on 127.0.0.1.
     pub async fn to(upstream: u16) -> Self {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port::free()));
+        Self::at(port::free(), upstream).await
+    }
+
+    /// The same, on a port that clients know already.
+    pub async fn at(port: u16, upstream: u16) -> Self {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let listener = TcpListener::bind(address).await.unwrap();
         let (faults, seen) = watch::channel(Faults::default());
         let ambush = Arc::new(Ambush::default());
@@ -79,9 +86,14 @@ impl Proxy {
         self.faults.send_modify(|faults| faults.swallowing = Some(direction));
     }
 
-    /// Ends `refuse` and `swallow`.
+    /// Whatever passes takes so much longer, until `heal`.
+    pub fn slow(&self, delay: Duration) {
+        self.faults.send_modify(|faults| faults.delay = delay);
+    }
+
+    /// Ends `refuse`, `swallow` and `slow`.
     pub fn heal(&self) {
-        self.faults.send_modify(|faults| (faults.refusing, faults.swallowing) = (false, None));
+        self.faults.send_modify(|faults| *faults = Faults { era: faults.era, ..Faults::default() });
     }
 
     /// The next request that contains the pattern reaches the server, and is answered; the answer is lost and the
@@ -168,6 +180,8 @@ async fn pump(
         {
             return;
         }
+        let delay = faults.borrow().delay;
+        tokio::time::sleep(delay).await;
         if to.write_all(&buffer[..count]).await.is_err() {
             return;
         }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use tokio_postgres::config::Host;
 
@@ -68,7 +69,9 @@ pub struct PostgresUrl {
     client: tokio_postgres::Config,
     tls: Tls,
     address: String,
-    /// As it was written, without the password.
+    /// As it was written.
+    written: SecretString,
+    /// The same without the password.
     masked: String,
 }
 
@@ -103,7 +106,7 @@ impl PostgresUrl {
             client.host_path(SOCKETS);
         }
         check_counts(&client)?;
-        Ok(Self { address: address(&client), client, tls, masked: mask(text) })
+        Ok(Self { address: address(&client), client, tls, written: text.into(), masked: mask(text) })
     }
 
     /// For the driver, without TLS settings.
@@ -113,6 +116,19 @@ impl PostgresUrl {
 
     pub fn tls(&self) -> &Tls {
         &self.tls
+    }
+
+    /// As it was written, for another configuration file.
+    pub fn written(&self) -> &SecretString {
+        &self.written
+    }
+
+    /// Another database of the same server, for the same user.
+    pub fn of_database(&self, database: &str) -> Result<Self, PostgresUrlError> {
+        let written = ConnectionString::parse(self.written.expose_secret()).map_err(PostgresUrlError)?;
+        // Of an option that is named twice, the last counts.
+        let options = [written.options, vec![("dbname".to_owned(), database.to_owned())]].concat();
+        rendered(written.url.as_deref(), &options).parse()
     }
 
     /// `user@host:port/database`, for messages; never a password.
@@ -131,10 +147,20 @@ fn session(wanted: &str) -> Result<&'static str, Problem> {
 }
 
 fn driver_config(url: Option<&str>, options: &[(String, String)]) -> Result<tokio_postgres::Config, Problem> {
+    rendered(url, options).parse().map_err(|error: tokio_postgres::Error| {
+        match std::error::Error::source(&error) {
+            Some(source) => format!("is not a connection string: {source}"),
+            None => "is not a connection string".into(),
+        }
+    })
+}
+
+/// A connection string in the form that it was written in.
+fn rendered(url: Option<&str>, options: &[(String, String)]) -> String {
     let encoded = |text: &str| {
         percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
     };
-    let text = match url {
+    match url {
         None => quoted(options),
         Some(url) if options.is_empty() => url.to_owned(),
         Some(url) => {
@@ -145,11 +171,7 @@ fn driver_config(url: Option<&str>, options: &[(String, String)]) -> Result<toki
                 if url.split_once("://").is_some_and(|(_, rest)| rest.contains('/')) { "" } else { "/" };
             format!("{url}{path}?{}", query.join("&"))
         }
-    };
-    text.parse().map_err(|error: tokio_postgres::Error| match std::error::Error::source(&error) {
-        Some(source) => format!("is not a connection string: {source}"),
-        None => "is not a connection string".into(),
-    })
+    }
 }
 
 fn check_counts(client: &tokio_postgres::Config) -> Result<(), Problem> {

@@ -1,80 +1,61 @@
-//! A part of a window, as a read with a limit in rows and bytes brings it.
+//! A part of a window, or of what is set aside.
+
+use std::collections::VecDeque;
+use std::error::Error;
+use std::pin::pin;
 
 use chrono::{DateTime, Utc};
-use tokio_postgres::Row;
+use futures_util::TryStreamExt;
+use tokio_postgres::types::{FromSql, ToSql, Type};
+use tokio_postgres::{Client, Row, Statement};
 
 use super::LaneError;
 use crate::domain::identity::Tag;
 use crate::domain::message::Message;
 
-/// What a row costs of a batch besides its payload, in bytes: its other columns, roughly.
-pub(super) const ROW_OVERHEAD: i64 = 200;
-
-/// How much one read brings.
-#[derive(Clone, Copy, Debug)]
-pub struct Limit {
-    pub rows: i64,
-    pub bytes: i64,
-}
-
-/// Some rows of a window, in order of `seq`.
+/// Some messages, in order.
 #[derive(Debug, Default)]
 pub struct Batch {
     pub messages: Vec<Message>,
-    /// The window holds no row beyond these.
+    /// There is nothing beyond these.
     pub last: bool,
 }
 
-impl Batch {
-    /// What a read with that limit brought.
-    pub(super) fn decode(rows: &[Row], tag: Tag, limit: Limit) -> Result<Self, LaneError> {
-        let messages = rows.iter().map(|row| message(row, tag)).collect::<Result<Vec<_>, _>>()?;
-        let bytes: i64 = messages
-            .iter()
-            .map(|message| {
-                ROW_OVERHEAD
-                    + message
-                        .payload
-                        .as_ref()
-                        .map_or(0, |bytes| i64::try_from(bytes.len()).unwrap_or(i64::MAX))
-            })
-            .sum();
-        let full = i64::try_from(rows.len()).is_ok_and(|rows| rows >= limit.rows)
-            || bytes + ROW_OVERHEAD > limit.bytes;
-        Ok(Self { messages, last: !full })
-    }
-
-    /// Both lists are in order of `seq`; what lies beyond the end of one that was cut short waits for the next read.
-    pub(super) fn merge(self, other: Self) -> Self {
-        if other.messages.is_empty() && other.last {
-            return self;
-        }
-        let last = self.last && other.last;
-        let horizon = [&self, &other]
-            .into_iter()
-            .filter(|batch| !batch.last)
-            .filter_map(|batch| batch.messages.last().map(|message| message.seq))
-            .min();
-        let mut messages = self.messages;
-        messages.extend(other.messages);
-        messages.sort_by_key(|message| message.seq);
-        if let Some(horizon) = horizon {
-            messages.retain(|message| message.seq <= horizon);
-        }
-        Self { messages, last }
-    }
+/// What a read of messages brought.
+pub(in crate::pg) struct Rows {
+    pub messages: VecDeque<Message>,
+    pub bytes: usize,
+    /// There was enough before the statement's end.
+    pub was_cut: bool,
 }
 
+/// Reads until the statement is done or there are enough bytes.
+pub(in crate::pg) async fn rows(
+    client: &Client,
+    statement: &Statement,
+    params: &[&(dyn ToSql + Sync)],
+    tag: Tag,
+    enough: usize,
+) -> Result<Rows, LaneError> {
+    let params = params.iter().map(|param| *param as &(dyn ToSql + Sync));
+    let mut stream = pin!(client.query_raw(statement, params).await?);
+    let mut rows = Rows { messages: VecDeque::new(), bytes: 0, was_cut: false };
+    while let Some(row) = stream.try_next().await? {
+        let message = message(&row, tag)?;
+        rows.bytes += message.size();
+        rows.messages.push_back(message);
+        if rows.bytes >= enough {
+            rows.was_cut = true;
+            break;
+        }
+    }
+    Ok(rows)
+}
+
+/// A message from the ten columns that every read of messages selects, in their order.
 fn message(row: &Row, tag: Tag) -> Result<Message, LaneError> {
     let seq = row.get(0);
     let created_at: DateTime<Utc> = row.get(9);
-    let headers = match row.try_get::<_, serde_json::Value>(5)? {
-        serde_json::Value::Object(map) => map
-            .into_iter()
-            .map(|(name, value)| (name, value.as_str().unwrap_or_default().to_owned()))
-            .collect(),
-        _ => Vec::new(),
-    };
     Ok(Message {
         seq,
         message_id: tag.message_id(created_at, seq),
@@ -82,9 +63,33 @@ fn message(row: &Row, tag: Tag) -> Result<Message, LaneError> {
         topic: row.get(2),
         key: row.get(3),
         payload: row.get(4),
-        headers,
+        headers: row.try_get::<_, Headers>(5)?.0,
         event_type: row.get(6),
         idempotency_key: row.get(7),
         is_scheduled: row.get(8),
     })
+}
+
+/// A flat object of strings.
+struct Headers(Vec<(String, String)>);
+
+impl<'a> FromSql<'a> for Headers {
+    fn from_sql(kind: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
+        // Most messages have none: no parser is asked. jsonb begins with its version.
+        if raw == b"\x01{}" {
+            return Ok(Self(Vec::new()));
+        }
+        let headers = match serde_json::Value::from_sql(kind, raw)? {
+            serde_json::Value::Object(map) => map
+                .into_iter()
+                .map(|(name, value)| (name, value.as_str().unwrap_or_default().to_owned()))
+                .collect(),
+            _ => Vec::new(),
+        };
+        Ok(Self(headers))
+    }
+
+    fn accepts(kind: &Type) -> bool {
+        *kind == Type::JSONB
+    }
 }

@@ -103,3 +103,20 @@ fn what_is_wrong_is_said_without_quoting() {
         assert!(problem.contains(expected) && !problem.contains("hunter2"), "{text}: {problem}");
     }
 }
+
+#[test]
+fn another_database_of_the_same_server_keeps_everything_else() {
+    for text in [
+        "postgres://u:p%3Fw@h:5433/app?sslmode=disable&connect_timeout=3",
+        "postgres://u:p%3Fw@h:5433?sslmode=disable&connect_timeout=3&dbname=app",
+        "host=h port=5433 user=u password='p?w' dbname=app sslmode=disable connect_timeout=3",
+    ] {
+        let other = text.parse::<PostgresUrl>().unwrap().of_database("other").unwrap();
+        // What is written into a file is what it means.
+        for url in [&other, &other.written().expose_secret().parse().unwrap()] {
+            assert_eq!(url.address(), "u@h:5433/other", "{text}");
+            assert_eq!(url.tls().mode, SslMode::Disable, "{text}");
+            assert_eq!(url.client_config().get_password(), Some(&b"p?w"[..]), "{text}");
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! How fast a group handles what a topic holds, with evidence for every message, beside reading it alone.
+
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use serde::Serialize;
+
+use super::child::Child;
+use super::drain::Backlog;
+use super::fill::Shape;
+use super::relay::Source;
+use super::statistics::median;
+use super::workbench::Workbench;
+use crate::pg::benching;
+
+/// A group that finishes nothing for so long is stuck.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often it is looked how far the group is.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+#[derive(Clone, Copy, Debug)]
+pub struct ConsumeOptions {
+    pub messages: u64,
+    pub rounds: u32,
+    pub shape: Shape,
+}
+
+#[derive(Debug, Serialize)]
+pub struct ConsumeReport {
+    pub bench: &'static str,
+    pub messages: u64,
+    pub rounds: u32,
+    pub reading_per_second: f64,
+    /// Between the first and the last tenth, by the database's clock.
+    pub handled_per_second: f64,
+    pub ratio: f64,
+    pub cpu_seconds_per_million: Option<f64>,
+    pub peak_memory_bytes: Option<u64>,
+    pub lost: u64,
+}
+
+#[allow(clippy::cast_precision_loss, reason = "counts of a benchmark")]
+pub async fn run(bench: &mut Workbench, options: ConsumeOptions) -> anyhow::Result<ConsumeReport> {
+    let messages = options.messages;
+    let source = Source::filled(bench, options.shape, messages).await?;
+    bench.progress.say("publishing it");
+    let before = source.sink.ends().await?;
+    let Backlog { outbox, .. } = source.backlog();
+    let mut child = Child::start(&["producer"], &outbox.file, &outbox.log)?;
+    source.sink.grown(&before, messages, || child.check()).await?;
+    child.stop().await?;
+    let ends = source.sink.ends().await?;
+    let (mut reading, mut handling, mut lost) = (Vec::new(), Vec::new(), 0);
+    let (mut cpu, mut peak_memory_bytes) = (Vec::new(), None);
+    for round in 1..=options.rounds {
+        let say = |what: &str| bench.progress.say(format!("round {round} of {}: {what}", options.rounds));
+        say("reading alone");
+        let began = Instant::now();
+        source.sink.read_alone(&before, &ends).await?;
+        reading.push(messages as f64 / began.elapsed().as_secs_f64());
+        say("a group");
+        let group = format!("bench-{round}");
+        let file = source.outbox.with_group(&group, &source.topic)?;
+        let mut child =
+            Child::start(&["consumer", "--group", &group, "--log", "warn"], &file, &source.outbox.log)?;
+        wait_until_finished(&source, &group, messages, &mut child).await?;
+        if let Some(usage) = child.usage() {
+            cpu.push(usage.cpu_seconds * 1e6 / messages as f64);
+            peak_memory_bytes = peak_memory_bytes.max(Some(usage.peak_memory_bytes));
+        }
+        child.stop().await?;
+        let (handled, seconds) = benching::handled(&source.client, &group).await?;
+        lost += messages.saturating_sub(u64::try_from(handled)?);
+        handling.push(0.8 * messages as f64 / seconds);
+    }
+    let ratios: Vec<f64> = handling.iter().zip(&reading).map(|(handled, read)| handled / read).collect();
+    Ok(ConsumeReport {
+        bench: "consume",
+        messages,
+        rounds: options.rounds,
+        reading_per_second: median(&reading),
+        handled_per_second: median(&handling),
+        ratio: median(&ratios),
+        cpu_seconds_per_million: (!cpu.is_empty()).then(|| median(&cpu)),
+        peak_memory_bytes,
+        lost,
+    })
+}
+
+async fn wait_until_finished(
+    source: &Source,
+    group: &str,
+    messages: u64,
+    child: &mut Child,
+) -> anyhow::Result<()> {
+    let (mut last, mut moved_at) = (0, Instant::now());
+    while last < messages {
+        child.check()?;
+        let finished = u64::try_from(benching::finished(&source.client, group).await?)?;
+        if finished > last {
+            (last, moved_at) = (finished, Instant::now());
+        } else if moved_at.elapsed() > PATIENCE {
+            bail!("after {last} of {messages} messages the group finishes nothing any more");
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,59 @@
+//! What outboxd takes while there is nothing to do.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Serialize;
+
+use super::producing::Producing;
+use super::usage::{self, Postmaster};
+use super::workbench::Workbench;
+use crate::pg::benching;
+use crate::pg::connect::Connection;
+
+/// Until its polls have found their rest.
+const SETTLING: Duration = Duration::from_secs(3);
+
+#[derive(Debug, Serialize)]
+pub struct IdleReport {
+    pub bench: &'static str,
+    pub seconds: f64,
+    /// Of one core.
+    pub cpu_percent: f64,
+    /// Of one core, of the sessions that serve it; nothing if the server is on another machine.
+    pub sessions_cpu_percent: Option<f64>,
+    pub peak_memory_bytes: u64,
+}
+
+pub async fn run(bench: &mut Workbench, duration: Duration) -> anyhow::Result<IdleReport> {
+    let outbox = bench.outbox().await?;
+    let client = outbox.connect().await?;
+    let is_local = Postmaster::of(&client).await?.is_some();
+    let mut producing = Producing::start(&outbox).await?;
+    bench.progress.say("watching a relay that has nothing to do");
+    tokio::time::sleep(SETTLING).await;
+    producing.begin_counting();
+    let before = sessions(&client).await?;
+    tokio::time::sleep(duration).await;
+    producing.check()?;
+    let used = producing.usage().context("/proc does not show what a process uses")?;
+    let after = sessions(&client).await?;
+    producing.stop().await?;
+    let percent = |seconds: f64| seconds * 100.0 / duration.as_secs_f64();
+    let of_sessions: f64 =
+        after.iter().map(|(pid, seconds)| seconds - before.get(pid).copied().unwrap_or_default()).sum();
+    Ok(IdleReport {
+        bench: "idle",
+        seconds: duration.as_secs_f64(),
+        cpu_percent: percent(used.cpu_seconds),
+        sessions_cpu_percent: is_local.then(|| percent(of_sessions)),
+        peak_memory_bytes: used.peak_memory_bytes,
+    })
+}
+
+/// What each session of the relay has used so far.
+async fn sessions(client: &Connection) -> anyhow::Result<HashMap<i32, f64>> {
+    let pids = benching::sessions(client).await?;
+    Ok(pids.into_iter().filter_map(|pid| Some((pid, usage::of_process(pid)?.cpu_seconds))).collect())
+}

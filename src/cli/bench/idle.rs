@@ -1,0 +1,40 @@
+//! `outboxd bench idle`.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{Common, percent, room};
+use crate::bench;
+use crate::cli::global::Global;
+use crate::cli::output::{self, maybe};
+use crate::failure::Exit;
+
+/// What the relay and its database sessions take while there is nothing to do
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  outboxd bench idle --seconds 60")]
+pub struct Options {
+    /// How long it is watched, in seconds
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    seconds: u32,
+    #[command(flatten)]
+    common: Common,
+}
+
+impl Options {
+    pub async fn run(&self, global: &Global) -> anyhow::Result<Exit> {
+        let duration = Duration::from_secs(self.seconds.into());
+        let measure = async |bench: &mut bench::Workbench| bench::idle::run(bench, duration).await;
+        let report = bench::on_a_workbench(global.load()?.config, self.common.keep, measure).await?;
+        if self.common.json {
+            output::json(&report)?;
+        } else {
+            output::line(&output::facts(vec![
+                ("relay", percent(report.cpu_percent)),
+                ("its sessions", maybe(report.sessions_cpu_percent.map(percent))),
+                ("memory", room(report.peak_memory_bytes)),
+            ]))?;
+        }
+        Ok(Exit::Done)
+    }
+}

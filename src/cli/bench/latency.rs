@@ -1,0 +1,63 @@
+//! `outboxd bench latency`.
+
+use clap::Args;
+
+use super::{Common, Load, millis, percent, room};
+use crate::bench::{self, LatencyOptions, LatencyReport, Spread};
+use crate::cli::global::Global;
+use crate::cli::output::{self, maybe};
+use crate::failure::Exit;
+
+/// From an application's commit to the broker, at a given rate
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  outboxd bench latency\n  outboxd bench latency --rate 100 --seconds 5 --json"
+)]
+pub struct Options {
+    /// Transactions a second, of one message each
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    rate: u32,
+    #[command(flatten)]
+    load: Load<20>,
+    #[command(flatten)]
+    common: Common,
+}
+
+impl Options {
+    pub async fn run(&self, global: &Global) -> anyhow::Result<Exit> {
+        let options = LatencyOptions {
+            rate: f64::from(self.rate),
+            duration: self.load.duration(),
+            clients: self.load.clients,
+            payload_bytes: self.load.payload_bytes as usize,
+            partitions: self.load.partitions,
+        };
+        let measure = async |bench: &mut bench::Workbench| bench::latency::run(bench, options).await;
+        let report = bench::on_a_workbench(global.load()?.config, self.common.keep, measure).await?;
+        if self.common.json {
+            output::json(&report)?;
+        } else {
+            show(&report)?;
+        }
+        Ok(if report.lost == 0 { Exit::Done } else { Exit::Failed })
+    }
+}
+
+fn show(report: &LatencyReport) -> Result<(), output::OutputError> {
+    let row = |name: &str, spread: Spread| {
+        let Spread { p50, p95, p99, max } = spread;
+        [name.to_owned(), millis(p50), millis(p95), millis(p99), millis(max)]
+    };
+    let rows = [
+        row("commit", report.commit_ms),
+        row("commit to arrival", report.commit_to_arrival_ms),
+        row("commit to append", report.commit_to_append_ms),
+    ];
+    output::table(["MILLISECONDS", "P50", "P95", "P99", "MAX"], rows)?;
+    let server = &report.postgres;
+    output::line(&output::facts(vec![
+        ("transactions", format!("{:.0} a second, {} lost", report.committed_per_second, report.lost)),
+        ("relay", maybe(report.cpu_percent.map(percent)) + ", " + &maybe(report.peak_memory_bytes.map(room))),
+        ("server", format!("fsync {}, synchronous_commit {}", server.fsync, server.synchronous_commit)),
+    ]))
+}

@@ -1,0 +1,76 @@
+//! `[topics.NAME]`: what the relay may do about a topic; `[topics."*"]` for those without a table of their own.
+
+use std::collections::BTreeMap;
+
+use super::error::ConfigError;
+use super::section::Section;
+use super::setting::{Problem, within};
+use crate::domain::message::is_topic_name;
+
+/// Stands for every topic without a table of its own.
+const REST: &str = "*";
+
+/// Kafka's own default for either, as its brokers have it.
+const BROKERS_DEFAULT: i32 = -1;
+
+/// By name; that of the rest is `*`.
+#[derive(Clone, Debug, Default)]
+pub struct Topics(pub(super) BTreeMap<String, Topic>);
+
+#[derive(Clone, Debug, Default)]
+pub struct Topic {
+    /// How to make it if it is missing; `None`: its messages are held until somebody else has.
+    pub create: Option<Create>,
+}
+
+/// A topic to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Create {
+    /// -1: the broker's default.
+    pub partitions: i32,
+    /// Copies of each partition; -1: the broker's default.
+    pub replication: i32,
+    /// Properties of the topic, by Kafka's names.
+    pub config: BTreeMap<String, String>,
+}
+
+impl Topics {
+    /// What is said of that topic, by its own table alone or by that of the rest.
+    pub fn create(&self, topic: &str) -> Option<&Create> {
+        self.0.get(topic).or_else(|| self.0.get(REST)).and_then(|topic| topic.create.as_ref())
+    }
+}
+
+impl Topic {
+    pub(super) fn read(section: &mut Section<'_>) -> Result<Self, ConfigError> {
+        Ok(Self { create: section.optional_table("create", Create::read)? })
+    }
+}
+
+impl Create {
+    fn read(section: &mut Section<'_>) -> Result<Self, ConfigError> {
+        Ok(Self {
+            partitions: section.or("partitions", BROKERS_DEFAULT, default_or_within(100_000))?,
+            replication: section.or("replication", BROKERS_DEFAULT, default_or_within(1_000))?,
+            config: section.strings("config", |_, _| Ok(()))?,
+        })
+    }
+}
+
+fn default_or_within(most: i32) -> impl Fn(&i32) -> Result<(), Problem> {
+    move |value| {
+        if *value == BROKERS_DEFAULT {
+            return Ok(());
+        }
+        within(1..=most)(value).map_err(|problem| format!("{problem}; -1 is the broker's default"))
+    }
+}
+
+pub(super) fn check_name(name: &str) -> Result<(), Problem> {
+    if name == REST || is_topic_name(name) {
+        return Ok(());
+    }
+    Err(format!(
+        "`{name}` is not a name that Kafka allows for a topic: 1 to 249 letters, digits, dots, dashes and underscores, not `.` or `..`; `\"*\"` stands for the rest"
+    ))
+}

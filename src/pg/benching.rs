@@ -1,0 +1,205 @@
+//! What `outboxd bench` asks of a server: a database of its own, backlogs in it, and how the server is set.
+
+use std::pin::pin;
+
+use serde::Serialize;
+use tokio_postgres::binary_copy::BinaryCopyInWriter;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Row, Statement};
+
+use super::connect::PgError;
+use super::sql::statements;
+
+statements! {
+    FILL = "copy outboxd.messages (topic, key, payload) from stdin (format binary)";
+
+    /// The lanes of an outbox that never published anything.
+    FORGET_LANES = "delete from outboxd.lanes";
+    NEW_LANES = "insert into outboxd.lanes (priority) values (-1), (0), (1)";
+    FORGET_PUBLICATIONS = "delete from outboxd.publications";
+
+    /// What the relay reads of each row, and nothing to choose it by.
+    READ = "
+        select seq, id, topic, key, payload, headers, type, idempotency_key, deliver_after is not null, created_at
+        from outboxd.messages where priority = 0 and seq > $1 order by seq limit $2";
+
+    INSERT = "insert into outboxd.messages (topic, key, payload) values ($1, $2, $3)";
+
+    /// The same columns, defaults, constraints and indexes, and nobody who publishes it.
+    PLAIN_TABLE = "create table if not exists public.plain_messages (like outboxd.messages including all)";
+    INSERT_PLAIN = "insert into public.plain_messages (topic, key, payload) values ($1, $2, $3)";
+
+    LANES_OWNED = "select count(*) from outboxd.lanes where owner is not null";
+
+    /// Sessions that wait for a lock of another. Growing a file is Postgres's own affair.
+    WAITING = "
+        select count(*) from pg_locks
+        where not granted and locktype <> 'extend' and pid in (
+          select pid from pg_stat_activity where datname = current_database())";
+
+    SESSIONS = "
+        select pid from pg_stat_activity
+        where datname = current_database() and application_name like 'outboxd/producer/%'";
+
+    /// Evidence, and when its first and its last tenth were written.
+    HANDLED = "
+        select count(*), coalesce(extract(epoch from min(handled_at) filter (where place > 0.9)
+          - max(handled_at) filter (where place <= 0.1)), 0)::double precision
+        from (select handled_at, cume_dist() over (order by handled_at) as place
+          from outboxd.handled where consumer_group = $1) evidence";
+
+    FINISHED = "select coalesce(sum(next_offset), 0)::bigint from outboxd.group_positions where consumer_group = $1";
+
+    TAG = "select tag_high, tag_low from outboxd.outbox";
+
+    SERVER = "
+        select current_setting('server_version'), current_setting('fsync'), current_setting('synchronous_commit'),
+          current_setting('shared_buffers')";
+
+    BACKEND = "select pg_backend_pid(), current_database()::text";
+}
+
+/// How the server is set, where that changes what is measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct Server {
+    pub version: String,
+    pub fsync: String,
+    pub synchronous_commit: String,
+    pub shared_buffers: String,
+}
+
+/// Asks the server how it is set.
+pub async fn server(client: &Client) -> Result<Server, PgError> {
+    let row = client.query_one(SERVER, &[]).await?;
+    Ok(Server {
+        version: row.get(0),
+        fsync: row.get(1),
+        synchronous_commit: row.get(2),
+        shared_buffers: row.get(3),
+    })
+}
+
+/// The process that serves this connection, and its database.
+pub async fn backend(client: &Client) -> Result<(i32, String), PgError> {
+    let row = client.query_one(BACKEND, &[]).await?;
+    Ok((row.get(0), row.get(1)))
+}
+
+/// Makes a database. `name` is ours, of letters, digits and underscores.
+pub async fn create_database(client: &Client, name: &str) -> Result<(), PgError> {
+    match client.batch_execute(&format!("create database {name} template template0")).await {
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Err(PgError::Setup(
+            "the benchmark works in a database of its own, never in your outbox, and this user may not make one: \
+             `alter role ... createdb` lets it"
+                .into(),
+        )),
+        made => Ok(made?),
+    }
+}
+
+/// Drops a database that `create_database` made, with whoever is still in it.
+pub async fn drop_database(client: &Client, name: &str) -> Result<(), PgError> {
+    Ok(client.batch_execute(&format!("drop database if exists {name} with (force)")).await?)
+}
+
+/// Inserts messages into the outbox, in order, in one transaction.
+pub async fn fill(
+    client: &Client,
+    topic: &str,
+    messages: impl Iterator<Item = (String, Vec<u8>)>,
+) -> Result<(), PgError> {
+    let sink = client.copy_in(FILL).await?;
+    let mut writer = pin!(BinaryCopyInWriter::new(sink, &[Type::TEXT, Type::TEXT, Type::BYTEA]));
+    for (key, payload) in messages {
+        writer.as_mut().write(&[&topic, &key, &payload]).await?;
+    }
+    writer.finish().await?;
+    Ok(())
+}
+
+/// Which table single rows are inserted into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    Outbox,
+    /// Shaped like it, and nobody's.
+    Plain,
+}
+
+/// Makes the table that nobody publishes.
+pub async fn make_plain_table(client: &Client) -> Result<(), PgError> {
+    Ok(client.batch_execute(PLAIN_TABLE).await?)
+}
+
+/// The insert of one message: topic, key, payload.
+pub async fn prepare_insert(client: &Client, table: Table) -> Result<Statement, PgError> {
+    let sql = if table == Table::Outbox { INSERT } else { INSERT_PLAIN };
+    Ok(client.prepare(sql).await?)
+}
+
+/// How many lanes have an owner.
+pub async fn lanes_owned(client: &Client) -> Result<i64, PgError> {
+    Ok(client.query_one(LANES_OWNED, &[]).await?.get(0))
+}
+
+/// How many sessions of this database wait for a lock.
+pub async fn waiting(client: &Client) -> Result<i64, PgError> {
+    Ok(client.query_one(WAITING, &[]).await?.get(0))
+}
+
+/// The processes that serve this database's producer.
+pub async fn sessions(client: &Client) -> Result<Vec<i32>, PgError> {
+    Ok(client.query(SESSIONS, &[]).await?.iter().map(|row| row.get(0)).collect())
+}
+
+/// How many records a group has finished.
+pub async fn finished(client: &Client, group: &str) -> Result<i64, PgError> {
+    Ok(client.query_one(FINISHED, &[&group]).await?.get(0))
+}
+
+/// How many messages a group handled, and the seconds between the first and the last tenth.
+pub async fn handled(client: &Client, group: &str) -> Result<(i64, f64), PgError> {
+    let row = client.query_one(HANDLED, &[&group]).await?;
+    Ok((row.get(0), row.get(1)))
+}
+
+/// Begins a transaction that has written to the outbox, and leaves it open.
+pub async fn hold_transaction(client: &Client, topic: &str) -> Result<(), PgError> {
+    client.batch_execute("begin").await?;
+    client.execute(INSERT, &[&topic, &"held", &b"held".as_slice()]).await?;
+    Ok(())
+}
+
+/// Begins a transaction that keeps looking at this moment's rows, and leaves it open.
+pub async fn hold_snapshot(client: &Client) -> Result<(), PgError> {
+    Ok(client
+        .batch_execute("begin isolation level repeatable read; select count(*) from outboxd.lanes")
+        .await?)
+}
+
+/// Leaves every row as a server that had nothing else to do would have it: seen by vacuum, and counted.
+pub async fn settle(client: &Client) -> Result<(), PgError> {
+    Ok(client.batch_execute("vacuum (analyze) outboxd.messages").await?)
+}
+
+/// Nothing counts as published any more. No producer may be at work.
+pub async fn begin_again(client: &Client) -> Result<(), PgError> {
+    let all = [FORGET_LANES, NEW_LANES, FORGET_PUBLICATIONS].join(";");
+    Ok(client.batch_execute(&all).await?)
+}
+
+/// The plainest way to read the normal lane.
+pub async fn prepare_read(client: &Client) -> Result<Statement, PgError> {
+    Ok(client.prepare(READ).await?)
+}
+
+/// The next rows of the normal lane behind that `seq`.
+pub async fn read(client: &Client, read: &Statement, after: i64, rows: i64) -> Result<Vec<Row>, PgError> {
+    Ok(client.query(read, &[&after, &rows]).await?)
+}
+
+/// The outbox's tag, for the ids of its messages.
+pub async fn tag(client: &Client) -> Result<(i32, i64), PgError> {
+    let row = client.query_one(TAG, &[]).await?;
+    Ok((row.get(0), row.get(1)))
+}

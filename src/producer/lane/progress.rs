@@ -1,0 +1,188 @@
+//! What of a lane is acknowledged, and what of that is written down.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio_util::task::AbortOnDropHandle;
+
+use super::Lane;
+use crate::failpoint;
+use crate::kafka::publish::Sender;
+use crate::pg::lanes::{LaneError, OwnedLane, Published};
+use crate::producer::work::{Stop, Work};
+
+/// The cursor is written at most this often while a window drains.
+const WRITE_EVERY: Duration = Duration::from_millis(20);
+
+/// A row of `outboxd.publications` is written at most this often.
+const RECORD_EVERY: Duration = Duration::from_secs(1);
+
+/// How often a wait for Kafka is told.
+const NOTE_EVERY: Duration = Duration::from_secs(5);
+
+pub(in crate::producer) struct Progress {
+    /// Ticket and `seq` of what is sent and not acknowledged, in order of both.
+    sent: VecDeque<(u64, i64)>,
+    /// What is acknowledged and not written. Its last is the highest `seq` such that all that was sent up to it is
+    /// acknowledged.
+    published: Published,
+    /// A write under way, and the `seq` it brings the cursor to.
+    writing: Option<Writing>,
+    pub(super) moved_at: Instant,
+    recorded_at: Instant,
+    has_unrecorded: bool,
+}
+
+struct Writing {
+    published_seq: Option<i64>,
+    task: AbortOnDropHandle<Result<(), LaneError>>,
+}
+
+impl Progress {
+    /// Nothing is under way.
+    pub(super) fn start() -> Self {
+        Self {
+            sent: VecDeque::new(),
+            published: Published::default(),
+            writing: None,
+            moved_at: Instant::now(),
+            recorded_at: Instant::now(),
+            // An earlier owner may have left something.
+            has_unrecorded: true,
+        }
+    }
+
+    pub(super) fn sent(&mut self, ticket: u64, seq: i64) {
+        self.sent.push_back((ticket, seq));
+    }
+
+    /// Published without a ticket of ours; everything before it is acknowledged.
+    pub(super) fn published(&mut self, seq: i64) {
+        self.published.first_seq.get_or_insert(seq);
+        self.published.last_seq = Some(seq);
+        self.published.messages += 1;
+    }
+
+    /// Takes note of the acknowledged prefix; returns how many messages it covers newly.
+    fn acknowledge(&mut self, prefix: u64) -> u64 {
+        let mut count = 0;
+        while let Some((ticket, seq)) = self.sent.front().copied()
+            && ticket < prefix
+        {
+            self.sent.pop_front();
+            self.published(seq);
+            count += 1;
+        }
+        count
+    }
+
+    /// The rows behind these tickets.
+    pub(super) fn seqs_of(&self, tickets: &[u64]) -> Vec<i64> {
+        let found = |ticket| self.sent.binary_search_by_key(&ticket, |(ticket, _)| *ticket);
+        tickets.iter().filter_map(|ticket| found(*ticket).ok()).map(|place| self.sent[place].1).collect()
+    }
+
+    /// What is to be written now, with the offsets that the broker told.
+    pub(super) fn take(&mut self, sender: &Sender) -> Published {
+        let mut published = std::mem::take(&mut self.published);
+        published.offsets = sender.take_offsets();
+        published
+    }
+
+    /// Waits for the write under way.
+    pub(super) async fn written(&mut self, owned: &mut OwnedLane) -> Result<(), LaneError> {
+        let Some(writing) = self.writing.take() else { return Ok(()) };
+        writing.task.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+        if let Some(seq) = writing.published_seq {
+            owned.cursor.published_seq = owned.cursor.published_seq.max(seq);
+            failpoint::hit("relay-after-progress");
+        }
+        Ok(())
+    }
+
+    /// A window was closed; now and then what was published until here becomes a row of its own.
+    pub(super) fn turned(&mut self, work: &Work<'_>, owned: &OwnedLane) {
+        self.moved_at = Instant::now();
+        if !self.has_unrecorded || self.recorded_at.elapsed() < RECORD_EVERY {
+            return;
+        }
+        self.recorded_at = Instant::now();
+        self.has_unrecorded = false;
+        let (store, owned) = (Arc::clone(&work.store), owned.clone());
+        let task = AbortOnDropHandle::new(tokio::spawn(async move { store.record(&owned).await }));
+        self.writing = Some(Writing { published_seq: None, task });
+    }
+}
+
+impl Lane {
+    /// Counts what the broker has acknowledged since the last call.
+    pub(super) fn acknowledge(&mut self, work: &Work<'_>) -> u64 {
+        let count = self.progress.acknowledge(self.sender.acknowledged());
+        self.progress.has_unrecorded |= count > 0;
+        let status = &work.relay.status;
+        status.published(count);
+        status.in_flight(self.owned.priority, self.sender.next_ticket() - self.sender.acknowledged());
+        count
+    }
+
+    /// Writes the cursor if it is time to, without waiting for it.
+    pub(super) async fn write_now_and_then(&mut self, work: &Work<'_>) -> Result<(), LaneError> {
+        self.acknowledge(work);
+        if self.progress.writing.as_ref().is_some_and(|writing| !writing.task.is_finished()) {
+            return Ok(());
+        }
+        self.progress.written(&mut self.owned).await?;
+        if self.window_is_open()
+            && self.progress.published.messages > 0
+            && self.progress.moved_at.elapsed() >= WRITE_EVERY
+        {
+            self.begin_write(work);
+        }
+        Ok(())
+    }
+
+    /// Writes the cursor, and returns when that is done.
+    pub(super) async fn write_down(&mut self, work: &Work<'_>) -> Result<(), LaneError> {
+        self.acknowledge(work);
+        self.progress.written(&mut self.owned).await?;
+        if self.window_is_open() && self.progress.published.messages > 0 {
+            self.begin_write(work);
+            self.progress.written(&mut self.owned).await?;
+        }
+        Ok(())
+    }
+
+    fn begin_write(&mut self, work: &Work<'_>) {
+        self.progress.moved_at = Instant::now();
+        let published = self.progress.take(&self.sender);
+        let published_seq = published.last_seq;
+        let (store, owned) = (Arc::clone(&work.store), self.owned.clone());
+        let task =
+            AbortOnDropHandle::new(tokio::spawn(async move { store.progress(&owned, &published).await }));
+        self.progress.writing = Some(Writing { published_seq, task });
+    }
+
+    /// Waits until everything below that ticket is acknowledged; the cursor moves meanwhile.
+    pub(in crate::producer) async fn settle(&mut self, work: &Work<'_>, below: u64) -> Result<(), Stop> {
+        let mut noted_at = Instant::now();
+        loop {
+            let patience = if self.window_is_open() { WRITE_EVERY } else { NOTE_EVERY };
+            match tokio::time::timeout(patience, self.sender.settled(below)).await {
+                Ok(Ok(())) => break,
+                Ok(Err(_)) => return Err(Stop::Broken),
+                Err(_) => self.write_now_and_then(work).await?,
+            }
+            if noted_at.elapsed() >= NOTE_EVERY {
+                noted_at = Instant::now();
+                let waiting = self.sender.next_ticket() - self.sender.acknowledged();
+                let brokers = &work.relay.kafka.brokers;
+                self.tell(work, format!("Kafka at {brokers} has not acknowledged {waiting} records"));
+            }
+        }
+        if self.acknowledge(work) > 0 {
+            failpoint::hit("relay-after-ack");
+        }
+        Ok(())
+    }
+}

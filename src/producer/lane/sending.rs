@@ -1,0 +1,200 @@
+//! Reading the rows of a window and sending them, or setting them aside.
+
+use std::collections::HashSet;
+
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{Lane, share};
+use crate::domain::cursor::Cursor;
+use crate::domain::message::Message;
+use crate::failpoint;
+use crate::kafka::publish::SendError;
+use crate::pg::aside::Aside;
+use crate::pg::lanes::read::Window;
+use crate::pg::lanes::{Batch, LaneError, OwnedLane};
+use crate::producer::trial::Verdict;
+use crate::producer::work::{Stop, Work};
+
+/// Batches that are read and wait to be sent, besides the one on its way from the database.
+const BATCHES_AHEAD: usize = 1;
+
+/// Records that are sent without a look at anything else.
+const STRETCH: usize = 500;
+
+/// The rest of the open window, read by a task of its own while the rows before are sent.
+pub(super) struct Ahead {
+    batches: mpsc::Receiver<Result<Batch, LaneError>>,
+    _reading: AbortOnDropHandle<()>,
+}
+
+impl Ahead {
+    /// What the window of `cursor` holds behind `seq`, if there is a window.
+    pub(super) fn of(work: &Work<'_>, owned: &OwnedLane, cursor: &Cursor, seq: i64) -> Option<Self> {
+        let mut window = Window::behind(&work.reader, owned.priority, cursor, seq)?;
+        let (sender, batches) = mpsc::channel(BATCHES_AHEAD);
+        let reading = tokio::spawn(async move {
+            loop {
+                let batch = window.next().await;
+                let goes_on = batch.as_ref().is_ok_and(|batch| !batch.last);
+                if sender.send(batch).await.is_err() || !goes_on {
+                    return;
+                }
+            }
+        });
+        Some(Self { batches, _reading: AbortOnDropHandle::new(reading) })
+    }
+
+    async fn next(&mut self) -> Result<Batch, LaneError> {
+        // Its task ends only behind the last batch, which is not asked for twice.
+        self.batches.recv().await.unwrap_or_else(|| Ok(Batch { messages: Vec::new(), last: true }))
+    }
+}
+
+impl Lane {
+    /// Takes the next rows of the open window and sends them, or sets them aside.
+    pub(super) async fn publish_batch(&mut self, work: &Work<'_>) -> Result<(), Stop> {
+        if self.ahead.is_none() {
+            self.ahead = Ahead::of(work, &self.owned, &self.owned.cursor, self.read_seq);
+        }
+        let Some(ahead) = &mut self.ahead else { return Ok(()) };
+        let Batch { mut messages, last } = ahead.next().await?;
+        failpoint::hit("relay-after-read");
+        if self.look_aside && !messages.is_empty() {
+            let seqs: Vec<i64> = messages.iter().map(|message| message.seq).collect();
+            let already: HashSet<i64> = work.store.which_are_aside(&self.owned, &seqs).await?;
+            messages.retain(|message| !already.contains(&message.seq));
+        }
+        let end = messages.last().map(|message| message.seq);
+        let mut aside = Vec::new();
+        let mut ready = Vec::with_capacity(messages.len());
+        for message in messages {
+            if message.is_scheduled {
+                aside.push((message.seq, Aside::Scheduled));
+            } else {
+                match self.topic(work, &message.topic).await? {
+                    Ok(partitions) => ready.push((message, partitions)),
+                    Err(reason) => aside.push((message.seq, Aside::Held(reason))),
+                }
+            }
+        }
+        // Durable before a later row of its topic is sent, and before the cursor passes it.
+        work.store.set_aside(&self.owned, &aside).await?;
+        failpoint::hit("relay-after-aside");
+        for stretch in ready.chunks(STRETCH) {
+            for (message, partitions) in stretch {
+                self.publish(work, message, *partitions).await?;
+                self.read_seq = message.seq;
+            }
+            self.write_now_and_then(work).await?;
+            // Other lanes, and the end of the lease, are looked at in between.
+            tokio::task::yield_now().await;
+        }
+        failpoint::hit("relay-after-send");
+        self.read_seq = end.unwrap_or(self.read_seq).max(self.read_seq);
+        self.is_read = last;
+        Ok(())
+    }
+
+    async fn publish(&mut self, work: &Work<'_>, message: &Message, partitions: i32) -> Result<(), Stop> {
+        if self.suspects.contains(&message.seq) {
+            return self.publish_suspect(work, message, partitions).await;
+        }
+        match self.send(work, message, partitions).await? {
+            Ok(ticket) => {
+                self.progress.sent(ticket, message.seq);
+                Ok(())
+            }
+            Err(reason) => self.park(work, message, reason).await,
+        }
+    }
+
+    /// One of those that came back together with an error: it may be an innocent.
+    async fn publish_suspect(
+        &mut self,
+        work: &Work<'_>,
+        message: &Message,
+        partitions: i32,
+    ) -> Result<(), Stop> {
+        self.settle(work, self.sender.next_ticket()).await?;
+        match self.trial.of(work, message, partitions).await? {
+            Verdict::Taken => {
+                self.progress.published(message.seq);
+                work.relay.status.published(1);
+            }
+            Verdict::Refused(reason) => self.park(work, message, reason).await?,
+            Verdict::Unclear(reason) => return Err(Stop::Away(reason)),
+        }
+        self.suspects.remove(&message.seq);
+        Ok(())
+    }
+
+    /// Kafka will never take it: an operator decides.
+    async fn park(&mut self, work: &Work<'_>, message: &Message, reason: String) -> Result<(), Stop> {
+        tell_parked(message, &reason);
+        work.store.set_aside(&self.owned, &[(message.seq, Aside::Parked(reason))]).await?;
+        work.relay.status.parked();
+        Ok(())
+    }
+
+    /// Hands it to the producer, as soon as there is room; the inner error is why it can never be published.
+    pub(in crate::producer) async fn send(
+        &mut self,
+        work: &Work<'_>,
+        message: &Message,
+        partitions: i32,
+    ) -> Result<Result<u64, String>, Stop> {
+        let room_from = self.sender.next_ticket().saturating_sub(share(self.owned.priority));
+        if self.sender.acknowledged() < room_from {
+            // Not for each record again: until a quarter of the share is free.
+            self.settle(work, room_from + share(self.owned.priority) / 4).await?;
+        }
+        loop {
+            match self.sender.send(message, partitions) {
+                Ok(ticket) => return Ok(Ok(ticket)),
+                Err(SendError::Refused(reason)) => return Ok(Err(reason)),
+                Err(SendError::Broken) => return Err(Stop::Broken),
+                Err(SendError::Full) => self.wait_for_room(work).await?,
+            }
+        }
+    }
+
+    /// The queue is full, of this lane's records or of another's.
+    async fn wait_for_room(&mut self, work: &Work<'_>) -> Result<(), Stop> {
+        let acknowledged = self.sender.acknowledged();
+        if acknowledged < self.sender.next_ticket() {
+            return self.settle(work, acknowledged + 1).await;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        Ok(())
+    }
+
+    /// The topic's partitions if records may be sent to it, else why its messages are held.
+    pub(in crate::producer) async fn topic(
+        &mut self,
+        work: &Work<'_>,
+        topic: &str,
+    ) -> Result<Result<i32, String>, Stop> {
+        if let Some(reason) = self.held.get(topic) {
+            return Ok(Err(reason.clone()));
+        }
+        if let Some(partitions) = work.partitions(topic) {
+            return Ok(Ok(partitions));
+        }
+        let reason = match work.confirm(self.sender.incarnation(), topic).await? {
+            Ok(partitions) => return Ok(Ok(partitions)),
+            Err(reason) => reason,
+        };
+        let lane = self.owned.priority.name();
+        tracing::error!(topic, lane, "its messages are held: {reason}");
+        self.held.insert(topic.to_owned(), reason.clone());
+        Ok(Err(reason))
+    }
+}
+
+pub(in crate::producer) fn tell_parked(message: &Message, reason: &str) {
+    tracing::error!(
+        topic = message.topic, id = %message.message_id, seq = message.seq,
+        "a message is parked, Kafka will never take it: {reason}"
+    );
+}

@@ -1,0 +1,111 @@
+//! `outboxd bench`: what it says is sane, what it leaves behind is nothing.
+
+use std::time::Duration;
+
+use outboxd::pg::benching;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::support::process::Process;
+use crate::support::{Database, Kafka, Outboxd, Postgres, eventually};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn databases(database: &Database) -> i64 {
+    database.count(r"select count(*) from pg_database where datname like 'outboxd\_bench\_%'").await
+}
+
+async fn topics(kafka: &Kafka) -> usize {
+    let consumer: BaseConsumer = kafka.client_config().create().unwrap();
+    let all =
+        tokio::task::spawn_blocking(move || consumer.fetch_metadata(None, PATIENCE).unwrap()).await.unwrap();
+    all.topics().iter().filter(|topic| topic.name().starts_with("outboxd_bench_")).count()
+}
+
+async fn nothing_is_left(database: &Database, kafka: &Kafka) {
+    assert_eq!(databases(database).await, 0);
+    // A broker answers before the last of a topic is gone.
+    eventually("the topics are gone", PATIENCE, async || topics(kafka).await == 0).await;
+}
+
+fn count(report: &Value, path: &str) -> u64 {
+    report.pointer(path).and_then(Value::as_u64).unwrap_or_else(|| panic!("{path} of {report}"))
+}
+
+fn number(report: &Value, path: &str) -> f64 {
+    report.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("{path} of {report}"))
+}
+
+/// One test: each run would see what the others have not removed yet.
+#[tokio::test]
+async fn a_benchmark_says_what_it_measured_and_leaves_nothing_behind() {
+    let (postgres, kafka) = (Postgres::shared().await, Kafka::shared().await);
+    let database = postgres.database().await;
+    let outboxd = Outboxd::new(&database, kafka).owner();
+    let run = async |arguments: &[&str]| -> Value {
+        let output = outboxd.run(&[&["bench"], arguments, &["--json"]].concat()).await;
+        assert_eq!(output.code, 0, "{output:?}");
+        assert_eq!(output.stderr, "");
+        nothing_is_left(&database, kafka).await;
+        serde_json::from_str(&output.stdout).unwrap()
+    };
+
+    let scenarios = ["--scenario", "held-transaction,held-snapshot,late-commit,large-backlog"];
+    let sizes = ["--messages", "5000", "--rounds", "1", "--late", "5000", "--large", "5000"];
+    let relay = run(&[&["relay"], &sizes[..], &scenarios[..]].concat()).await;
+    for side in ["/relay", "/bound", "/scenarios/0/relay", "/scenarios/1/relay", "/scenarios/2/relay"] {
+        assert_eq!(count(&relay, &format!("{side}/records")), 5000, "{side}");
+        assert_eq!(count(&relay, &format!("{side}/lost")), 0, "{side}");
+        assert!(number(&relay, &format!("{side}/messages_per_second")) > 100.0, "{side}");
+        assert!(number(&relay, &format!("{side}/bytes_per_second")) > 30_000.0, "{side}");
+    }
+    assert!(number(&relay, "/ratio") > 0.0);
+    assert!(number(&relay, "/relay/peak_memory_bytes") > 1e6);
+
+    let latency = run(&["latency", "--rate", "50", "--seconds", "1"]).await;
+    assert!((40..=60).contains(&count(&latency, "/messages")), "{latency}");
+    assert_eq!(count(&latency, "/lost"), 0);
+    let (p50, max) =
+        (number(&latency, "/commit_to_arrival_ms/p50"), number(&latency, "/commit_to_arrival_ms/max"));
+    assert!(0.0 < p50 && p50 <= max, "{latency}");
+
+    let insert = run(&["insert", "--rate", "50", "--seconds", "1", "--rounds", "1"]).await;
+    assert!(count(&insert, "/published") > 50 && count(&insert, "/lost") == 0, "{insert}");
+    assert_eq!(count(&insert, "/outbox/errors") + count(&insert, "/plain/errors"), 0);
+
+    let consume = run(&["consume", "--messages", "2000", "--rounds", "1"]).await;
+    assert!(number(&consume, "/handled_per_second") > 100.0 && count(&consume, "/lost") == 0, "{consume}");
+
+    let idle = run(&["idle", "--seconds", "1"]).await;
+    assert!(number(&idle, "/cpu_percent") < 100.0);
+
+    let mut command = outboxd.command(&["bench", "idle"]);
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let interrupted = Process::start("outboxd bench", &mut command, log.path(), "KILL");
+    eventually("it is at work", PATIENCE, async || databases(&database).await > 0).await;
+    interrupted.signal(Signal::INT);
+    assert_eq!(interrupted.ended(PATIENCE).await.code(), Some(1));
+    assert!(interrupted.log().contains("interrupted"));
+    nothing_is_left(&database, kafka).await;
+}
+
+#[tokio::test]
+async fn who_may_make_no_database_is_told_so() {
+    let database = Postgres::shared().await.database().await;
+    let output = Outboxd::new(&database, Kafka::shared().await).run(&["bench", "idle"]).await;
+    assert_eq!(output.code, 1);
+    assert!(output.stderr.contains("createdb"), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn its_statements_fit_the_schema() {
+    let database = Postgres::shared().await.database().await;
+    let owner = database.connect().await;
+    benching::make_plain_table(&owner).await.unwrap();
+    for (name, sql) in benching::SQL {
+        if let Err(error) = owner.prepare(sql).await {
+            panic!("{name}: {error:?}");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! P1, P2 and P7 under faults in any order: a seeded schedule, for half a minute, or for as long as `make soak` is asked to.
+
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+
+use crate::support::ledger::Ledger;
+use crate::support::{Daemon, Database, Direction, Kafka, Outboxd, Postgres, Proxy, database, eventually};
+
+const SECONDS: u64 = 30;
+
+const WRITERS: u64 = 4;
+
+/// Of the relay; a frozen owner must lose its lanes within a fault.
+const LEASE: &str = "producer.lease = \"1s\"";
+
+/// Between two faults, and how long one lasts, at the most.
+const PAUSE: u64 = 1_500;
+
+async fn let_pass(time: Duration) {
+    let begun = Instant::now();
+    eventually("time passes", time * 4, async || begun.elapsed() > time).await;
+}
+
+fn from_environment(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
+}
+
+/// What breaks.
+struct Site {
+    postgres: Postgres,
+    kafka: Kafka,
+    to_postgres: Proxy,
+    to_kafka: Proxy,
+    database: Database,
+    outboxd: Outboxd,
+    producers: [Daemon; 2],
+    topic: String,
+}
+
+impl Site {
+    async fn new() -> Self {
+        let (postgres, kafka) = tokio::join!(Postgres::private(), Kafka::private());
+        let (to_postgres, to_kafka) = (Proxy::to(postgres.port()).await, kafka.proxy().await);
+        let (database, topic) = (postgres.database().await, kafka.topic(4).await);
+        let outboxd = Outboxd::new(&database, &kafka)
+            .postgres_url(&to_postgres.reroute(&database.agent_url()))
+            .brokers(&kafka.proxied_brokers())
+            .set(LEASE);
+        let producers = [outboxd.producer(), outboxd.producer()];
+        Self { postgres, kafka, to_postgres, to_kafka, database, outboxd, producers, topic }
+    }
+
+    /// A transaction that stays open with a row of a key of its own.
+    async fn hold(&self, time: Duration, number: usize) {
+        let Ok(client) = database::try_connect(&self.database.app_url()).await else { return };
+        let insert = "insert into outboxd.messages (topic, key, payload) values ($1, $2, 'x')";
+        let key = format!("held-{number}");
+        let held = async {
+            client.batch_execute("begin").await?;
+            client.execute(insert, &[&self.topic, &key]).await?;
+            let_pass(time).await;
+            client.execute(insert, &[&self.topic, &key]).await?;
+            client.batch_execute("commit").await
+        };
+        // The server may die under it: then it never happened.
+        let _: Result<(), tokio_postgres::Error> = held.await;
+    }
+
+    async fn fault(&mut self, number: usize, rng: &mut Rng) {
+        let time = Duration::from_millis(rng.u64(50..PAUSE));
+        let which = usize::from(rng.bool());
+        let kind = rng.u8(0..10);
+        println!("fault {number}: kind {kind}, producer {which}, {time:?}");
+        match kind {
+            0 => {
+                self.producers[which].kill();
+                self.producers[which] = self.outboxd.producer();
+            }
+            1 | 2 => {
+                // Past its lease: the other takes over, and this one wakes up.
+                self.producers[which].pause();
+                let_pass(Duration::from_secs(1) + time).await;
+                self.producers[which].resume();
+            }
+            3 => {
+                self.postgres.kill();
+                self.postgres.start().await;
+            }
+            4 => {
+                self.kafka.kill();
+                self.kafka.start().await;
+            }
+            5 => {
+                self.kafka.pause();
+                let_pass(time).await;
+                self.kafka.resume();
+            }
+            6 => {
+                self.to_postgres.cut();
+                let_pass(time).await;
+                self.to_kafka.cut();
+            }
+            7 => {
+                let network = if rng.bool() { &self.to_postgres } else { &self.to_kafka };
+                network.swallow(if rng.bool() { Direction::Requests } else { Direction::Answers });
+                let_pass(time).await;
+                network.cut();
+                network.heal();
+            }
+            8 => self.hold(time, number).await,
+            _ => {
+                self.producers[which].terminate();
+                self.producers[which].wait_exit().await;
+                self.producers[which] = self.outboxd.producer();
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_schedule_of_faults_loses_or_inverts_a_message() {
+    let seed = from_environment("SOAK_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
+    let time = Duration::from_secs(from_environment("SOAK_SECONDS").unwrap_or(SECONDS));
+    println!("SOAK_SEED={seed}, for {time:?}");
+    let mut rng = Rng::with_seed(seed);
+    let mut site = Site::new().await;
+    let ledger = Ledger::new(&site.database, &site.topic);
+    let writers = ledger.keep_writing(WRITERS);
+    ledger.flows(&site.database).await;
+    let begun = Instant::now();
+    let mut faults = 0;
+    while begun.elapsed() < time {
+        faults += 1;
+        site.fault(faults, &mut rng).await;
+        let_pass(Duration::from_millis(rng.u64(50..PAUSE))).await;
+    }
+    let committed = writers.stop().await;
+    ledger.published(&site.database).await;
+    let found = ledger.check(&site.database, &site.kafka).await;
+    println!(
+        "SOAK_SEED={seed}: {faults} faults, {} messages, {} repeats, {} of them out of line",
+        found.messages, found.repeats, found.skips
+    );
+    assert!(committed.iter().all(|id| found.ids.contains(id)), "an acknowledged commit is not in the topic");
+    assert!(site.producers.iter().all(Daemon::is_running));
+}

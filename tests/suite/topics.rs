@@ -1,0 +1,91 @@
+//! Item 9: a missing topic is made if and only if the configuration says so, and a refusal is told in clear words.
+
+use std::time::Duration;
+
+use crate::support::{Database, Kafka, Outboxd, Postgres, eventually};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const INSERT: &str = "insert into outboxd.messages (topic, key, payload)
+    select $1, 'key-' || i % 7, 'x' from generate_series(1, 50) i";
+
+fn name() -> String {
+    format!("made-{:x}", fastrand::u64(..))
+}
+
+async fn reach(database: &Database, topic: &str, state: &str) {
+    let sql = "select count(*) from outboxd.message_states where topic = $1 and state = $2";
+    eventually(&format!("all of {topic} are {state}"), PATIENCE, async || {
+        database.query_one(sql, &[&topic, &state]).await.get::<_, i64>(0) == 50
+    })
+    .await;
+}
+
+async fn reason(database: &Database, topic: &str) -> String {
+    let sql = "select reason from outboxd.message_states where topic = $1 and state = 'held' limit 1";
+    database.query_one(sql, &[&topic]).await.get(0)
+}
+
+#[tokio::test]
+async fn a_missing_topic_is_made_as_configured_and_its_messages_go() {
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    let topic = name();
+    let create = "{ partitions = 3, replication = -1, config = { \"max.message.bytes\" = \"20000\" } }";
+    let _producer =
+        Outboxd::new(&database, kafka).set(&format!("topics.{topic}.create = {create}")).producer();
+    database.execute(INSERT, &[&topic]).await;
+    reach(&database, &topic, "published").await;
+    let partitions: std::collections::HashSet<i32> =
+        kafka.read_all(&topic).await.iter().map(|record| record.partition).collect();
+    assert_eq!(partitions, [0, 1, 2].into());
+    let large = "insert into outboxd.messages (topic, payload)
+        select $1, decode(string_agg(md5(random()::text), ''), 'hex') from generate_series(1, 5000)";
+    database.execute(large, &[&topic]).await;
+    let parked = "select count(*) from outboxd.message_states where state = 'parked'";
+    eventually("its config is in force", PATIENCE, async || database.count(parked).await == 1).await;
+}
+
+#[tokio::test]
+async fn the_rest_are_made_as_the_star_says_but_for_those_with_a_table_of_their_own() {
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    let (made, impossible) = (name(), name());
+    let _producer = Outboxd::new(&database, kafka)
+        .set("topics.\"*\".create = {}")
+        .set(&format!("topics.{impossible}.create = {{ replication = 3 }}"))
+        .producer();
+    database.execute(INSERT, &[&made]).await;
+    database.execute(INSERT, &[&impossible]).await;
+    reach(&database, &made, "published").await;
+    reach(&database, &impossible, "held").await;
+    assert_eq!(
+        reason(&database, &impossible).await,
+        format!(
+            "topic `{impossible}` does not exist and cannot be created: too few brokers for `replication` 3"
+        )
+    );
+    // Somebody else makes it.
+    kafka.create_topic(&impossible, 1, &[]).await;
+    reach(&database, &impossible, "published").await;
+}
+
+#[tokio::test]
+async fn a_broker_that_makes_topics_by_itself_makes_none_for_us() {
+    let database = Postgres::shared().await.database().await;
+    let kafka = Kafka::private_with("auto.create.topics.enable=true\n").await;
+    let (missing, there) = (name(), kafka.topic(1).await);
+    let outboxd = Outboxd::new(&database, &kafka).set("producer.lease = \"1s\"");
+    let first = outboxd.producer();
+    database.execute(INSERT, &[&missing]).await;
+    reach(&database, &missing, "held").await;
+    // The next owner looks at what is held as well, several times before this one is due.
+    first.kill();
+    let _next = outboxd.producer();
+    let later = "insert into outboxd.messages (topic, payload, deliver_after)
+        select $1, 'x', clock_timestamp() + interval '4 seconds' from generate_series(1, 50)";
+    database.execute(later, &[&there]).await;
+    reach(&database, &there, "published").await;
+    assert_eq!(reason(&database, &missing).await, format!("topic `{missing}` does not exist"));
+    // It fails if there is one.
+    kafka.create_topic(&missing, 1, &[]).await;
+    reach(&database, &missing, "published").await;
+}
