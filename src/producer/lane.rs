@@ -193,6 +193,7 @@ impl Lane {
         {
             cursor.advance(poll.snapshot.clone(), poll.candidate)
         } else {
+            self.progress.record_now_and_then(work, &self.owned);
             return Ok(());
         };
         let next = next.map_err(set_back)?;

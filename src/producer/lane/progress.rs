@@ -104,7 +104,13 @@ impl Progress {
     /// A window was closed; now and then what was published until here becomes a row of its own.
     pub(super) fn turned(&mut self, work: &Work<'_>, owned: &OwnedLane) {
         self.moved_at = Instant::now();
-        if !self.has_unrecorded || self.recorded_at.elapsed() < RECORD_EVERY {
+        self.record_now_and_then(work, owned);
+    }
+
+    /// Only between windows: what is published is then what `done` shows.
+    pub(super) fn record_now_and_then(&mut self, work: &Work<'_>, owned: &OwnedLane) {
+        let is_writing = self.writing.as_ref().is_some_and(|writing| !writing.task.is_finished());
+        if is_writing || !self.has_unrecorded || self.recorded_at.elapsed() < RECORD_EVERY {
             return;
         }
         self.recorded_at = Instant::now();
