@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio_postgres::Client;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
@@ -193,7 +192,7 @@ async fn closed(connection: &mut Option<Connection>) {
 }
 
 /// What waits in the lanes that the agent owns. A database that is too slow to say so gets its beat all the same.
-async fn add_backlog(document: &mut Value, client: &Client, agent: &str) -> Result<(), PgError> {
+async fn add_backlog(document: &mut Value, client: &Connection, agent: &str) -> Result<(), PgError> {
     let lanes = match inspect::lanes(client).await {
         Ok(lanes) => lanes,
         Err(error) if error.is_connection() => return Err(error),

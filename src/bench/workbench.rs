@@ -123,7 +123,7 @@ impl Workbench {
         config.postgres.url = config.postgres.url.of_database(&name)?;
         let connector = Connector::new(&config.postgres, "outboxd/bench");
         // Whoever made the database owns it: no roles are needed.
-        migrate::migrate(&mut *connector.connect().await?, None).await?;
+        migrate::migrate(&mut connector.connect().await?, None).await?;
         let file = self.folder.path().join(format!("{name}.toml"));
         write_private(&file, &configuration(&config).to_string())?;
         let log = self.folder.path().join(format!("{name}.log"));
@@ -210,6 +210,7 @@ fn configuration(config: &Config) -> Table {
         postgres.insert("password_file".into(), text(&path.to_string_lossy()));
     }
     postgres.insert("pool_size".into(), number(config.postgres.pool_size as u64));
+    postgres.insert("prepared_statements".into(), config.postgres.prepared_statements.into());
     let kafka = Table::from_iter([
         ("brokers".to_owned(), text(&config.kafka.brokers)),
         ("client".to_owned(), properties(&config.kafka.client)),

@@ -26,6 +26,8 @@ pub struct Postgres {
     /// The operator's, or the credential that systemd hands to the service.
     pub password_file: Option<PathBuf>,
     pub pool_size: usize,
+    /// False behind a pooler that gives each transaction another session.
+    pub prepared_statements: bool,
     pub roles: Roles,
 }
 
@@ -35,6 +37,7 @@ impl Postgres {
             url: section.required("url", any)?,
             password_file: password_file(section, credentials)?,
             pool_size: section.or("pool_size", POOL_SIZE, within(1..=200))?,
+            prepared_statements: section.or("prepared_statements", true, any)?,
             roles: section.table("roles", Roles::read)?,
         })
     }

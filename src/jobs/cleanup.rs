@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio_postgres::Client;
-
 use super::{Job, Outcome};
 use crate::config::{Ceiling, Retention};
 use crate::domain::leaves::Leaf;
 use crate::domain::schedule::Schedule;
+use crate::pg::connect::Connection;
 use crate::pg::leaves::{self, Found, Reclaimed};
 use crate::pg::retention::{self, Behind};
 use crate::pg::{Connector, PgError};
@@ -49,7 +48,7 @@ pub fn job(connector: Connector, retention: Retention) -> Job {
     }
 }
 
-async fn work(client: &mut Client, rules: &Retention) -> Outcome {
+async fn work(client: &mut Connection, rules: &Retention) -> Outcome {
     let until = Instant::now() + ENOUGH;
     let found = leaves::leaves(client).await?;
     let covered = retention::covered(client).await?;
@@ -82,7 +81,7 @@ enum Verdict {
     Overdue(Behind),
 }
 
-async fn judge(client: &Client, rules: &Retention, range: Leaf) -> Result<Verdict, PgError> {
+async fn judge(client: &Connection, rules: &Retention, range: Leaf) -> Result<Verdict, PgError> {
     let Some(age) = retention::age(client, range).await? else { return Ok(Verdict::Free) };
     if age < rules.published {
         return Ok(Verdict::Young);
@@ -95,7 +94,7 @@ async fn judge(client: &Client, rules: &Retention, range: Leaf) -> Result<Verdic
 }
 
 async fn reclaim(
-    client: &mut Client,
+    client: &mut Connection,
     rules: &Retention,
     behind: &[Found],
     until: Instant,
@@ -137,7 +136,7 @@ fn tell_unread(behind: &Behind, messages: i64) {
 }
 
 /// Of those that were empty before this run, so that a look at them is not for nothing: dropped when it is free.
-async fn drop_empty(client: &mut Client, behind: &[Found], until: Instant) -> Result<i64, PgError> {
+async fn drop_empty(client: &mut Connection, behind: &[Found], until: Instant) -> Result<i64, PgError> {
     let mut dropped = 0;
     for Found { leaf, .. } in behind.iter().filter(|found| found.is_empty) {
         // If the parent is in use now, it will be for the next one.
@@ -149,7 +148,7 @@ async fn drop_empty(client: &mut Client, behind: &[Found], until: Instant) -> Re
     Ok(dropped)
 }
 
-async fn delete_from_default(client: &Client, rules: &Retention, until: Instant) -> Result<i64, PgError> {
+async fn delete_from_default(client: &Connection, rules: &Retention, until: Instant) -> Result<i64, PgError> {
     let mut deleted = 0;
     let mut from = 0;
     while Instant::now() < until {
@@ -179,7 +178,7 @@ async fn delete_from_default(client: &Client, rules: &Retention, until: Instant)
 }
 
 /// A leaf goes as a whole. With few messages it would never fill: the sequence goes on in the next one instead.
-async fn end_old_leaf(client: &Client, rules: &Retention, ahead: &[Found]) -> Result<(), PgError> {
+async fn end_old_leaf(client: &Connection, rules: &Retention, ahead: &[Found]) -> Result<(), PgError> {
     let next = leaves::sequence(client).await?.last_seq + 1;
     let Some(place) = ahead.iter().position(|found| found.leaf.from <= next && next < found.leaf.to) else {
         return Ok(());
@@ -196,7 +195,7 @@ async fn end_old_leaf(client: &Client, rules: &Retention, ahead: &[Found]) -> Re
     Ok(())
 }
 
-async fn forget_publications(client: &Client, rules: &Retention) -> Result<i64, PgError> {
+async fn forget_publications(client: &Connection, rules: &Retention) -> Result<i64, PgError> {
     let in_leaves =
         leaves::leaves(client).await?.iter().find(|found| !found.is_empty).map(|found| found.leaf.from);
     let in_default = retention::oldest_in_default(client).await?;

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio_postgres::Client;
-
 use super::{Job, Outcome};
 use crate::domain::leaves::{Leaf, Step, next_step};
 use crate::domain::schedule::Schedule;
+use crate::pg::connect::Connection;
 use crate::pg::leaves::{self, Busy};
 use crate::pg::{Connector, PgError};
 
@@ -37,7 +36,7 @@ pub fn job(connector: Connector) -> Job {
     }
 }
 
-async fn work(client: &Client) -> Outcome {
+async fn work(client: &Connection) -> Outcome {
     step_free(leaves::free_range(client).await?, "a constraint that a rescue left behind is not removed")?;
     let mut done = Vec::new();
     for _ in 0..STEPS {
@@ -68,7 +67,7 @@ async fn work(client: &Client) -> Outcome {
 }
 
 /// The steps of a rescue are transactions of their own: none holds a lock while the default is read.
-async fn rescue(client: &Client, row: &[Leaf]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+async fn rescue(client: &Connection, row: &[Leaf]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let Some(first) = row.first() else { return Ok(()) };
     step_free(leaves::reserve_range(client, first.from, end(row)).await?, "no range is reserved")?;
     let made = async {
@@ -82,7 +81,7 @@ async fn rescue(client: &Client, row: &[Leaf]) -> Result<(), Box<dyn std::error:
     step_free(freed, "the constraint of a rescue is not removed")
 }
 
-async fn make(client: &Client, row: &[Leaf]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+async fn make(client: &Connection, row: &[Leaf]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     for leaf in row {
         step_free(leaves::make(client, *leaf).await?, "no leaf is made")?;
     }

@@ -5,7 +5,6 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
-use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::connect::{Connection, Connector, PgError};
@@ -92,13 +91,13 @@ pub struct Agent {
 /// The connection that an agent beats by.
 pub async fn connect(connector: &Connector) -> Result<Connection, PgError> {
     let connection = connector.connect().await?;
-    connection.batch_execute(BOUND).await?;
+    connection.set(BOUND).await?;
     Ok(connection)
 }
 
 /// Enters the agent, and returns the name that it got. One at a time, so that two that start at one moment differ.
 pub async fn register(
-    client: &mut Client,
+    client: &mut Connection,
     agent: &Registration,
     status: &str,
     health: &Value,
@@ -130,19 +129,19 @@ pub async fn register(
 }
 
 /// One beat; false if the agent is not known any more.
-pub async fn beat(client: &Client, id: Uuid, status: &str, health: &Value) -> Result<bool, PgError> {
+pub async fn beat(client: &Connection, id: Uuid, status: &str, health: &Value) -> Result<bool, PgError> {
     Ok(client.execute(BEAT, &[&id, &status, &health]).await? > 0)
 }
 
 /// Marks agents that missed two beats `suspect`, and those silent for `inactive_after` `inactive`; forgets old beats.
-pub async fn reap(client: &Client, inactive_after: Duration) -> Result<Vec<(String, String)>, PgError> {
+pub async fn reap(client: &Connection, inactive_after: Duration) -> Result<Vec<(String, String)>, PgError> {
     let limit = i64::try_from(inactive_after.as_millis()).unwrap_or(i64::MAX);
     let rows = client.query(REAP, &[&limit]).await?;
     client.execute(FORGET_BEATS, &[]).await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-pub async fn list(client: &Client) -> Result<Vec<Agent>, PgError> {
+pub async fn list(client: &Connection) -> Result<Vec<Agent>, PgError> {
     let rows = client.query(LIST, &[]).await?;
     Ok(rows
         .iter()

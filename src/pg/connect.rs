@@ -1,5 +1,7 @@
 //! Connections: TLS with libpq's meaning of `sslmode`, the password read anew each time, a pool, and single connections.
 
+mod connection;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,6 +19,8 @@ use tokio::task::JoinHandle;
 use tokio_postgres::config::SslMode as WireSslMode;
 use tokio_postgres::{AsyncMessage, Client, Config as ClientConfig, NoTls};
 
+use self::connection::ParameterTypes;
+pub use self::connection::{Connection, Prepared};
 use crate::config::{Postgres, SslMode, Tls};
 
 /// How long to wait for a connection: long enough for a busy server, short enough to be told about a dead one.
@@ -102,12 +106,14 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
 pub struct Connector {
     settings: Arc<Postgres>,
     application_name: String,
+    unnamed: Option<Arc<ParameterTypes>>,
 }
 
 impl Connector {
     /// `application_name` is what `pg_stat_activity` shows: `outboxd/<role>/<name>`.
     pub fn new(settings: &Postgres, application_name: impl Into<String>) -> Self {
-        Self { settings: Arc::new(settings.clone()), application_name: application_name.into() }
+        let unnamed = (!settings.prepared_statements).then(Arc::default);
+        Self { settings: Arc::new(settings.clone()), application_name: application_name.into(), unnamed }
     }
 
     /// Where the database is, for messages; never a password.
@@ -120,7 +126,7 @@ impl Connector {
         let warnings = Arc::new(AtomicU64::new(0));
         let (client, driver) =
             self.open(&Arc::clone(&warnings)).await.map_err(|error| self.unreachable(explain(error)))?;
-        Ok(Connection { client, warnings, driver })
+        Ok(Connection { client, warnings, driver, unnamed: self.unnamed.clone() })
     }
 
     /// A pool of at most `pool_size` connections, made when needed.
@@ -255,46 +261,6 @@ where
             }
         }
     })
-}
-
-/// A connection that one task owns; it ends when dropped.
-pub struct Connection {
-    client: Client,
-    warnings: Arc<AtomicU64>,
-    driver: JoinHandle<()>,
-}
-
-impl Connection {
-    /// How many warnings the server has sent so far. A commit that raised one (a cancelled wait for a synchronous
-    /// standby comes as success with a warning) is not known to be durable.
-    pub fn warnings(&self) -> u64 {
-        self.warnings.load(Ordering::SeqCst)
-    }
-
-    /// Returns when the connection has ended; not to be asked again.
-    pub async fn closed(&mut self) {
-        // How it ended is of no interest.
-        let _ = (&mut self.driver).await;
-    }
-}
-
-impl std::ops::Deref for Connection {
-    type Target = Client;
-    fn deref(&self) -> &Client {
-        &self.client
-    }
-}
-
-impl std::ops::DerefMut for Connection {
-    fn deref_mut(&mut self) -> &mut Client {
-        &mut self.client
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.driver.abort();
-    }
 }
 
 struct Pooled(Connector);

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio_postgres::Client;
 
-use super::connect::PgError;
+use super::connect::{Connection, PgError};
 use super::sql::statements;
 
 statements! {
@@ -43,7 +42,7 @@ pub struct Group {
 }
 
 /// All of them. An agent that was not heard of for `inactive_after` is not alive.
-pub async fn list(client: &Client, inactive_after: Duration) -> Result<Vec<Group>, PgError> {
+pub async fn list(client: &Connection, inactive_after: Duration) -> Result<Vec<Group>, PgError> {
     let rows = client.query(GROUPS, &[&millis(inactive_after)]).await?;
     Ok(rows
         .iter()
@@ -59,7 +58,7 @@ pub async fn list(client: &Client, inactive_after: Duration) -> Result<Vec<Group
 
 /// Removes the group with its positions, so that retention does not wait for it; false: there is none, or an agent of it
 /// is alive. Its evidence stays, for its own retention: if the group comes back, what it handled is not handled again.
-pub async fn forget(client: &Client, group: &str, inactive_after: Duration) -> Result<bool, PgError> {
+pub async fn forget(client: &Connection, group: &str, inactive_after: Duration) -> Result<bool, PgError> {
     Ok(client.query_one(FORGET, &[&group, &millis(inactive_after)]).await?.get::<_, i64>(0) > 0)
 }
 

@@ -2,11 +2,11 @@
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
-use super::connect::PgError;
+use super::connect::{Connection, PgError};
 use super::sql::statements;
 use crate::domain::identity::Tag;
 use crate::domain::payload::Payload;
@@ -122,12 +122,12 @@ pub struct MessageFilter {
 }
 
 /// Ends every later statement of this connection that takes longer than a look may.
-pub async fn bound(client: &Client) -> Result<(), PgError> {
-    Ok(client.batch_execute(BOUND).await?)
+pub async fn bound(client: &Connection) -> Result<(), PgError> {
+    Ok(client.set(BOUND).await?)
 }
 
 /// The newest messages that pass the filter, newest first.
-pub async fn messages(client: &Client, filter: &MessageFilter) -> Result<Vec<MessageState>, PgError> {
+pub async fn messages(client: &Connection, filter: &MessageFilter) -> Result<Vec<MessageState>, PgError> {
     let before = filter.before.unwrap_or(i64::MAX);
     let rows =
         client.query(MESSAGES, &[&filter.topic, &filter.key, &filter.state, &before, &filter.limit]).await?;
@@ -135,7 +135,7 @@ pub async fn messages(client: &Client, filter: &MessageFilter) -> Result<Vec<Mes
 }
 
 /// The message of that id, derived or own.
-pub async fn message(client: &Client, id: Uuid) -> Result<Option<MessageStory>, PgError> {
+pub async fn message(client: &Connection, id: Uuid) -> Result<Option<MessageStory>, PgError> {
     let tag = client.query_one(TAG, &[]).await?;
     let tag = Tag::new(tag.get(0), tag.get(1));
     let seq = tag.seq_of(id).unwrap_or(0);
@@ -171,7 +171,7 @@ pub async fn message(client: &Client, id: Uuid) -> Result<Option<MessageStory>, 
     }))
 }
 
-async fn content(client: &Client, message: &MessageState) -> Result<Option<Content>, PgError> {
+async fn content(client: &Connection, message: &MessageState) -> Result<Option<Content>, PgError> {
     match client.query_one(CONTENT, &[&message.priority.number(), &message.seq]).await {
         Ok(row) => {
             Ok(Some(Content { headers: row.get(0), payload: row.get::<_, Option<Vec<u8>>>(1).into() }))
@@ -219,7 +219,7 @@ pub struct LaneStatus {
     pub parked: i64,
 }
 
-pub async fn lanes(client: &Client) -> Result<Vec<LaneStatus>, PgError> {
+pub async fn lanes(client: &Connection) -> Result<Vec<LaneStatus>, PgError> {
     let rows = client.query(LANES, &[]).await?;
     Ok(rows
         .iter()

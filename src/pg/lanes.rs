@@ -8,14 +8,14 @@ pub mod read;
 use std::collections::HashMap;
 use std::time::Duration;
 
+use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Row, Statement};
 use uuid::Uuid;
 
 pub use batch::Batch;
 
 use super::aside;
-use super::connect::{Connection, PgError};
+use super::connect::{Connection, PgError, Prepared};
 use super::sql::statements;
 use crate::domain::cursor::{Cursor, FloorCandidate};
 use crate::domain::identity::Tag;
@@ -185,7 +185,7 @@ pub struct Published {
 /// The relay's own connection with its statements.
 pub struct LaneStore {
     pub(super) connection: Connection,
-    statements: HashMap<&'static str, Statement>,
+    statements: HashMap<&'static str, Prepared>,
     pub(super) tag: Tag,
 }
 
@@ -203,7 +203,7 @@ impl LaneStore {
                     .into(),
             ));
         }
-        connection.batch_execute(SESSION).await?;
+        connection.set(SESSION).await?;
         let mut statements = HashMap::new();
         for (name, sql) in SQL.iter().chain(aside::SQL) {
             statements.insert(*name, connection.prepare(sql).await?);
@@ -216,7 +216,7 @@ impl LaneStore {
         self.tag
     }
 
-    pub(in crate::pg) fn statement(&self, name: &'static str) -> &Statement {
+    pub(in crate::pg) fn statement(&self, name: &'static str) -> &Prepared {
         &self.statements[name]
     }
 
@@ -373,12 +373,8 @@ impl LaneStore {
 }
 
 /// Lengthens the leases of these owners; says how many of them still own a lane.
-pub async fn renew(
-    client: &tokio_postgres::Client,
-    owners: &[Uuid],
-    lease: Duration,
-) -> Result<u64, PgError> {
-    Ok(client.execute(RENEW, &[&owners, &millis(lease)]).await?)
+pub async fn renew(connection: &Connection, owners: &[Uuid], lease: Duration) -> Result<u64, PgError> {
+    Ok(connection.execute(RENEW, &[&owners, &millis(lease)]).await?)
 }
 
 /// The four parameters with which every write begins.

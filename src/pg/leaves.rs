@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use tokio_postgres::{Client, IsolationLevel, Row};
+use tokio_postgres::{IsolationLevel, Row};
 
-use super::connect::PgError;
+use super::connect::{Connection, PgError};
 use super::sql::statements;
 use crate::domain::leaves::{Leaf, Rate};
 
@@ -76,29 +76,29 @@ pub struct Found {
 }
 
 /// Takes the work of that job for this agent; false: another has it.
-pub async fn claim(client: &Client, job: &str) -> Result<bool, PgError> {
-    client.batch_execute(BOUND).await?;
+pub async fn claim(client: &Connection, job: &str) -> Result<bool, PgError> {
+    client.set(BOUND).await?;
     Ok(client.execute(CLAIM, &[&job]).await? > 0)
 }
 
-pub async fn give_back(client: &Client, job: &str) -> Result<(), PgError> {
+pub async fn give_back(client: &Connection, job: &str) -> Result<(), PgError> {
     client.execute(GIVE_BACK, &[&job]).await?;
     Ok(())
 }
 
 /// In order; without the default partition.
-pub async fn leaves(client: &Client) -> Result<Vec<Found>, PgError> {
+pub async fn leaves(client: &Connection) -> Result<Vec<Found>, PgError> {
     let found = |row: &Row| Found { leaf: Leaf { from: row.get(0), to: row.get(1) }, is_empty: row.get(2) };
     Ok(client.query(LEAVES, &[]).await?.iter().map(found).collect())
 }
 
-pub async fn sequence(client: &Client) -> Result<Sequence, PgError> {
+pub async fn sequence(client: &Connection) -> Result<Sequence, PgError> {
     let row = client.query_one(SEQUENCE, &[]).await?;
     Ok(Sequence { last_seq: row.get(0), default_is_small: row.get::<_, i64>(1) <= SMALL })
 }
 
 /// Looks how far the sequence has come since the last look, and keeps what that says.
-pub async fn observe_rate(client: &Client, last_seq: i64) -> Result<Rate, PgError> {
+pub async fn observe_rate(client: &Connection, last_seq: i64) -> Result<Rate, PgError> {
     let row = client.query_one(RATE, &[]).await?;
     let rate = Rate { per_day: row.get(2), peak_per_day: row.get(3) };
     let elapsed = Duration::try_from_secs_f64(row.get(1)).unwrap_or_default();
@@ -110,33 +110,33 @@ pub async fn observe_rate(client: &Client, last_seq: i64) -> Result<Rate, PgErro
     Ok(rate)
 }
 
-pub async fn make(client: &Client, leaf: Leaf) -> Result<Result<(), Busy>, PgError> {
+pub async fn make(client: &Connection, leaf: Leaf) -> Result<Result<(), Busy>, PgError> {
     done(client.query_one(MAKE_LEAF, &[&leaf.from, &leaf.to]).await)
 }
 
 /// Removes what a rescue left behind that was cut short.
-pub async fn free_range(client: &Client) -> Result<Result<(), Busy>, PgError> {
+pub async fn free_range(client: &Connection) -> Result<Result<(), Busy>, PgError> {
     done(client.query_one(FREE_RANGE, &[]).await)
 }
 
 /// Tells the default partition that this range is not for it; its rows are not read yet.
-pub async fn reserve_range(client: &Client, from: i64, to: i64) -> Result<Result<(), Busy>, PgError> {
+pub async fn reserve_range(client: &Connection, from: i64, to: i64) -> Result<Result<(), Busy>, PgError> {
     done(client.query_one(RESERVE_RANGE, &[&from, &to]).await)
 }
 
 /// Reads the default partition, while others go on inserting, so that no attach need do it.
-pub async fn validate_range(client: &Client) -> Result<Result<(), Busy>, PgError> {
+pub async fn validate_range(client: &Connection) -> Result<Result<(), Busy>, PgError> {
     done(client.query_one(VALIDATE_RANGE, &[]).await)
 }
 
 /// The next message gets `to`, where a leaf begins.
-pub async fn advance_sequence(client: &Client, to: i64) -> Result<(), PgError> {
+pub async fn advance_sequence(client: &Connection, to: i64) -> Result<(), PgError> {
     client.query_one(ADVANCE_SEQUENCE, &[&to]).await?;
     Ok(())
 }
 
 /// Empties a leaf, if all of it is published and none of it since `checked_at`, a time as Postgres writes it.
-pub async fn reclaim(client: &mut Client, leaf: Leaf, checked_at: &str) -> Result<Reclaimed, PgError> {
+pub async fn reclaim(client: &mut Connection, leaf: Leaf, checked_at: &str) -> Result<Reclaimed, PgError> {
     // Whatever the default of this user: each statement has to see what committed before it.
     let transaction =
         client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
@@ -150,7 +150,7 @@ pub async fn reclaim(client: &mut Client, leaf: Leaf, checked_at: &str) -> Resul
 }
 
 /// Drops a leaf that is empty and behind all lanes.
-pub async fn drop_empty(client: &mut Client, leaf: Leaf) -> Result<Result<(), Busy>, PgError> {
+pub async fn drop_empty(client: &mut Connection, leaf: Leaf) -> Result<Result<(), Busy>, PgError> {
     let transaction =
         client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
     let dropped = done(transaction.query_one(DROP_LEAF, &[&leaf.from, &leaf.to]).await)?;

@@ -1,10 +1,9 @@
 //! Inserting into the outbox, for `send`.
 
 use serde_json::Value;
-use tokio_postgres::GenericClient;
 use uuid::Uuid;
 
-use super::connect::PgError;
+use super::connect::{Connection, PgError};
 use super::sql::statements;
 pub use crate::domain::new_message::{Due, NewMessage};
 
@@ -23,7 +22,7 @@ statements! {
 }
 
 /// Inserts one message and returns its id.
-pub async fn enqueue(client: &impl GenericClient, message: &NewMessage) -> Result<Uuid, PgError> {
+pub async fn enqueue(client: &Connection, message: &NewMessage) -> Result<Uuid, PgError> {
     let ids = enqueue_all(client, std::slice::from_ref(message)).await?;
     ids.first()
         .copied()
@@ -31,7 +30,7 @@ pub async fn enqueue(client: &impl GenericClient, message: &NewMessage) -> Resul
 }
 
 /// Inserts them in one statement, in their order, and returns their ids in the same.
-pub async fn enqueue_all(client: &impl GenericClient, messages: &[NewMessage]) -> Result<Vec<Uuid>, PgError> {
+pub async fn enqueue_all(client: &Connection, messages: &[NewMessage]) -> Result<Vec<Uuid>, PgError> {
     let column = |of: fn(&NewMessage) -> &Option<String>| messages.iter().map(of).collect::<Vec<_>>();
     let topics: Vec<_> = messages.iter().map(|message| &message.topic).collect();
     let payloads: Vec<_> = messages.iter().map(|message| message.payload.as_deref()).collect();

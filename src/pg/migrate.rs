@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use sha2::{Digest, Sha256};
-use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use super::connect::PgError;
+use super::connect::{Connection, PgError};
 use crate::config::Roles;
 
 /// Taken for as long as migrations run, so that two at once are safe: the second waits, and finds nothing to do.
@@ -107,7 +106,7 @@ pub struct Applied {
 }
 
 /// What has been applied; nothing if the schema is not there.
-pub async fn applied(client: &Client) -> Result<Vec<Applied>, PgError> {
+pub async fn applied(client: &Connection) -> Result<Vec<Applied>, PgError> {
     let rows = client
         .query("select version, name, checksum, oldest_compatible, applied_at from outboxd.migrations order by version", &[])
         .await;
@@ -132,7 +131,7 @@ pub async fn applied(client: &Client) -> Result<Vec<Applied>, PgError> {
 }
 
 /// Does the schema fit this program?
-pub async fn fit(client: &Client) -> Result<Fit, PgError> {
+pub async fn fit(client: &Connection) -> Result<Fit, PgError> {
     Ok(judge(&applied(client).await?))
 }
 
@@ -159,7 +158,7 @@ pub struct Report {
 }
 
 /// Brings the schema up and, if `roles` are given, makes them and grants what each needs.
-pub async fn migrate(client: &mut Client, roles: Option<&Roles>) -> Result<Report, PgError> {
+pub async fn migrate(client: &mut Connection, roles: Option<&Roles>) -> Result<Report, PgError> {
     let is_free: bool = client.query_one(TRY_LOCK, &[]).await?.get(0);
     if !is_free {
         tracing::warn!("another `outboxd migrate` is at work on this database: waiting for it");
@@ -171,7 +170,7 @@ pub async fn migrate(client: &mut Client, roles: Option<&Roles>) -> Result<Repor
     report
 }
 
-async fn migrate_locked(client: &mut Client, roles: Option<&Roles>) -> Result<Report, PgError> {
+async fn migrate_locked(client: &mut Connection, roles: Option<&Roles>) -> Result<Report, PgError> {
     let mut report = Report::default();
     let before = applied(client).await?;
     verify(&before)?;
@@ -205,12 +204,12 @@ async fn migrate_locked(client: &mut Client, roles: Option<&Roles>) -> Result<Re
     Ok(report)
 }
 
-async fn missing_roles(client: &Client, roles: &Roles) -> Result<Vec<String>, PgError> {
+async fn missing_roles(client: &Connection, roles: &Roles) -> Result<Vec<String>, PgError> {
     let wanted: Vec<_> = named(roles).into_iter().map(|(role, _)| role).collect();
     Ok(client.query(MISSING_ROLES, &[&wanted]).await?.iter().map(|row| row.get(0)).collect())
 }
 
-async fn create_missing(client: &Client, roles: &Roles) -> Result<Vec<String>, PgError> {
+async fn create_missing(client: &Connection, roles: &Roles) -> Result<Vec<String>, PgError> {
     let mut created = missing_roles(client, roles).await?;
     let mut came_up = Vec::new();
     for role in &created {
@@ -272,7 +271,7 @@ pub struct Plan {
 }
 
 /// What is left to do on this database.
-pub async fn plan(client: &Client, roles: &Roles) -> Result<Plan, PgError> {
+pub async fn plan(client: &Connection, roles: &Roles) -> Result<Plan, PgError> {
     let before = applied(client).await?;
     verify(&before)?;
     let version = before.last().map_or(0, |last| last.version);
@@ -300,7 +299,7 @@ fn schema_plan(version: i32) -> String {
 }
 
 /// What an operator runs who makes roles by hand.
-pub async fn roles_plan(client: &Client, roles: &Roles) -> Result<String, PgError> {
+pub async fn roles_plan(client: &Connection, roles: &Roles) -> Result<String, PgError> {
     let missing = missing_roles(client, roles).await?;
     let created = missing.iter().map(|role| create_role(role) + ";\n").collect::<String>();
     Ok(created + &grants(roles))

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use tokio_postgres::Client;
-
-use super::connect::PgError;
+use super::connect::{Connection, PgError};
 use super::sql::statements;
 use crate::domain::leaves::Leaf;
 
@@ -98,22 +96,22 @@ pub struct Stray {
 }
 
 /// The database's clock, as it writes it.
-pub async fn now(client: &Client) -> Result<String, PgError> {
+pub async fn now(client: &Connection) -> Result<String, PgError> {
     Ok(client.query_one(NOW, &[]).await?.get(0))
 }
 
 /// Up to this `seq` every lane has published all but what was in progress.
-pub async fn covered(client: &Client) -> Result<i64, PgError> {
+pub async fn covered(client: &Connection) -> Result<i64, PgError> {
     Ok(client.query_one(COVERED, &[]).await?.get::<_, Option<i64>>(0).unwrap_or(0))
 }
 
 /// How long ago something of this range was published or, if nothing tells, inserted. `None`: there is nothing.
-pub async fn age(client: &Client, range: Leaf) -> Result<Option<Duration>, PgError> {
+pub async fn age(client: &Connection, range: Leaf) -> Result<Option<Duration>, PgError> {
     seconds(client.query_one(AGE, &[&range.from, &range.to]).await?.get(0))
 }
 
 /// How long ago the first message of this range was inserted.
-pub async fn oldest(client: &Client, range: Leaf) -> Result<Option<Duration>, PgError> {
+pub async fn oldest(client: &Connection, range: Leaf) -> Result<Option<Duration>, PgError> {
     seconds(client.query_one(OLDEST, &[&range.from, &range.to]).await?.get(0))
 }
 
@@ -124,7 +122,7 @@ fn seconds(age: Option<f64>) -> Result<Option<Duration>, PgError> {
 }
 
 /// A group that this range waits for.
-pub async fn behind(client: &Client, range: Leaf) -> Result<Option<Behind>, PgError> {
+pub async fn behind(client: &Connection, range: Leaf) -> Result<Option<Behind>, PgError> {
     let row = client.query_opt(BEHIND, &[&range.from, &range.to]).await?;
     Ok(row.map(|row| Behind {
         group: row.get(0),
@@ -135,12 +133,12 @@ pub async fn behind(client: &Client, range: Leaf) -> Result<Option<Behind>, PgEr
     }))
 }
 
-pub async fn count(client: &Client, range: Leaf) -> Result<i64, PgError> {
+pub async fn count(client: &Connection, range: Leaf) -> Result<i64, PgError> {
     Ok(client.query_one(COUNT, &[&range.from, &range.to]).await?.get(0))
 }
 
 /// Per lane, up to `limit` rows of the default partition from `from` on that may be published.
-pub async fn in_default(client: &Client, from: i64, limit: i64) -> Result<Vec<Stray>, PgError> {
+pub async fn in_default(client: &Connection, from: i64, limit: i64) -> Result<Vec<Stray>, PgError> {
     let rows = client.query(IN_DEFAULT, &[&from, &limit]).await?;
     Ok(rows
         .iter()
@@ -149,19 +147,19 @@ pub async fn in_default(client: &Client, from: i64, limit: i64) -> Result<Vec<St
 }
 
 /// Deletes those of them that are published; says how many.
-pub async fn delete_published(client: &Client, stray: Stray) -> Result<i64, PgError> {
+pub async fn delete_published(client: &Connection, stray: Stray) -> Result<i64, PgError> {
     let Stray { priority, range } = stray;
     Ok(client.query_one(DELETE_PUBLISHED, &[&priority, &range.from, &range.to]).await?.get(0))
 }
 
 /// The lowest `seq` in the default partition.
-pub async fn oldest_in_default(client: &Client) -> Result<Option<i64>, PgError> {
+pub async fn oldest_in_default(client: &Connection) -> Result<Option<i64>, PgError> {
     Ok(client.query_one(OLDEST_IN_DEFAULT, &[]).await?.get(0))
 }
 
 /// Forgets, of publications older than `audit` and wholly before `before`, up to `limit`; says how many.
 pub async fn forget_publications(
-    client: &Client,
+    client: &Connection,
     audit: Duration,
     before: i64,
     limit: i64,

@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use outboxd::config::Roles;
+use outboxd::pg::Connector;
 use outboxd::pg::migrate::migrate;
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -274,7 +275,15 @@ impl Postgres {
     /// The migrated database that tests get copies of, and the people in it.
     async fn make_template(&self) {
         let mut template = Database::create_named(self.port, TEMPLATE, None).await;
-        migrate(&mut template.connect().await, Some(&Roles::default()))
+        let settings = outboxd::config::Postgres {
+            url: template.url.parse().expect("a URL"),
+            password_file: None,
+            pool_size: 1,
+            prepared_statements: true,
+            roles: Roles::default(),
+        };
+        let connector = Connector::new(&settings, "outboxd/test");
+        migrate(&mut connector.connect().await.expect("Postgres lets us in"), Some(&settings.roles))
             .await
             .expect("the template is migrated");
         let admin = database::connect(&database::url("postgres", self.port, "postgres")).await;

@@ -96,7 +96,13 @@ impl EmbeddedPostgres {
 
     async fn create_database(&mut self) -> anyhow::Result<()> {
         let url = self.url("postgres").parse()?;
-        let settings = Postgres { url, password_file: None, pool_size: 1, roles: Roles::default() };
+        let settings = Postgres {
+            url,
+            password_file: None,
+            pool_size: 1,
+            prepared_statements: true,
+            roles: Roles::default(),
+        };
         let connector = Connector::new(&settings, "outboxd/dev");
         let started = Instant::now();
         let client = loop {

@@ -7,7 +7,6 @@ use std::ops::RangeInclusive;
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::{Options, max_bytes, named_file};
@@ -16,6 +15,7 @@ use crate::cli::output;
 use crate::cli::report::kind;
 use crate::domain::new_message::NewMessage;
 use crate::failure::{Exit, Failure, Kind};
+use crate::pg::connect::Connection;
 use crate::pg::{PgError, messages};
 
 /// Messages of a batch.
@@ -46,7 +46,7 @@ pub async fn run(options: &Options, global: &Global) -> anyhow::Result<Exit> {
 }
 
 async fn insert_all<R: BufRead>(
-    client: &Client,
+    client: &Connection,
     mut batches: Batches<'_, R>,
     inserted: &mut Inserted,
     progress: &ProgressBar,

@@ -21,7 +21,7 @@ pub async fn run(options: &Options, global: &Global) -> anyhow::Result<Exit> {
     message.payload = payload(options)?;
     check(&message, limit)?;
     let client = connect(&config, "send").await?;
-    let id = messages::enqueue(&*client, &message).await?;
+    let id = messages::enqueue(&client, &message).await?;
     let printed =
         if options.json { output::json(&json!({ "id": id })) } else { output::line(&id.to_string()) };
     printed?;

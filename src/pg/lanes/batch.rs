@@ -6,12 +6,13 @@ use std::pin::pin;
 
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
+use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, ToSql, Type};
-use tokio_postgres::{Client, Row, Statement};
 
 use super::LaneError;
 use crate::domain::identity::Tag;
 use crate::domain::message::Message;
+use crate::pg::connect::{Connection, Prepared};
 
 /// Some messages, in order.
 #[derive(Debug, Default)]
@@ -31,14 +32,13 @@ pub(in crate::pg) struct Rows {
 
 /// Reads until the statement is done or there are enough bytes.
 pub(in crate::pg) async fn rows(
-    client: &Client,
-    statement: &Statement,
+    connection: &Connection,
+    statement: &Prepared,
     params: &[&(dyn ToSql + Sync)],
     tag: Tag,
     enough: usize,
 ) -> Result<Rows, LaneError> {
-    let params = params.iter().map(|param| *param as &(dyn ToSql + Sync));
-    let mut stream = pin!(client.query_raw(statement, params).await?);
+    let mut stream = pin!(connection.query_raw(statement, params).await?);
     let mut rows = Rows { messages: VecDeque::new(), bytes: 0, was_cut: false };
     while let Some(row) = stream.try_next().await? {
         let message = message(&row, tag)?;

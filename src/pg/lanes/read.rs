@@ -6,7 +6,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
 
 use super::batch::{self, Batch, Rows};
@@ -15,7 +14,7 @@ use crate::domain::cursor::Cursor;
 use crate::domain::identity::Tag;
 use crate::domain::message::Message;
 use crate::domain::priority::Priority;
-use crate::pg::connect::Connection;
+use crate::pg::connect::{Connection, Prepared};
 use crate::pg::sql::statements;
 
 statements! {
@@ -53,9 +52,9 @@ const PLACES: i64 = 1_000_000;
 /// A connection of its own, so that reading ahead and moving the cursor do not wait for each other.
 pub struct LaneReader {
     connection: Connection,
-    main: Statement,
-    late_places: Statement,
-    late: Statement,
+    main: Prepared,
+    late_places: Prepared,
+    late: Prepared,
     tag: Tag,
     batch_bytes: usize,
 }
@@ -63,14 +62,14 @@ pub struct LaneReader {
 impl LaneReader {
     /// `batch_bytes` bounds a batch, but for a row that is larger.
     pub async fn open(connection: Connection, tag: Tag, batch_bytes: usize) -> Result<Self, LaneError> {
-        connection.batch_execute(SESSION).await?;
+        connection.set(SESSION).await?;
         let main = connection.prepare(READ_MAIN).await?;
         let late_places = connection.prepare(LATE_PLACES).await?;
         let late = connection.prepare(READ_LATE).await?;
         Ok(Self { connection, main, late_places, late, tag, batch_bytes })
     }
 
-    async fn rows(&self, statement: &Statement, params: &[&(dyn ToSql + Sync)]) -> Result<Rows, LaneError> {
+    async fn rows(&self, statement: &Prepared, params: &[&(dyn ToSql + Sync)]) -> Result<Rows, LaneError> {
         batch::rows(&self.connection, statement, params, self.tag, self.batch_bytes).await
     }
 }
