@@ -356,6 +356,7 @@ headers = { \"X-Api-Key\" = 'hunter2', \"X-Shop\" = '7' }
         "url = \"postgres://u:***@h/db\"  # outboxd.toml:2",
         "# password_file is not set",
         "pool_size = 8  # default",
+        "prepared_statements = true  # default",
         "[kafka.client]",
         "\"sasl.password\" = \"***\"  # outboxd.toml:4",
         "heartbeat = \"30s\"  # default",

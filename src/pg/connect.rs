@@ -19,8 +19,8 @@ use tokio::task::JoinHandle;
 use tokio_postgres::config::SslMode as WireSslMode;
 use tokio_postgres::{AsyncMessage, Client, Config as ClientConfig, NoTls};
 
-use self::connection::ParameterTypes;
 pub use self::connection::{Connection, Prepared};
+use self::connection::{ParameterTypes, Unnamed};
 use crate::config::{Postgres, SslMode, Tls};
 
 /// How long to wait for a connection: long enough for a busy server, short enough to be told about a dead one.
@@ -106,14 +106,15 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
 pub struct Connector {
     settings: Arc<Postgres>,
     application_name: String,
-    unnamed: Option<Arc<ParameterTypes>>,
+    /// `None`: statements are prepared.
+    types: Option<Arc<ParameterTypes>>,
 }
 
 impl Connector {
     /// `application_name` is what `pg_stat_activity` shows: `outboxd/<role>/<name>`.
     pub fn new(settings: &Postgres, application_name: impl Into<String>) -> Self {
-        let unnamed = (!settings.prepared_statements).then(Arc::default);
-        Self { settings: Arc::new(settings.clone()), application_name: application_name.into(), unnamed }
+        let types = (!settings.prepared_statements).then(Arc::default);
+        Self { settings: Arc::new(settings.clone()), application_name: application_name.into(), types }
     }
 
     /// Where the database is, for messages; never a password.
@@ -126,7 +127,7 @@ impl Connector {
         let warnings = Arc::new(AtomicU64::new(0));
         let (client, driver) =
             self.open(&Arc::clone(&warnings)).await.map_err(|error| self.unreachable(explain(error)))?;
-        Ok(Connection { client, warnings, driver, unnamed: self.unnamed.clone() })
+        Ok(Connection { client, warnings, driver, unnamed: self.types.clone().map(Unnamed::new) })
     }
 
     /// A pool of at most `pool_size` connections, made when needed.

@@ -11,17 +11,19 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the code that talks to Postgres has to keep to: a statement without a name needs no session.
 #[tokio::test]
-#[ignore = "fails now and then on a busy machine"]
 async fn a_statement_without_a_name_works_where_a_prepared_one_does_not() {
     let database = Postgres::shared().await.database().await;
     let bouncer = PgBouncer::to(Postgres::shared().await.port()).await;
     let _crowd = bouncer.crowd(&database.agent_url()).await;
     let client = database::connect(&bouncer.reroute(&database.agent_url())).await;
+    // Prepared once, by another client: to drop it is a message of its own, which PgBouncer mistakes for the next one.
+    let named = database::connect(&bouncer.reroute(&database.agent_url())).await;
+    let prepared = named.prepare("select $1::integer + 1").await.unwrap();
     let mut lost = 0;
     for _ in 0..200 {
         let row = client.query_typed_one("select $1 + 1", &[(&1_i32, Type::INT4)]).await.unwrap();
         assert_eq!(row.get::<_, i32>(0), 2);
-        lost += usize::from(client.query_one("select $1::integer + 1", &[&1_i32]).await.is_err());
+        lost += usize::from(named.query_one(&prepared, &[&1_i32]).await.is_err());
     }
     assert!(lost > 0, "PgBouncer gave the same session every time");
 }

@@ -1,9 +1,13 @@
 //! A connection that one task owns, and how its statements go: prepared under a name, or each in one piece without one.
 
 use std::collections::HashMap;
+use std::future::Future;
+use std::ops::ControlFlow;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures_util::TryStreamExt;
 use tokio::task::JoinHandle;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error, Row, RowStream, SimpleQueryMessage, Statement};
@@ -20,7 +24,30 @@ pub struct Connection {
     pub(super) warnings: Arc<AtomicU64>,
     pub(super) driver: JoinHandle<()>,
     /// There is a pooler before the server: what is set or prepared in a session is not there in the next transaction.
-    pub(super) unnamed: Option<Arc<ParameterTypes>>,
+    pub(super) unnamed: Option<Unnamed>,
+}
+
+/// How statements go that have no name: one after the other.
+pub(super) struct Unnamed {
+    types: Arc<ParameterTypes>,
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Unnamed {
+    pub(super) fn new(types: Arc<ParameterTypes>) -> Self {
+        Self { types, turn: tokio::sync::Mutex::default() }
+    }
+}
+
+/// Ends the connection when dropped, unless the answer was heard.
+struct Unheard<'a>(Option<&'a JoinHandle<()>>);
+
+impl Drop for Unheard<'_> {
+    fn drop(&mut self) {
+        if let Some(driver) = self.0 {
+            driver.abort();
+        }
+    }
 }
 
 /// A statement that is used again and again on the connection that prepared it.
@@ -52,8 +79,8 @@ impl<'a> From<&'a Prepared> for Sql<'a> {
 impl Connection {
     pub async fn prepare(&self, sql: &'static str) -> Result<Prepared, Error> {
         let statement = match &self.unnamed {
-            Some(types) => {
-                types.of(&self.client, sql).await?;
+            Some(unnamed) => {
+                self.alone(unnamed, Box::pin(unnamed.types.of(&self.client, sql))).await?;
                 None
             }
             None => Some(self.client.prepare(sql).await?),
@@ -72,8 +99,12 @@ impl Connection {
     pub async fn query(&self, sql: impl Into<Sql<'_>>, params: Params<'_>) -> Result<Vec<Row>, Error> {
         let sql = sql.into();
         match (&self.unnamed, sql.statement) {
-            (Some(types), _) => {
-                self.client.query_typed(sql.text, &types.with(&self.client, sql.text, params).await?).await
+            (Some(unnamed), _) => {
+                let ask = async {
+                    let params = unnamed.types.with(&self.client, sql.text, params).await?;
+                    self.client.query_typed(sql.text, &params).await
+                };
+                self.alone(unnamed, Box::pin(ask)).await
             }
             (None, Some(statement)) => self.client.query(statement, params).await,
             (None, None) => self.client.query(sql.text, params).await,
@@ -83,10 +114,12 @@ impl Connection {
     pub async fn query_one(&self, sql: impl Into<Sql<'_>>, params: Params<'_>) -> Result<Row, Error> {
         let sql = sql.into();
         match (&self.unnamed, sql.statement) {
-            (Some(types), _) => {
-                self.client
-                    .query_typed_one(sql.text, &types.with(&self.client, sql.text, params).await?)
-                    .await
+            (Some(unnamed), _) => {
+                let ask = async {
+                    let params = unnamed.types.with(&self.client, sql.text, params).await?;
+                    self.client.query_typed_one(sql.text, &params).await
+                };
+                self.alone(unnamed, Box::pin(ask)).await
             }
             (None, Some(statement)) => self.client.query_one(statement, params).await,
             (None, None) => self.client.query_one(sql.text, params).await,
@@ -96,10 +129,12 @@ impl Connection {
     pub async fn query_opt(&self, sql: impl Into<Sql<'_>>, params: Params<'_>) -> Result<Option<Row>, Error> {
         let sql = sql.into();
         match (&self.unnamed, sql.statement) {
-            (Some(types), _) => {
-                self.client
-                    .query_typed_opt(sql.text, &types.with(&self.client, sql.text, params).await?)
-                    .await
+            (Some(unnamed), _) => {
+                let ask = async {
+                    let params = unnamed.types.with(&self.client, sql.text, params).await?;
+                    self.client.query_typed_opt(sql.text, &params).await
+                };
+                self.alone(unnamed, Box::pin(ask)).await
             }
             (None, Some(statement)) => self.client.query_opt(statement, params).await,
             (None, None) => self.client.query_opt(sql.text, params).await,
@@ -109,24 +144,59 @@ impl Connection {
     pub async fn execute(&self, sql: impl Into<Sql<'_>>, params: Params<'_>) -> Result<u64, Error> {
         let sql = sql.into();
         match (&self.unnamed, sql.statement) {
-            (Some(types), _) => {
-                self.client.execute_typed(sql.text, &types.with(&self.client, sql.text, params).await?).await
+            (Some(unnamed), _) => {
+                let ask = async {
+                    let params = unnamed.types.with(&self.client, sql.text, params).await?;
+                    self.client.execute_typed(sql.text, &params).await
+                };
+                self.alone(unnamed, Box::pin(ask)).await
             }
             (None, Some(statement)) => self.client.execute(statement, params).await,
             (None, None) => self.client.execute(sql.text, params).await,
         }
     }
 
-    /// The rows one by one, as they come.
-    pub async fn query_raw(&self, prepared: &Prepared, params: Params<'_>) -> Result<RowStream, Error> {
+    /// Hands over the rows one by one, as they come, until there are enough.
+    pub async fn read<E: From<Error>>(
+        &self,
+        prepared: &Prepared,
+        params: Params<'_>,
+        mut take: impl FnMut(&Row) -> Result<ControlFlow<()>, E>,
+    ) -> Result<(), E> {
         match (&self.unnamed, &prepared.statement) {
-            (Some(types), _) => {
-                let params = types.with(&self.client, prepared.sql, params).await?;
-                self.client.query_typed_raw(prepared.sql, params).await
+            (Some(unnamed), _) => {
+                let ask = async {
+                    let params = unnamed.types.with(&self.client, prepared.sql, params).await?;
+                    let mut rows = pin!(self.client.query_typed_raw(prepared.sql, params).await?);
+                    let mut taken = Ok(ControlFlow::Continue(()));
+                    while let Some(row) = rows.try_next().await? {
+                        // Those beyond enough are heard out.
+                        if let Ok(ControlFlow::Continue(())) = taken {
+                            taken = take(&row);
+                        }
+                    }
+                    taken.map(|_| ())
+                };
+                self.alone(unnamed, Box::pin(ask)).await
             }
-            (None, Some(statement)) => self.client.query_raw(statement, params.iter().copied()).await,
-            (None, None) => self.client.query_raw(prepared.sql, params.iter().copied()).await,
+            (None, Some(statement)) => {
+                hand_over(self.client.query_raw(statement, params.iter().copied()).await?, take).await
+            }
+            (None, None) => {
+                hand_over(self.client.query_raw(prepared.sql, params.iter().copied()).await?, take).await
+            }
         }
+    }
+
+    /// Asks when nothing else is under way: a pooler takes the first of two answers for the end of the transaction, and
+    /// the second may reach nobody, or somebody else. For the same reason the connection ends if an answer is not waited
+    /// for.
+    async fn alone<T, E>(&self, unnamed: &Unnamed, ask: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+        let _turn = unnamed.turn.lock().await;
+        let mut unheard = Unheard(Some(&self.driver));
+        let answer = ask.await;
+        unheard.0 = None;
+        answer
     }
 
     /// How many warnings the server has sent so far. A commit that raised one (a cancelled wait for a synchronous
@@ -159,6 +229,19 @@ impl Drop for Connection {
     fn drop(&mut self) {
         self.driver.abort();
     }
+}
+
+async fn hand_over<E: From<Error>>(
+    rows: RowStream,
+    mut take: impl FnMut(&Row) -> Result<ControlFlow<()>, E>,
+) -> Result<(), E> {
+    let mut rows = pin!(rows);
+    while let Some(row) = rows.try_next().await? {
+        if take(&row)?.is_break() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Of the parameters of each statement, as the server takes them: a statement without a name is sent with them. Learned

@@ -2,10 +2,9 @@
 
 use std::collections::VecDeque;
 use std::error::Error;
-use std::pin::pin;
+use std::ops::ControlFlow;
 
 use chrono::{DateTime, Utc};
-use futures_util::TryStreamExt;
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, ToSql, Type};
 
@@ -38,17 +37,15 @@ pub(in crate::pg) async fn rows(
     tag: Tag,
     enough: usize,
 ) -> Result<Rows, LaneError> {
-    let mut stream = pin!(connection.query_raw(statement, params).await?);
     let mut rows = Rows { messages: VecDeque::new(), bytes: 0, was_cut: false };
-    while let Some(row) = stream.try_next().await? {
-        let message = message(&row, tag)?;
+    let take = |row: &Row| -> Result<_, LaneError> {
+        let message = message(row, tag)?;
         rows.bytes += message.size();
         rows.messages.push_back(message);
-        if rows.bytes >= enough {
-            rows.was_cut = true;
-            break;
-        }
-    }
+        rows.was_cut = rows.bytes >= enough;
+        Ok(if rows.was_cut { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    };
+    connection.read(statement, params, take).await?;
     Ok(rows)
 }
 
