@@ -116,11 +116,9 @@ statements! {
 }
 
 /// For the planner, before a statement of the relay is prepared: statistics of an outbox are always of another hour, and
-/// a scan or a sort in a plan made while it was empty would be kept after it has filled. Where a sort must be, its price
-/// would call for a compiler.
+/// a scan or a sort in a plan made while it was empty would be kept after it has filled.
 pub const SESSION: &str = "
-    set enable_seqscan = off; set enable_bitmapscan = off; set enable_sort = off; set max_parallel_workers_per_gather = 0;
-    set jit = off";
+    set enable_seqscan = off; set enable_bitmapscan = off; set enable_sort = off; set max_parallel_workers_per_gather = 0";
 
 /// Why a lane cannot be worked on.
 #[derive(Debug, thiserror::Error)]
