@@ -62,11 +62,12 @@ impl Relay {
         let mut former = HashMap::new();
         let mut failures = 0_u32;
         while !drain.is_cancelled() {
+            let before = self.status.total();
             let error = match session::work(self, &mut former, drain).await {
                 Ok(()) => return,
                 Err(error) => error,
             };
-            failures = if self.status.take_progress() { 1 } else { failures + 1 };
+            failures = if self.status.total() > before { 1 } else { failures + 1 };
             let delay = BACKOFF.delay(failures, fastrand::f64());
             // Told at growing distances while it goes on.
             if failures.is_power_of_two() {

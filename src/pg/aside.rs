@@ -1,10 +1,13 @@
 //! Rows that left the line of their lane: scheduled, held, parked.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 
-use super::lanes::batch::{self, Batch, Rows};
+use tokio_postgres::types::ToSql;
+
+use super::lanes::batch;
 use super::lanes::{Fence, LaneError, LaneStore, OwnedLane};
 use super::sql::statements;
+use crate::domain::message::Message;
 use crate::domain::priority::Priority;
 
 statements! {
@@ -125,22 +128,27 @@ impl LaneStore {
     }
 
     /// Held messages of a topic, oldest first, up to so many bytes.
-    pub async fn read_held(&self, priority: Priority, topic: &str, bytes: usize) -> Result<Batch, LaneError> {
-        let (number, statement) = (priority.number(), self.statement("READ_HELD"));
-        let rows =
-            batch::rows(&self.connection, statement, &[&number, &topic, &MOST_ROWS], self.tag, bytes).await?;
-        Ok(batch_of(rows))
+    pub async fn read_held(
+        &self,
+        priority: Priority,
+        topic: &str,
+        bytes: usize,
+    ) -> Result<VecDeque<Message>, LaneError> {
+        self.read_aside("READ_HELD", &[&priority.number(), &topic, &MOST_ROWS], bytes).await
     }
 
     /// Scheduled messages that are due, up to so many bytes.
-    pub async fn read_due(&self, priority: Priority, bytes: usize) -> Result<Batch, LaneError> {
-        let (number, statement) = (priority.number(), self.statement("READ_DUE"));
-        let rows = batch::rows(&self.connection, statement, &[&number, &MOST_ROWS], self.tag, bytes).await?;
-        Ok(batch_of(rows))
+    pub async fn read_due(&self, priority: Priority, bytes: usize) -> Result<VecDeque<Message>, LaneError> {
+        self.read_aside("READ_DUE", &[&priority.number(), &MOST_ROWS], bytes).await
     }
-}
 
-fn batch_of(rows: Rows) -> Batch {
-    let is_full = i64::try_from(rows.messages.len()).is_ok_and(|rows| rows >= MOST_ROWS);
-    Batch { messages: rows.messages.into(), last: !rows.was_cut && !is_full }
+    async fn read_aside(
+        &self,
+        name: &'static str,
+        params: &[&(dyn ToSql + Sync)],
+        bytes: usize,
+    ) -> Result<VecDeque<Message>, LaneError> {
+        let rows = batch::rows(&self.connection, self.statement(name), params, self.tag, bytes).await?;
+        Ok(rows.messages)
+    }
 }

@@ -14,10 +14,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 impl Lane {
     /// Publishes scheduled messages that are due. They keep no order.
     pub(super) async fn publish_due(&mut self, work: &Work<'_>) -> Result<(), Stop> {
-        let batch = work.store.read_due(self.owned.priority, work.relay.batch_bytes()).await?;
+        let due = work.store.read_due(self.owned.priority, work.relay.batch_bytes()).await?;
         let mut ready = Vec::new();
         let mut held = Vec::new();
-        for message in batch.messages {
+        for message in due {
             match self.topic(work, &message.topic).await? {
                 Ok(partitions) => ready.push((message, partitions)),
                 Err(reason) => held.push((message.seq, Aside::Held(reason))),
@@ -46,8 +46,8 @@ impl Lane {
 
     /// Tries the oldest held message alone. If the broker takes it, it counts as published.
     async fn try_topic(&mut self, work: &Work<'_>, topic: &str, partitions: i32) -> Result<bool, Stop> {
-        let batch = work.store.read_held(self.owned.priority, topic, 1).await?;
-        let Some(oldest) = batch.messages.first() else { return Ok(true) };
+        let held = work.store.read_held(self.owned.priority, topic, 1).await?;
+        let Some(oldest) = held.front() else { return Ok(true) };
         match self.trial.of(work, oldest, partitions).await? {
             Verdict::Taken => {
                 work.store.published_from_aside(&self.owned, &[oldest.seq]).await?;
@@ -68,13 +68,13 @@ impl Lane {
     async fn release_topic(&mut self, work: &Work<'_>, topic: &str, partitions: i32) -> Result<(), Stop> {
         loop {
             let priority = self.owned.priority;
-            let batch = work.store.read_held(priority, topic, work.relay.batch_bytes()).await?;
-            if batch.messages.is_empty() {
+            let held = work.store.read_held(priority, topic, work.relay.batch_bytes()).await?;
+            if held.is_empty() {
                 self.held.remove(topic);
                 tracing::info!(topic, lane = priority.name(), "its held messages are published");
                 return Ok(());
             }
-            let rows = batch.messages.into_iter().map(|message| (message, partitions)).collect();
+            let rows = held.into_iter().map(|message| (message, partitions)).collect();
             self.publish_aside(work, rows).await?;
         }
     }

@@ -193,8 +193,7 @@ impl Lane {
         {
             cursor.advance(poll.snapshot.clone(), poll.candidate)
         } else {
-            self.progress.record_now_and_then(work, &self.owned);
-            return Ok(());
+            return Ok(self.record_now_and_then(work).await?);
         };
         let next = next.map_err(set_back)?;
         self.progress.written(&mut self.owned).await?;
@@ -204,7 +203,8 @@ impl Lane {
         failpoint::hit("relay-before-window");
         work.store.turn(&mut self.owned, next, &published).await?;
         failpoint::hit("relay-after-window");
-        self.progress.turned(work, &self.owned);
+        self.progress.moved_at = Instant::now();
+        self.record_now_and_then(work).await?;
         self.read_seq = 0;
         self.is_read = false;
         self.look_aside = false;

@@ -43,7 +43,9 @@ struct Session<'w> {
     /// Lanes that wait for another incarnation.
     stopped: Vec<Lane>,
     owned: HashMap<Priority, Owned>,
+    /// In a row, with nothing published between; and how many were published at the last one.
     failures: u32,
+    published: u64,
     wished_at: Option<Instant>,
 }
 
@@ -71,6 +73,7 @@ pub(super) async fn work(
         stopped: Vec::new(),
         owned: HashMap::new(),
         failures: 0,
+        published: relay.status.total(),
         wished_at: None,
     };
     let result = tokio::select! {
@@ -245,10 +248,11 @@ impl Session<'_> {
         let failure = former.failure();
         let mut lanes = std::mem::take(&mut self.stopped);
         for lane in &mut lanes {
-            if self.work.relay.status.take_progress() {
-                self.failures = 0;
-            }
             lane.restart(self.work, &self.incarnation).await?;
+        }
+        let published = self.work.relay.status.total();
+        if published > std::mem::replace(&mut self.published, published) {
+            self.failures = 0;
         }
         if let Some(failure) = failure {
             self.failures += 1;

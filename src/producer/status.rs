@@ -23,7 +23,6 @@ struct Inner {
     waiting_for: Option<String>,
     /// Asked now and then also when there is nothing to send.
     kafka_away: Option<String>,
-    progressed: bool,
     turned_at: Instant,
 }
 
@@ -43,7 +42,6 @@ impl Default for RelayStatus {
             parked: 0,
             waiting_for: Some("PostgreSQL".into()),
             kafka_away: None,
-            progressed: false,
             turned_at: Instant::now(),
         }))
     }
@@ -92,9 +90,12 @@ impl RelayStatus {
     }
 
     pub(super) fn published(&self, messages: u64) {
-        let mut inner = self.inner();
-        inner.published += messages;
-        inner.progressed |= messages > 0;
+        self.inner().published += messages;
+    }
+
+    /// How many messages were published so far.
+    pub(super) fn total(&self) -> u64 {
+        self.inner().published
     }
 
     /// Kafka will never take one message.
@@ -115,11 +116,6 @@ impl RelayStatus {
             lane.turned_at = Instant::now();
             lane.waiting_for = Some(what);
         }
-    }
-
-    /// Was anything published since the last call?
-    pub(super) fn take_progress(&self) -> bool {
-        std::mem::take(&mut self.inner().progressed)
     }
 }
 

@@ -1,4 +1,4 @@
-//! A part of a window, or of what is set aside.
+//! Messages as the reads of a window, or of what is set aside, bring them.
 
 use std::collections::VecDeque;
 use std::error::Error;

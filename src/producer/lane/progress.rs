@@ -57,8 +57,9 @@ impl Progress {
         self.sent.push_back((ticket, seq));
     }
 
-    /// Published without a ticket of ours; everything before it is acknowledged.
+    /// Everything before it is acknowledged.
     pub(super) fn published(&mut self, seq: i64) {
+        self.has_unrecorded = true;
         self.published.first_seq.get_or_insert(seq);
         self.published.last_seq = Some(seq);
         self.published.messages += 1;
@@ -101,41 +102,35 @@ impl Progress {
         Ok(())
     }
 
-    /// A window was closed; now and then what was published until here becomes a row of its own.
-    pub(super) fn turned(&mut self, work: &Work<'_>, owned: &OwnedLane) {
-        self.moved_at = Instant::now();
-        self.record_now_and_then(work, owned);
+    fn is_writing(&self) -> bool {
+        self.writing.as_ref().is_some_and(|writing| !writing.task.is_finished())
     }
 
-    /// Only between windows: what is published is then what `done` shows.
-    pub(super) fn record_now_and_then(&mut self, work: &Work<'_>, owned: &OwnedLane) {
-        let is_writing = self.writing.as_ref().is_some_and(|writing| !writing.task.is_finished());
-        if is_writing || !self.has_unrecorded || self.recorded_at.elapsed() < RECORD_EVERY {
-            return;
-        }
-        self.recorded_at = Instant::now();
-        self.has_unrecorded = false;
-        let (store, owned) = (Arc::clone(&work.store), owned.clone());
-        let task = AbortOnDropHandle::new(tokio::spawn(async move { store.record(&owned).await }));
-        self.writing = Some(Writing { published_seq: None, task });
+    /// Nothing else is being written.
+    fn write(
+        &mut self,
+        published_seq: Option<i64>,
+        write: impl Future<Output = Result<(), LaneError>> + Send + 'static,
+    ) {
+        self.writing = Some(Writing { published_seq, task: AbortOnDropHandle::new(tokio::spawn(write)) });
     }
 }
 
 impl Lane {
     /// Counts what the broker has acknowledged since the last call.
     pub(super) fn acknowledge(&mut self, work: &Work<'_>) -> u64 {
-        let count = self.progress.acknowledge(self.sender.acknowledged());
-        self.progress.has_unrecorded |= count > 0;
+        let prefix = self.sender.acknowledged();
+        let count = self.progress.acknowledge(prefix);
         let status = &work.relay.status;
         status.published(count);
-        status.in_flight(self.owned.priority, self.sender.next_ticket() - self.sender.acknowledged());
+        status.in_flight(self.owned.priority, self.sender.next_ticket() - prefix);
         count
     }
 
     /// Writes the cursor if it is time to, without waiting for it.
     pub(super) async fn write_now_and_then(&mut self, work: &Work<'_>) -> Result<(), LaneError> {
         self.acknowledge(work);
-        if self.progress.writing.as_ref().is_some_and(|writing| !writing.task.is_finished()) {
+        if self.progress.is_writing() {
             return Ok(());
         }
         self.progress.written(&mut self.owned).await?;
@@ -145,6 +140,22 @@ impl Lane {
         {
             self.begin_write(work);
         }
+        Ok(())
+    }
+
+    /// Makes a row of its own of what was published, now and then, without waiting for it. Only between windows: what is
+    /// published is then what `done` shows.
+    pub(super) async fn record_now_and_then(&mut self, work: &Work<'_>) -> Result<(), LaneError> {
+        let progress = &mut self.progress;
+        if progress.is_writing() || !progress.has_unrecorded || progress.recorded_at.elapsed() < RECORD_EVERY
+        {
+            return Ok(());
+        }
+        progress.written(&mut self.owned).await?;
+        progress.recorded_at = Instant::now();
+        progress.has_unrecorded = false;
+        let (store, owned) = (Arc::clone(&work.store), self.owned.clone());
+        progress.write(None, async move { store.record(&owned).await });
         Ok(())
     }
 
@@ -164,9 +175,7 @@ impl Lane {
         let published = self.progress.take(&self.sender);
         let published_seq = published.last_seq;
         let (store, owned) = (Arc::clone(&work.store), self.owned.clone());
-        let task =
-            AbortOnDropHandle::new(tokio::spawn(async move { store.progress(&owned, &published).await }));
-        self.progress.writing = Some(Writing { published_seq, task });
+        self.progress.write(published_seq, async move { store.progress(&owned, &published).await });
     }
 
     /// Waits until everything below that ticket is acknowledged; the cursor moves meanwhile.
