@@ -23,12 +23,16 @@ setup: ## Install what is missing on a Debian machine; quiet if nothing is
 .PHONY: kafka
 kafka: $(KAFKA_LIB)/.complete ## Fetch the Kafka broker that the tests run against
 
+# Fetches what a pom names into the target's folder: $(call fetch,pom,what it is)
+define fetch
+@echo "Fetching $(2)"
+rm -rf $(@D)
+mvn --quiet --batch-mode --file $(1) dependency:copy-dependencies -DoutputDirectory="$(CURDIR)/$(@D)"
+touch $@
+endef
+
 $(KAFKA_LIB)/.complete: tests/services/pom.xml | setup
-	@echo "Fetching Kafka $(KAFKA_VERSION)"
-	rm -rf $(KAFKA_LIB)
-	mvn --quiet --batch-mode --file tests/services/pom.xml dependency:copy-dependencies \
-	  -DoutputDirectory="$(CURDIR)/$(KAFKA_LIB)"
-	touch $@
+	$(call fetch,$<,Kafka $(KAFKA_VERSION))
 
 .PHONY: build
 build: setup ## Build the release binary, target/release/outboxd
@@ -62,11 +66,7 @@ bench-peers: kafka $(PEERS_LIB)/.complete ## Measure Debezium's outbox router an
 	@cargo bench --locked --bench services -- peers
 
 $(PEERS_LIB)/.complete: benches/peers/pom.xml | setup
-	@echo "Fetching Debezium"
-	rm -rf $(PEERS_LIB)
-	mvn --quiet --batch-mode --file benches/peers/pom.xml dependency:copy-dependencies \
-	  -DoutputDirectory="$(CURDIR)/$(PEERS_LIB)"
-	touch $@
+	$(call fetch,$<,Debezium)
 
 .PHONY: bench-paths
 bench-paths: setup ## Measure the pure paths that every message takes

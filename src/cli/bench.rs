@@ -9,9 +9,11 @@ mod relay;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use serde::Serialize;
 
 use super::global::Global;
-use crate::bench;
+use super::output::{self, OutputError};
+use crate::bench::{self, Workbench};
 use crate::failure::Exit;
 
 /// Measure this machine, database and broker, beside their own upper bound
@@ -66,6 +68,26 @@ struct Common {
     /// Leave the database and the topics, and say what they are called
     #[arg(long)]
     keep: bool,
+}
+
+impl Common {
+    /// Measures, and tells what came of it, for people or as one object.
+    async fn run<R: Serialize>(
+        &self,
+        global: &Global,
+        measure: impl AsyncFnOnce(&mut Workbench) -> anyhow::Result<R>,
+        show: impl FnOnce(&R) -> Result<(), OutputError>,
+        is_right: impl FnOnce(&R) -> bool,
+    ) -> anyhow::Result<Exit> {
+        // Boxed: a measurement's state is large, and every future around it would carry it.
+        let report = Box::pin(bench::on_a_workbench(global.load()?.config, self.keep, measure)).await?;
+        if self.json {
+            output::json(&report)?;
+        } else {
+            show(&report)?;
+        }
+        Ok(if is_right(&report) { Exit::Done } else { Exit::Failed })
+    }
 }
 
 /// Applications at work.

@@ -32,13 +32,7 @@ impl Options {
         let options =
             ConsumeOptions { messages: self.messages, rounds: self.rounds, shape: self.shape.shape() };
         let measure = async |bench: &mut bench::Workbench| bench::consume::run(bench, options).await;
-        let report = bench::on_a_workbench(global.load()?.config, self.common.keep, measure).await?;
-        if self.common.json {
-            output::json(&report)?;
-        } else {
-            show(&report)?;
-        }
-        Ok(if report.lost == 0 { Exit::Done } else { Exit::Failed })
+        self.common.run(global, measure, show, |report| report.lost == 0).await
     }
 }
 

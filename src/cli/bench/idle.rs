@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{Common, percent, room};
-use crate::bench;
+use crate::bench::{self, IdleReport};
 use crate::cli::global::Global;
 use crate::cli::output::{self, maybe};
 use crate::failure::Exit;
@@ -25,16 +25,14 @@ impl Options {
     pub async fn run(&self, global: &Global) -> anyhow::Result<Exit> {
         let duration = Duration::from_secs(self.seconds.into());
         let measure = async |bench: &mut bench::Workbench| bench::idle::run(bench, duration).await;
-        let report = bench::on_a_workbench(global.load()?.config, self.common.keep, measure).await?;
-        if self.common.json {
-            output::json(&report)?;
-        } else {
-            output::line(&output::facts(vec![
-                ("relay", percent(report.cpu_percent)),
-                ("its sessions", maybe(report.sessions_cpu_percent.map(percent))),
-                ("memory", room(report.peak_memory_bytes)),
-            ]))?;
-        }
-        Ok(Exit::Done)
+        self.common.run(global, measure, show, |_| true).await
     }
+}
+
+fn show(report: &IdleReport) -> Result<(), output::OutputError> {
+    output::line(&output::facts(vec![
+        ("relay", percent(report.cpu_percent)),
+        ("its sessions", maybe(report.sessions_cpu_percent.map(percent))),
+        ("memory", room(report.peak_memory_bytes)),
+    ]))
 }

@@ -37,13 +37,7 @@ impl Options {
             partitions: self.load.partitions,
         };
         let measure = async |bench: &mut bench::Workbench| bench::insert::run(bench, options).await;
-        let report = bench::on_a_workbench(global.load()?.config, self.common.keep, measure).await?;
-        if self.common.json {
-            output::json(&report)?;
-        } else {
-            show(&report)?;
-        }
-        Ok(if report.is_right() { Exit::Done } else { Exit::Failed })
+        self.common.run(global, measure, show, InsertReport::is_right).await
     }
 }
 

@@ -33,13 +33,7 @@ impl Options {
             partitions: self.load.partitions,
         };
         let measure = async |bench: &mut bench::Workbench| bench::latency::run(bench, options).await;
-        let report = bench::on_a_workbench(global.load()?.config, self.common.keep, measure).await?;
-        if self.common.json {
-            output::json(&report)?;
-        } else {
-            show(&report)?;
-        }
-        Ok(if report.lost == 0 { Exit::Done } else { Exit::Failed })
+        self.common.run(global, measure, show, |report| report.lost == 0).await
     }
 }
 

@@ -66,7 +66,6 @@ impl ShapeOptions {
 
 impl Options {
     pub async fn run(&self, global: &Global) -> anyhow::Result<Exit> {
-        let config = global.load()?.config;
         let options = RelayOptions {
             messages: self.messages,
             rounds: self.rounds,
@@ -76,13 +75,7 @@ impl Options {
             large: self.large,
         };
         let measure = async |bench: &mut bench::Workbench| bench::relay::run(bench, options).await;
-        let report = bench::on_a_workbench(config, self.common.keep, measure).await?;
-        if self.common.json {
-            output::json(&report)?;
-        } else {
-            show(&report)?;
-        }
-        Ok(if report.is_right() { Exit::Done } else { Exit::Failed })
+        self.common.run(global, measure, show, RelayReport::is_right).await
     }
 }
 
