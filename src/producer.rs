@@ -55,6 +55,17 @@ enum SessionError {
     LeaseEnded,
 }
 
+/// An answer of the database, unless it takes too long.
+async fn in_time<T>(
+    patience: Duration,
+    asked: impl Future<Output = Result<T, LaneError>>,
+) -> Result<T, SessionError> {
+    match tokio::time::timeout(patience, asked).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(SessionError::Silent(patience)),
+    }
+}
+
 impl Relay {
     /// Publishes until `drain`, then finishes what is under way and gives its lanes up. Lost connections and errors
     /// end a session, never the relay. Dropped before it returns, it leaves everything to the next owner.

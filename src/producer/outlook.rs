@@ -2,14 +2,14 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
-use super::SessionError;
-use crate::pg::lanes::{LaneError, LaneStore, Poll};
+use super::{SessionError, in_time};
+use crate::pg::lanes::{LaneStore, Poll};
 
 /// Between two looks: while messages come, and after a while without.
 const BUSY: Duration = Duration::from_millis(1);
@@ -32,7 +32,7 @@ pub(super) struct Outlook {
 }
 
 impl Outlook {
-    fn asking(&self) -> std::sync::MutexGuard<'_, HashSet<Uuid>> {
+    fn asking(&self) -> MutexGuard<'_, HashSet<Uuid>> {
         self.asking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -92,17 +92,6 @@ impl Outlook {
 async fn look(store: &LaneStore, owners: &[Uuid]) -> Result<Poll, SessionError> {
     let patience = if owners.is_empty() { PATIENCE } else { LONG_PATIENCE };
     in_time(patience, store.poll(owners)).await
-}
-
-/// An answer of the database, unless it takes too long.
-pub(super) async fn in_time<T>(
-    patience: Duration,
-    asked: impl Future<Output = Result<T, LaneError>>,
-) -> Result<T, SessionError> {
-    match tokio::time::timeout(patience, asked).await {
-        Ok(answer) => Ok(answer?),
-        Err(_) => Err(SessionError::Silent(patience)),
-    }
 }
 
 /// Somebody waits, until it is dropped.

@@ -14,9 +14,8 @@ use uuid::Uuid;
 
 use super::lane::Lane;
 use super::lease::LeaseKeeper;
-use super::outlook::in_time;
 use super::work::{Stop, Work};
-use super::{BACKOFF, Relay, RelayStatus, SessionError};
+use super::{BACKOFF, Relay, RelayStatus, SessionError, in_time};
 use crate::domain::lane_shares;
 use crate::domain::priority::Priority;
 use crate::kafka::error::Refusal;

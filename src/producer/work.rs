@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::outlook::{Outlook, in_time};
-use super::{Relay, SessionError};
+use super::outlook::Outlook;
+use super::{Relay, SessionError, in_time};
+use crate::kafka::KafkaFailure;
 use crate::kafka::publish::Incarnation;
 use crate::kafka::topics::{TopicState, Topics};
 use crate::pg::lanes::LaneStore;
@@ -82,7 +83,7 @@ impl<'a> Work<'a> {
         incarnation: &Arc<Incarnation>,
         topic: &str,
     ) -> Result<Result<i32, String>, Stop> {
-        let away = |error: crate::kafka::KafkaFailure| Stop::Away(error.to_string());
+        let away = |error: KafkaFailure| Stop::Away(error.to_string());
         match self.topics.check(topic).await.map_err(away)? {
             TopicState::Ready { partitions } => {
                 incarnation.learn(topic).await.map_err(away)?;
