@@ -19,18 +19,6 @@ async fn insert(database: &Database, topic: &str, count: i32) {
     database.execute(INSERT, &[&topic, &count]).await;
 }
 
-async fn count(database: &Database, topic: &str, state: &str) -> i64 {
-    let sql = "select count(*) from outboxd.message_states where topic = $1 and state = $2";
-    database.query_one(sql, &[&topic, &state]).await.get(0)
-}
-
-async fn reach(database: &Database, topic: &str, state: &str, expected: i64) {
-    eventually(&format!("{expected} are {state}"), PATIENCE, async || {
-        count(database, topic, state).await == expected
-    })
-    .await;
-}
-
 /// The state of each message.
 async fn states(database: &Database) -> Vec<(i16, i64, String)> {
     let sql = "select priority, seq, state from outboxd.message_states order by priority, seq";
@@ -108,9 +96,9 @@ async fn a_dump_that_is_restored_elsewhere_publishes_what_its_cursor_had_not() {
     let parked = kafka.topic(1).await;
     let large = "insert into outboxd.messages (topic, key, payload) values ($1, 'k', convert_to(repeat('x', 30000), 'UTF8'))";
     source.execute(large, &[&parked]).await;
-    reach(&source, &missing, "held", 20).await;
-    reach(&source, "later", "scheduled", 3).await;
-    reach(&source, &parked, "parked", 1).await;
+    source.reach(&missing, "held", 20).await;
+    source.reach("later", "scheduled", 3).await;
+    source.reach(&parked, "parked", 1).await;
     ledger.published(&source).await;
     producer.terminate();
     assert_eq!(producer.wait_exit().await, Some(0));
@@ -127,7 +115,7 @@ async fn a_dump_that_is_restored_elsewhere_publishes_what_its_cursor_had_not() {
     assert_eq!(doomed.wait_exit().await, None);
     straggler.commit().await.unwrap();
     free(&source).await;
-    let known = count(&source, &topic, "published").await;
+    let known = source.in_state(&topic, "published").await;
     let before = states(&source).await;
     let highest = source.count("select last_value from outboxd.messages_seq").await;
     copy(&source, &target, &[]);
@@ -169,15 +157,15 @@ async fn a_dump_that_is_restored_elsewhere_publishes_what_its_cursor_had_not() {
     kafka.create_topic(&missing, 2, &[]).await;
     let ledger = Ledger::new(&target, &topic);
     ledger.published(&target).await;
-    reach(&target, &missing, "published", 20).await;
+    target.reach(&missing, "published", 20).await;
     target
         .execute(
             "update outboxd.set_aside set due_at = now(), topic = $1 where state = 'scheduled'",
             &[&parked],
         )
         .await;
-    reach(&target, "later", "published", 3).await;
-    assert_eq!(count(&target, &parked, "parked").await, 1);
+    target.reach("later", "published", 3).await;
+    assert_eq!(target.in_state(&parked, "parked").await, 1);
     let found = ledger.check(&target, kafka).await;
     assert!(
         found.repeats <= found.messages - usize::try_from(known).unwrap(),
@@ -234,7 +222,7 @@ async fn an_application_that_writes_while_the_cursors_are_rebased_loses_nothing(
     };
     let ((), late) = tokio::join!(rebase(&database), during);
     assert_eq!(
-        (count(&database, topic, "published").await, count(&database, topic, "pending").await),
+        (database.in_state(topic, "published").await, database.in_state(topic, "pending").await),
         (100, 80)
     );
     late.commit().await.unwrap();
@@ -328,7 +316,7 @@ async fn numbers_that_are_handed_out_again_hide_no_message() {
     insert(&database, topic, 30).await;
     free(&database).await;
     rebase(&database).await;
-    assert_eq!(count(&database, topic, "pending").await, 30);
+    assert_eq!(database.in_state(topic, "pending").await, 30);
     insert(&database, topic, 1).await;
     assert_eq!(database.count("select max(seq) from outboxd.messages").await, 202);
     publish_all(&outboxd, &database, &ledger).await;

@@ -1,26 +1,10 @@
 //! P3: what cannot be published now waits in order and lets the others pass; what never can be is parked, visibly.
 
-use std::time::Duration;
-
 use crate::support::ledger::Ledger;
-use crate::support::{Database, Kafka, Outboxd, Postgres, Record, eventually};
-
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::support::{Kafka, Outboxd, Postgres, Record};
 
 const INSERT: &str = "insert into outboxd.messages (topic, key, payload)
     select $1, 'key-' || i % 7, 'x' from generate_series(1, $2::integer) i";
-
-async fn count(database: &Database, topic: &str, state: &str) -> i64 {
-    let sql = "select count(*) from outboxd.message_states where topic = $1 and state = $2";
-    database.query_one(sql, &[&topic, &state]).await.get(0)
-}
-
-async fn reach(database: &Database, topic: &str, state: &str, expected: i64) {
-    eventually(&format!("{expected} are {state}"), PATIENCE, async || {
-        count(database, topic, state).await == expected
-    })
-    .await;
-}
 
 #[tokio::test]
 async fn messages_of_a_missing_topic_wait_in_order_and_go_by_themselves() {
@@ -30,8 +14,8 @@ async fn messages_of_a_missing_topic_wait_in_order_and_go_by_themselves() {
     let producer = outboxd.producer();
     database.execute(INSERT, &[&missing, &500]).await;
     database.execute(INSERT, &[&there, &500]).await;
-    reach(&database, &there, "published", 500).await;
-    reach(&database, &missing, "held", 500).await;
+    database.reach(&there, "published", 500).await;
+    database.reach(&missing, "held", 500).await;
     let reason = "select reason from outboxd.message_states where topic = $1 limit 1";
     let reason: String = database.query_one(reason, &[&missing]).await.get(0);
     assert_eq!(reason, format!("topic `{missing}` does not exist"));
@@ -39,7 +23,7 @@ async fn messages_of_a_missing_topic_wait_in_order_and_go_by_themselves() {
     producer.kill();
     let _next = outboxd.producer();
     database.execute(INSERT, &[&missing, &500]).await;
-    reach(&database, &missing, "held", 1_000).await;
+    database.reach(&missing, "held", 1_000).await;
     kafka.create_topic(&missing, 2, &[]).await;
     database.execute(INSERT, &[&missing, &500]).await;
     let ledger = Ledger::new(&database, &missing);
@@ -55,8 +39,8 @@ async fn messages_of_a_forbidden_topic_wait_until_it_is_allowed() {
     let _producer = Outboxd::new(&database, kafka).guarded(kafka).producer();
     database.execute(INSERT, &[&forbidden, &100]).await;
     database.execute(INSERT, &[&there, &100]).await;
-    reach(&database, &there, "published", 100).await;
-    reach(&database, &forbidden, "held", 100).await;
+    database.reach(&there, "published", 100).await;
+    database.reach(&forbidden, "held", 100).await;
     kafka.allow(&forbidden).await;
     database.execute(INSERT, &[&forbidden, &100]).await;
     let ledger = Ledger::new(&database, &forbidden);
@@ -82,8 +66,8 @@ async fn a_record_too_large_for_its_topic_is_parked_alone() {
     transaction.execute(good, &[&topic]).await.unwrap();
     transaction.commit().await.unwrap();
     let producer = Outboxd::new(&database, kafka).producer();
-    reach(&database, &topic, "parked", 2).await;
-    reach(&database, &topic, "published", 900).await;
+    database.reach(&topic, "parked", 2).await;
+    database.reach(&topic, "published", 900).await;
     producer.wait_for_line("a message is parked").await;
     // What is left in the table is what the topic must hold.
     database.batch("delete from outboxd.messages where octet_length(payload) > 20000").await;
@@ -99,8 +83,8 @@ async fn a_record_over_the_clients_limit_is_parked_alone() {
     database.execute(large, &[&topic]).await;
     database.execute(INSERT, &[&topic, &50]).await;
     let _producer = Outboxd::new(&database, kafka).producer();
-    reach(&database, &topic, "parked", 1).await;
-    reach(&database, &topic, "published", 100).await;
+    database.reach(&topic, "parked", 1).await;
+    database.reach(&topic, "published", 100).await;
     database.batch("delete from outboxd.messages where octet_length(payload) > 1000000").await;
     let found = Ledger::new(&database, &topic).check(&database, kafka).await;
     assert_eq!((found.messages, found.repeats), (100, 0));
@@ -115,9 +99,9 @@ async fn a_delayed_message_is_published_when_it_is_due_and_not_before() {
     database.execute(insert, &[&topic, &b"tomorrow".as_slice(), &"1 day"]).await;
     database.execute(insert, &[&topic, &b"soon".as_slice(), &"2 seconds"]).await;
     database.execute(INSERT, &[&topic, &1]).await;
-    reach(&database, &topic, "published", 1).await;
-    reach(&database, &topic, "scheduled", 2).await;
-    reach(&database, &topic, "published", 2).await;
+    database.reach(&topic, "published", 1).await;
+    database.reach(&topic, "scheduled", 2).await;
+    database.reach(&topic, "published", 2).await;
     let records = kafka.read_all(&topic).await;
     let payloads: Vec<String> = records.iter().map(Record::payload_text).collect();
     assert_eq!(payloads, ["x", "soon"]);
@@ -139,8 +123,8 @@ async fn a_time_that_never_comes_keeps_nothing_else_back() {
         database.execute(insert, &[&topic, &time]).await;
     }
     database.execute(INSERT, &[&topic, &1]).await;
-    reach(&database, &topic, "published", 3).await;
-    reach(&database, &topic, "scheduled", 2).await;
+    database.reach(&topic, "published", 3).await;
+    database.reach(&topic, "scheduled", 2).await;
     let listed = outboxd.run(&["messages", "list"]).await;
     assert_eq!(listed.code, 0, "{listed:?}");
     assert!(outboxd.run(&["messages", "list", "--json"]).await.stdout.contains("9999-12-31"));

@@ -1,4 +1,4 @@
-//! Item 9: a missing topic is made if and only if the configuration says so, and a refusal is told in clear words.
+//! P3: a missing topic is made if and only if the configuration says so, and a refusal is told in clear words.
 
 use std::time::Duration;
 
@@ -11,14 +11,6 @@ const INSERT: &str = "insert into outboxd.messages (topic, key, payload)
 
 fn name() -> String {
     format!("made-{:x}", fastrand::u64(..))
-}
-
-async fn reach(database: &Database, topic: &str, state: &str) {
-    let sql = "select count(*) from outboxd.message_states where topic = $1 and state = $2";
-    eventually(&format!("all of {topic} are {state}"), PATIENCE, async || {
-        database.query_one(sql, &[&topic, &state]).await.get::<_, i64>(0) == 50
-    })
-    .await;
 }
 
 async fn reason(database: &Database, topic: &str) -> String {
@@ -34,7 +26,7 @@ async fn a_missing_topic_is_made_as_configured_and_its_messages_go() {
     let _producer =
         Outboxd::new(&database, kafka).set(&format!("topics.{topic}.create = {create}")).producer();
     database.execute(INSERT, &[&topic]).await;
-    reach(&database, &topic, "published").await;
+    database.reach(&topic, "published", 50).await;
     let partitions: std::collections::HashSet<i32> =
         kafka.read_all(&topic).await.iter().map(|record| record.partition).collect();
     assert_eq!(partitions, [0, 1, 2].into());
@@ -55,8 +47,8 @@ async fn the_rest_are_made_as_the_star_says_but_for_those_with_a_table_of_their_
         .producer();
     database.execute(INSERT, &[&made]).await;
     database.execute(INSERT, &[&impossible]).await;
-    reach(&database, &made, "published").await;
-    reach(&database, &impossible, "held").await;
+    database.reach(&made, "published", 50).await;
+    database.reach(&impossible, "held", 50).await;
     assert_eq!(
         reason(&database, &impossible).await,
         format!(
@@ -65,7 +57,7 @@ async fn the_rest_are_made_as_the_star_says_but_for_those_with_a_table_of_their_
     );
     // Somebody else makes it.
     kafka.create_topic(&impossible, 1, &[]).await;
-    reach(&database, &impossible, "published").await;
+    database.reach(&impossible, "published", 50).await;
 }
 
 #[tokio::test]
@@ -76,16 +68,16 @@ async fn a_broker_that_makes_topics_by_itself_makes_none_for_us() {
     let outboxd = Outboxd::new(&database, &kafka).set("producer.lease = \"1s\"");
     let first = outboxd.producer();
     database.execute(INSERT, &[&missing]).await;
-    reach(&database, &missing, "held").await;
+    database.reach(&missing, "held", 50).await;
     // The next owner looks at what is held as well, several times before this one is due.
     first.kill();
     let _next = outboxd.producer();
     let later = "insert into outboxd.messages (topic, payload, deliver_after)
         select $1, 'x', clock_timestamp() + interval '4 seconds' from generate_series(1, 50)";
     database.execute(later, &[&there]).await;
-    reach(&database, &there, "published").await;
+    database.reach(&there, "published", 50).await;
     assert_eq!(reason(&database, &missing).await, format!("topic `{missing}` does not exist"));
     // It fails if there is one.
     kafka.create_topic(&missing, 1, &[]).await;
-    reach(&database, &missing, "published").await;
+    database.reach(&missing, "published", 50).await;
 }

@@ -1,10 +1,16 @@
 //! A database for one test.
 
+use std::time::Duration;
+
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls, Row};
 
+use super::eventually;
+
 /// Of the roles `app`, `agent`, `operator` and `reader`; nothing that outboxd prints may contain it.
 pub const PASSWORD: &str = "hush-hush";
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
@@ -87,6 +93,20 @@ impl Database {
     /// `select count(*)` and the like.
     pub async fn count(&self, sql: &str) -> i64 {
         self.query_one(sql, &[]).await.get(0)
+    }
+
+    /// How many messages of a topic are in that state.
+    pub async fn in_state(&self, topic: &str, state: &str) -> i64 {
+        let sql = "select count(*) from outboxd.message_states where topic = $1 and state = $2";
+        self.query_one(sql, &[&topic, &state]).await.get(0)
+    }
+
+    /// Waits until so many messages of a topic are in that state.
+    pub async fn reach(&self, topic: &str, state: &str, expected: i64) {
+        eventually(&format!("{expected} of {topic} are {state}"), PATIENCE, async || {
+            self.in_state(topic, state).await == expected
+        })
+        .await;
     }
 
     /// Several statements.

@@ -79,6 +79,7 @@ impl PgBouncer {
             let client = database::connect(&url).await;
             client.batch_execute("begin").await.unwrap();
             crowd.spawn(async move {
+                // Not waits: work that keeps a server connection busy, so that each next transaction meets another.
                 let _ = client.batch_execute("select pg_sleep(0.2); commit").await;
                 let mut client = Some(client);
                 loop {
@@ -86,6 +87,7 @@ impl PgBouncer {
                         Some(busy) if busy.batch_execute("select pg_sleep(0.005)").await.is_ok() => {}
                         _ => client = database::try_connect(&url).await.ok(),
                     }
+                    // A client that thinks, and leaves the connection to others meanwhile.
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             });

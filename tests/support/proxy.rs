@@ -180,6 +180,7 @@ async fn pump(
         {
             return;
         }
+        // Not a wait: the slowness that was asked for.
         let delay = faults.borrow().delay;
         tokio::time::sleep(delay).await;
         if to.write_all(&buffer[..count]).await.is_err() {
