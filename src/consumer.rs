@@ -29,7 +29,7 @@ use crate::domain::backoff::Backoff;
 use crate::kafka::KafkaFailure;
 use crate::kafka::topics::Topics;
 use crate::pg::{Connector, PgError, Pool};
-use handler::{Handler, HandlerError};
+use handler::Handler;
 use status::Tally;
 use store::Store;
 use wait::Wait;
@@ -41,6 +41,7 @@ const BACKOFF: Backoff = Backoff { first: Duration::from_secs(1), max: Duration:
 pub struct GroupContext {
     pub name: String,
     pub config: config::Group,
+    pub handler: Handler,
     pub connector: Connector,
     pub kafka: config::Kafka,
     pub agent: Uuid,
@@ -58,8 +59,6 @@ pub struct Drained {
 /// Why a group cannot be consumed: always something for the operator to change.
 #[derive(Debug, thiserror::Error)]
 pub enum ConsumerError {
-    #[error("group `{group}`, handler: {source}")]
-    Handler { group: String, source: HandlerError },
     #[error(
         "group `{group}`: there is no function {function}(outboxd.delivery): create it, or correct `function`"
     )]
@@ -142,7 +141,7 @@ async fn work(context: GroupContext, drain: &CancellationToken) -> Result<(), Co
     let mut failures = 0;
     while !drain.is_cancelled() {
         let started = tokio::time::Instant::now();
-        let Err(error) = session::work(&group, drain).await else { return Ok(()) };
+        let Err(error) = session::work(&group, drain).await else { break };
         failures = if started.elapsed() > BACKOFF.max { 1 } else { failures + 1 };
         tracing::error!(group = group.name, failures, "the group joins again: {error}");
         group.status.wait_for(&error.to_string());
@@ -151,14 +150,13 @@ async fn work(context: GroupContext, drain: &CancellationToken) -> Result<(), Co
             () = drain.cancelled() => {}
         }
     }
+    group.handler.close().await;
     Ok(())
 }
 
 /// Everything before the first join. What only the operator can mend is an error, the rest is waited for.
 async fn set_up(context: GroupContext) -> Result<Group, ConsumerError> {
-    let GroupContext { name, config, connector, kafka, agent, agent_name, status } = context;
-    let handler = handler::prepare(&config.handler)
-        .map_err(|source| ConsumerError::Handler { group: name.clone(), source })?;
+    let GroupContext { name, config, handler, connector, kafka, agent, agent_name, status } = context;
     let kafka_group = config.kafka_group.as_deref().unwrap_or(&name);
     let topics = Topics::of_group(&kafka, &client_id(&agent_name), kafka_group)
         .map_err(|source| ConsumerError::Kafka { group: name.clone(), source })?;

@@ -13,8 +13,10 @@ mod suite {
     mod consuming;
     mod contract;
     mod developing;
+    mod embedding;
     mod encrypting;
     mod enqueue;
+    mod foreign;
     mod harness;
     mod layers;
     mod leaves;

@@ -154,7 +154,7 @@ fn bad_values_say_what_would_be_right() {
 #[test]
 fn each_kind_of_handler_has_its_own_keys() {
     for (handler, expected) in [
-        ("kind = \"htpp\"", "`kind` must be one of `log`, `exec`, `http`, `sql`; did you mean `http`?"),
+        ("kind = \"htpp\"", "`kind` must be one of `log`, `exec`, `http`, `sql`, `embedded`; did you mean `http`?"),
         ("knd = \"http\"", "unknown key `knd` in [groups.orders.handler]; did you mean `kind`?"),
         ("kind = \"log\", url = \"http://h\"", "unknown key `url` in [groups.orders.handler]"),
         ("kind = \"exec\"", "`command` is missing"),

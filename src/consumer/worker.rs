@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chrono::Utc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -175,7 +174,7 @@ impl Worker {
     }
 
     fn identify(&self, record: Record) -> Message {
-        let message_id = identity::identify(&record, &self.group.store.cluster_id, Utc::now());
+        let message_id = identity::identify(&record, &self.group.store.cluster_id);
         Message {
             keys: keys::operation_keys(&record, message_id, self.group.config.dedup),
             payload_hash: identity::payload_hash(record.payload.as_deref()),

@@ -89,9 +89,11 @@ impl Consumer {
         let (drain, abort) = (CancellationToken::new(), CancellationToken::new());
         let status = Arc::new(GroupStatus::new(group));
         let agent_name = format!("test-{:08x}", fastrand::u32(..));
+        let group_config = config.groups.remove(group).unwrap();
         let context = GroupContext {
             name: group.to_owned(),
-            config: config.groups.remove(group).unwrap(),
+            handler: consumer::handler::prepare(&group_config.handler).unwrap(),
+            config: group_config,
             connector: Connector::new(&config.postgres, format!("outboxd/consumer/{agent_name}")),
             kafka: config.kafka,
             agent: Uuid::new_v4(),
