@@ -46,7 +46,7 @@ fn records() -> Vec<(Option<Vec<u8>>, Option<Vec<u8>>, Headers)> {
         (
             Some("zürich %\"".into()),
             Some("{\"a\": \"ü\\n\"}\n\n".into()),
-            &[("tenant", b"first"), ("image", &[0xff, 0x00]), ("tenant", "zürich".as_bytes()), ("", b"")],
+            &[("tenant", b"first"), ("image", &[0xff, 0x00]), ("tenant", b"z\xc3\xbcrich"), ("", b"")],
         ),
         (None, Some(b"null".to_vec()), &[("ce_id", b"event-1"), ("ce_type", b"Seen")]),
     ]
