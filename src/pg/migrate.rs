@@ -66,6 +66,7 @@ pub const MIGRATIONS: &[Migration] = migrations! {
     4 "0004_agents" since 6;
     5 "0005_views" since 6;
     6 "0006_leaves" since 6;
+    7 "0007_failures" since 7;
 };
 
 const ROLES: &str = include_str!("../../migrations/roles.sql");
