@@ -21,6 +21,9 @@ grant select, update on outboxd.insert_rate, outboxd.upkeep to {agent};
 grant select on outboxd.leaves, outboxd.messages_default to {agent};
 grant execute on function outboxd.make_leaf, outboxd.free_range, outboxd.reserve_range, outboxd.validate_range,
   outboxd.advance_sequence, outboxd.reclaim_leaf, outboxd.drop_leaf, outboxd.delete_published to {agent};
+grant select on outboxd.evidence_leaves to {agent};
+grant select, delete on outboxd.handled_default to {agent};
+grant execute on function outboxd.make_evidence_leaf, outboxd.reclaim_evidence_leaf, outboxd.drop_evidence_leaf to {agent};
 grant select on sequence outboxd.messages_seq to {agent}, {operator}, {reader};
 
 -- Operators and readers.

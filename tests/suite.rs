@@ -15,6 +15,7 @@ mod suite {
     mod developing;
     mod encrypting;
     mod enqueue;
+    mod evidence;
     mod harness;
     mod layers;
     mod leaves;
