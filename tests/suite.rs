@@ -31,6 +31,7 @@ mod suite {
     mod relay_aside;
     mod relay_faults;
     mod relay_waits;
+    mod resetting;
     mod retention;
     mod send;
     mod send_lines;
