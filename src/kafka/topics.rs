@@ -10,11 +10,13 @@ use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
+use uuid::Uuid;
 
 use super::client::{self, Logged};
 use super::error::{KafkaFailure, Refusal, refusal};
 use super::publish::blocking;
 use super::subscribe::offsets;
+use super::topic_ids::topic_ids;
 use crate::config::{Create, Kafka};
 use crate::domain::delivery::TopicPartition;
 use crate::domain::start_offset::Extent;
@@ -133,6 +135,18 @@ impl Topics {
             brokers: self.brokers.clone(),
             reason: format!("no broker answered within {}", humantime::format_duration(PATIENCE)),
         })
+    }
+
+    /// The ids of those topics that are there; a broker that knows no ids (before 2.8) tells none.
+    pub async fn ids(&self, topics: &[String]) -> Result<HashMap<String, Uuid>, KafkaFailure> {
+        let (client, topics) = (Arc::clone(&self.client), topics.to_vec());
+        match blocking(move || topic_ids(client.client().native_ptr(), &topics, PATIENCE)).await {
+            Ok(ids) => Ok(ids),
+            Err(RDKafkaErrorCode::UnsupportedFeature) => Ok(HashMap::new()),
+            Err(code) => {
+                Err(KafkaFailure::Unreachable { brokers: self.brokers.clone(), reason: code.to_string() })
+            }
+        }
     }
 
     /// What a partition has now.
