@@ -11,6 +11,7 @@ mod suite {
     mod cli;
     mod configuring;
     mod consuming;
+    mod consuming_soak;
     mod contract;
     mod developing;
     mod encrypting;
