@@ -13,9 +13,11 @@ mod suite {
     mod consuming;
     mod contract;
     mod developing;
+    mod doctor;
     mod encrypting;
     mod enqueue;
     mod harness;
+    mod health;
     mod layers;
     mod leaves;
     mod lifecycle;

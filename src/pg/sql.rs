@@ -1,7 +1,8 @@
 //! Every statement of the daemon, for the test that prepares each against a migrated database.
 
 use super::lanes::read;
-use super::{agents, aside, consuming, groups, inspect, lanes, leaves, messages, retention};
+use super::doctor::rights;
+use super::{agents, aside, consuming, doctor, groups, inspect, lanes, leaves, messages, retention};
 
 /// Declares statements as constants, and lists them as `SQL` with their names.
 macro_rules! statements {
@@ -19,6 +20,7 @@ pub fn all() -> Vec<(&'static str, &'static str)> {
         agents::SQL,
         aside::SQL,
         consuming::SQL,
+        doctor::SQL,
         groups::SQL,
         inspect::SQL,
         lanes::SQL,
@@ -26,6 +28,7 @@ pub fn all() -> Vec<(&'static str, &'static str)> {
         messages::SQL,
         read::SQL,
         retention::SQL,
+        rights::SQL,
     ]
     .concat()
 }
