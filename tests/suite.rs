@@ -11,13 +11,19 @@ mod suite {
     mod cli;
     mod configuring;
     mod consuming;
+    mod consuming_soak;
     mod contract;
     mod developing;
     mod embedding;
     mod encrypting;
     mod enqueue;
     mod foreign;
+    mod doctor;
+    mod encrypting;
+    mod enqueue;
+    mod evidence;
     mod harness;
+    mod health;
     mod layers;
     mod leaves;
     mod lifecycle;
@@ -32,6 +38,7 @@ mod suite {
     mod relay_aside;
     mod relay_faults;
     mod relay_waits;
+    mod resetting;
     mod retention;
     mod send;
     mod send_lines;
