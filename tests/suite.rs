@@ -14,14 +14,12 @@ mod suite {
     mod consuming_soak;
     mod contract;
     mod developing;
+    mod doctor;
     mod embedding;
     mod encrypting;
     mod enqueue;
-    mod foreign;
-    mod doctor;
-    mod encrypting;
-    mod enqueue;
     mod evidence;
+    mod foreign;
     mod harness;
     mod health;
     mod layers;
