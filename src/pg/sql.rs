@@ -1,7 +1,7 @@
 //! Every statement of the daemon, for the test that prepares each against a migrated database.
 
-use super::lanes::read;
 use super::doctor::rights;
+use super::lanes::read;
 use super::{agents, aside, consuming, doctor, groups, inspect, lanes, leaves, messages, retention};
 
 /// Declares statements as constants, and lists them as `SQL` with their names.
