@@ -5,6 +5,7 @@ pub mod doctor;
 pub mod error;
 pub mod publish;
 pub mod subscribe;
+mod topic_ids;
 pub mod topics;
 
 pub use error::KafkaFailure;

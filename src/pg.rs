@@ -7,6 +7,7 @@ pub mod connect;
 pub mod consuming;
 pub mod doctor;
 pub mod effect;
+pub mod evidence;
 pub mod groups;
 pub mod inspect;
 pub mod lanes;
