@@ -65,6 +65,10 @@ deb-check: setup ## Build it, and install, upgrade, remove and purge it in a scr
 alerts: ## Hold alerts and dashboard against promtool and the metrics that there are
 	@packaging/prometheus/check.sh
 
+.PHONY: examples
+examples: setup ## Run the programs of docs/languages whose language is installed
+	@EXAMPLES=1 cargo test --locked --features failpoints --test suite the_example_ -- --nocapture --test-threads 1
+
 .PHONY: soak
 soak: setup kafka ## Break things in random order for SOAK_SECONDS (600), by SOAK_SEED
 	@SOAK_SECONDS=$${SOAK_SECONDS:-600} cargo test --locked --features failpoints --test suite soak -- --nocapture

@@ -18,8 +18,10 @@ mod suite {
     mod encrypting;
     mod enqueue;
     mod evidence;
+    mod guides;
     mod harness;
     mod health;
+    mod languages;
     mod layers;
     mod leaves;
     mod lifecycle;
