@@ -20,8 +20,10 @@ mod suite {
     mod enqueue;
     mod evidence;
     mod foreign;
+    mod guides;
     mod harness;
     mod health;
+    mod languages;
     mod layers;
     mod leaves;
     mod lifecycle;
