@@ -32,8 +32,11 @@ type AllSeen = BTreeMap<i64, Seen>;
 
 type Headers = &'static [(&'static str, &'static [u8])];
 
+/// Key, payload and headers.
+type Written = (Option<Vec<u8>>, Option<Vec<u8>>, Headers);
+
 /// Each is handled once, as it is here.
-fn records() -> Vec<(Option<Vec<u8>>, Option<Vec<u8>>, Headers)> {
+fn records() -> Vec<Written> {
     let every_byte: Vec<u8> = (0..=255).collect();
     let megabyte = every_byte.iter().copied().cycle().take(1_000_000).collect();
     vec![

@@ -19,7 +19,8 @@ fn sql(page: &str) -> Vec<String> {
 
 /// All messages in their order, as `topic key payload`.
 async fn messages(database: &Database) -> Vec<String> {
-    let all = "select concat_ws(' ', topic, key, convert_from(payload, 'UTF8')) from outboxd.messages order by seq";
+    let all =
+        "select concat_ws(' ', topic, key, convert_from(payload, 'UTF8')) from outboxd.messages order by seq";
     database.query(all, &[]).await.iter().map(|row| row.get(0)).collect()
 }
 
@@ -101,7 +102,10 @@ async fn the_example_for_kubernetes_is_valid_and_drains_inside_the_grace_period(
     for (probe, path) in [("livenessProbe:", "/healthz"), ("readinessProbe:", "/readyz")] {
         let probes = after(&manifest, probe);
         assert_eq!(probes.len(), 2);
-        assert!(probes.iter().all(|probe| probe.contains(path) && probe.contains("timeoutSeconds")), "{probes:?}");
+        assert!(
+            probes.iter().all(|probe| probe.contains(path) && probe.contains("timeoutSeconds")),
+            "{probes:?}"
+        );
     }
     let secrets = config.lines().filter(|line| line.contains("password") && !line.trim().starts_with('#'));
     assert!(secrets.clone().count() == 2 && secrets.into_iter().all(|line| line.contains("_file")));
@@ -165,7 +169,11 @@ fn metrics(text: &str) -> BTreeSet<String> {
 fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
     let known: BTreeSet<String> = METRICS.iter().map(|&name| name.to_owned()).collect();
     let mut shown = BTreeSet::new();
-    for file in ["packaging/prometheus/alerts.yml", "packaging/prometheus/alerts.test.yml", "packaging/grafana/outboxd.json"] {
+    for file in [
+        "packaging/prometheus/alerts.yml",
+        "packaging/prometheus/alerts.test.yml",
+        "packaging/grafana/outboxd.json",
+    ] {
         let named = metrics(&read(file));
         assert!(named.len() > 5, "{file}");
         assert_eq!(named.difference(&known).collect::<Vec<_>>(), Vec::<&String>::new(), "{file}");

@@ -71,12 +71,15 @@ async fn database() -> Database {
 
 /// One order, one message with the id that was printed, nothing of what was rolled back.
 async fn holds_what_it_printed(database: &Database, language: &str, printed: &str) {
-    let rows = database
-        .query("select id::text, key, type, idempotency_key from outboxd.message_states", &[])
-        .await;
+    let rows =
+        database.query("select id::text, key, type, idempotency_key from outboxd.message_states", &[]).await;
     assert_eq!(rows.len(), 1, "{language}");
     let text = |column: usize| rows[0].get::<_, String>(column);
-    assert_eq!((text(0).as_str(), text(1).as_str(), text(2).as_str()), (printed, "ada", "OrderPlaced"), "{language}");
+    assert_eq!(
+        (text(0).as_str(), text(1).as_str(), text(2).as_str()),
+        (printed, "ada", "OrderPlaced"),
+        "{language}"
+    );
     assert_eq!(text(3), "order-1", "{language}");
     assert_eq!(database.count("select count(*) from orders").await, 1, "{language}");
 }
