@@ -31,6 +31,7 @@ mod suite {
     mod relay_faults;
     mod relay_waits;
     mod retention;
+    mod retry_parked;
     mod send;
     mod send_lines;
     mod soak;

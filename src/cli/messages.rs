@@ -10,7 +10,7 @@ use crate::domain::payload::Payload;
 use crate::failure::{Exit, Failure};
 use crate::pg::inspect::{self, Handled, MessageFilter, MessageState, MessageStory};
 
-const STATES: [&str; 5] = ["pending", "scheduled", "published", "parked", "held"];
+const STATES: [&str; 7] = ["pending", "scheduled", "published", "parked", "held", "discarded", "replayed"];
 
 /// Look at the messages of the outbox: their state, and what became of them
 #[derive(Args, Debug)]
@@ -29,7 +29,8 @@ enum Command {
 /// The newest messages, newest first
 ///
 /// States: pending (committed, not yet published), scheduled (due later), published, parked (refused by Kafka for good:
-/// an operator decides), held (waits behind a parked one, or for its topic).
+/// an operator decides), held (waits behind a parked one, or for its topic), discarded (by an operator), replayed (by an
+/// operator, as a new message that carries the same id).
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:

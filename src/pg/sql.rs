@@ -1,7 +1,7 @@
 //! Every statement of the daemon, for the test that prepares each against a migrated database.
 
 use super::lanes::read;
-use super::{agents, aside, consuming, groups, inspect, lanes, leaves, messages, retention};
+use super::{agents, aside, consuming, groups, inspect, lanes, leaves, messages, operations, parked, retention};
 
 /// Declares statements as constants, and lists them as `SQL` with their names.
 macro_rules! statements {
@@ -24,6 +24,8 @@ pub fn all() -> Vec<(&'static str, &'static str)> {
         lanes::SQL,
         leaves::SQL,
         messages::SQL,
+        operations::SQL,
+        parked::SQL,
         read::SQL,
         retention::SQL,
     ]
