@@ -6,6 +6,7 @@ pub mod cursor;
 pub mod delivery;
 pub mod health;
 pub mod identity;
+pub mod key_lines;
 pub mod lane_shares;
 pub mod leaves;
 pub mod message;
