@@ -24,6 +24,7 @@ mod suite {
     mod oversize;
     mod pgbouncer;
     mod plans;
+    mod poison;
     mod promoting;
     mod rebasing;
     mod relay;
