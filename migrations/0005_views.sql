@@ -28,6 +28,27 @@ union all
 select a.* from outboxd.message_states_aside a
 where not exists (select from outboxd.messages m where m.priority = a.priority and m.seq = a.seq);
 
+-- When a published message was, by whom, and up to which offset of each partition of its topic: a row for each that it may
+-- be in, one without a partition if none is known. Of a message that was held, this is when its turn was.
+create view outboxd.message_publications as
+select p.priority, p.seq, p.agent, p.began_at, p.ended_at, place.partition, place.highest_offset
+from (
+  select m.priority, m.seq, m.topic, p.agent, p.began_at, p.ended_at, p.offsets
+  from outboxd.messages m
+  join outboxd.publications p on p.priority = m.priority and p.last_seq >= m.seq and p.first_seq <= m.seq
+    and pg_visible_in_snapshot(m.txid, p.target) and not pg_visible_in_snapshot(m.txid, p.done)
+  union all
+  select m.priority, m.seq, m.topic, l.agent, l.publishing_began_at, null, l.publishing_offsets
+  from outboxd.messages m
+  join outboxd.lanes l on l.priority = m.priority and l.publishing_last_seq >= m.seq and l.publishing_first_seq <= m.seq
+    and not pg_visible_in_snapshot(m.txid, l.publishing_done)
+) p
+left join lateral (
+  select split_part(o.place, '/', 2)::integer as partition, o."offset"::bigint as highest_offset
+  from jsonb_each_text(p.offsets) as o (place, "offset")
+  where split_part(o.place, '/', 1) = p.topic
+) place on true;
+
 create view outboxd.lane_status as
 select l.priority, case l.priority when -1 then 'low' when 0 then 'normal' else 'high' end as name,
   l.owner, l.agent, l.epoch, l.lease_expires_at, coalesce(l.lease_expires_at > clock_timestamp(), false) as owned,

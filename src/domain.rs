@@ -12,6 +12,7 @@ pub mod leaves;
 pub mod message;
 pub mod new_message;
 pub mod offsets;
+pub mod partition;
 pub mod payload;
 pub mod priority;
 pub mod rebase;

@@ -26,6 +26,7 @@ mod suite {
     mod plans;
     mod poison;
     mod promoting;
+    mod publications;
     mod rebasing;
     mod relay;
     mod relay_aside;

@@ -58,6 +58,10 @@ statements! {
         select headers, payload from outboxd.set_aside where priority = $1 and seq = $2
         limit 1";
 
+    PUBLICATION = "
+        select agent, began_at, ended_at, partition, highest_offset from outboxd.message_publications
+        where priority = $1 and seq = $2 order by began_at desc, partition";
+
     HANDLED_BY = "
         select consumer_group, topic, partition, \"offset\", agent, attempt, duplicate_of, handled_at,
           extract(epoch from took)::float8
@@ -113,6 +117,25 @@ pub struct Content {
     pub payload: Payload,
 }
 
+/// When a message was published, and where it may lie.
+#[derive(Clone, Debug, Serialize)]
+pub struct Publication {
+    /// Who published the end of what it was published with.
+    pub agent: Option<String>,
+    pub began_at: DateTime<Utc>,
+    /// `None`: it goes on.
+    pub ended_at: Option<DateTime<Utc>>,
+    /// One of these.
+    pub places: Vec<PublishedTo>,
+}
+
+/// A partition that something was published to meanwhile, and the highest offset of that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct PublishedTo {
+    pub partition: i32,
+    pub offset_at_most: i64,
+}
+
 /// A message with its content and its time line.
 #[derive(Clone, Debug, Serialize)]
 pub struct MessageStory {
@@ -123,6 +146,8 @@ pub struct MessageStory {
     /// `None`: this user may look at messages, but not into them.
     #[serde(flatten)]
     pub content: Option<Content>,
+    /// As long as it is known: of a delayed message it never is.
+    pub publication: Option<Publication>,
     pub handled: Vec<Handled>,
 }
 
@@ -170,11 +195,16 @@ pub async fn message(client: &Connection, id: Uuid) -> Result<Option<MessageStor
     };
     let message_id = tag.message_id(message.created_at, message.seq);
     let content = content(client, &message).await?;
+    let publication = match (message.state.as_str(), message.deliver_after) {
+        ("published", None) => publication(client, &message).await?,
+        _ => None,
+    };
     let handled = client.query(HANDLED_BY, &[&message_id]).await?;
     Ok(Some(MessageStory {
         message,
         message_id,
         content,
+        publication,
         handled: handled
             .iter()
             .map(|row| Handled {
@@ -200,6 +230,23 @@ async fn content(client: &Connection, message: &MessageState) -> Result<Option<C
         Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+async fn publication(client: &Connection, message: &MessageState) -> Result<Option<Publication>, PgError> {
+    let rows = client.query(PUBLICATION, &[&message.priority.number(), &message.seq]).await?;
+    let Some(first) = rows.first() else { return Ok(None) };
+    let began_at: DateTime<Utc> = first.get(1);
+    let place = |row: &Row| {
+        let partition: Option<i32> = row.get(3);
+        partition.map(|partition| PublishedTo { partition, offset_at_most: row.get(4) })
+    };
+    let same = rows.iter().take_while(|row| row.get::<_, DateTime<Utc>>(1) == began_at);
+    Ok(Some(Publication {
+        agent: first.get(0),
+        began_at,
+        ended_at: first.get(2),
+        places: same.filter_map(place).collect(),
+    }))
 }
 
 fn message_state(row: &Row) -> Result<MessageState, PgError> {
