@@ -13,7 +13,9 @@ use crate::domain::partition;
 use crate::domain::payload::Payload;
 use crate::failure::{Exit, Failure};
 use crate::kafka::topics::{TopicState, Topics};
-use crate::pg::inspect::{self, Handled, MessageFilter, MessageState, MessageStory, Publication, PublishedTo};
+use crate::pg::inspect::{
+    self, Handled, MessageFilter, MessageState, MessageStory, Publication, PublishedTo,
+};
 
 /// How long Kafka may take to say how many partitions a topic has: it is not needed for the rest.
 const KAFKA_PATIENCE: Duration = Duration::from_secs(2);
@@ -147,7 +149,8 @@ impl Show {
 /// Of several partitions, the one that the key or the id leads to, if Kafka tells soon how many there are. If there were
 /// fewer when it was published, it need not be one of them.
 async fn tell_partition(story: &mut MessageStory, kafka: &Kafka) {
-    let Some(publication) = story.publication.as_mut().filter(|publication| publication.places.len() > 1) else {
+    let Some(publication) = story.publication.as_mut().filter(|publication| publication.places.len() > 1)
+    else {
         return;
     };
     let Ok(topics) = Topics::new(kafka, "outboxd-cli") else { return };
@@ -170,7 +173,9 @@ fn published(publication: &Publication) -> String {
 }
 
 fn places(publication: &Publication) -> String {
-    let place = |place: &PublishedTo| format!("partition {}, offset at most {}", place.partition, place.offset_at_most);
+    let place = |place: &PublishedTo| {
+        format!("partition {}, offset at most {}", place.partition, place.offset_at_most)
+    };
     publication.places.iter().map(place).collect::<Vec<_>>().join("; or ")
 }
 

@@ -6,10 +6,11 @@ use serde_json::Value;
 
 use super::error::ConfigError;
 use super::section::Section;
-use super::setting::{DAY, Problem, Setting, Written, any, lasting};
+use super::setting::{DAY, HOUR, Problem, Setting, Written, any, lasting};
 
 pub const PUBLISHED: Duration = DAY;
 pub const AUDIT: Duration = Duration::from_secs(30 * 86_400);
+pub const DISCARDED: Duration = Duration::from_secs(30 * 86_400);
 
 const LONGEST: Duration = Duration::from_secs(3_650 * 86_400);
 
@@ -19,7 +20,9 @@ pub struct Retention {
     pub published: Duration,
     /// Of published messages, whatever the groups do.
     pub max: Ceiling,
-    /// Of what was published when.
+    /// Of messages that an operator discarded, and of the traces of those sent again as new ones.
+    pub discarded: Duration,
+    /// Of what was published when, and of what operators did.
     pub audit: Duration,
 }
 
@@ -35,6 +38,8 @@ impl Retention {
         let retention = Self {
             published: section.or("published", PUBLISHED, lasting(Duration::ZERO..=LONGEST))?,
             max: section.or("max", Ceiling::Never, any)?,
+            // A lane may be about to read its window again, and must find them then.
+            discarded: section.or("discarded", DISCARDED, lasting(HOUR..=LONGEST))?,
             audit: section.or("audit", AUDIT, lasting(Duration::ZERO..=LONGEST))?,
         };
         if matches!(retention.max, Ceiling::After(max) if max < retention.published) {

@@ -69,7 +69,11 @@ mod tests {
         assert_eq!((lines.of(&refused), lines.line_from(&refused)), (None, Some(7)));
         lines.insert("orders".into(), "a".into(), 7);
         assert_eq!(lines.of(&message(8, Some("a"), false)), Some(7));
-        assert_eq!(lines.line_from(&message(8, Some("a"), false)), Some(7), "the second head is in the same line");
+        assert_eq!(
+            lines.line_from(&message(8, Some("a"), false)),
+            Some(7),
+            "the second head is in the same line"
+        );
         for other in [
             message(8, Some("b"), false),
             message(8, None, false),

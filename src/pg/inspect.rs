@@ -22,7 +22,8 @@ statements! {
     /// be found twice. A time beyond the years of RFC 3339 (Postgres knows infinity) is shown as their end.
     MESSAGES = "
         select distinct on (m.seq) m.id, m.seq, m.priority, m.topic, m.key, m.type, m.idempotency_key, m.created_at,
-          least(greatest(m.deliver_after, '0001-01-01 utc'), '9999-12-31 utc'), m.state, m.reason
+          case when m.deliver_after is not null then least(greatest(m.deliver_after, '0001-01-01 utc'), '9999-12-31 utc') end,
+          m.state, m.reason
         from (values (-1::smallint), (0::smallint), (1::smallint)) as lanes (priority)
         cross join lateral (
           (select * from outboxd.message_states_in_outbox s
@@ -40,7 +41,8 @@ statements! {
     /// Newest first: what was sent again carries the old id.
     MESSAGE = "
         select m.id, m.seq, m.priority, m.topic, m.key, m.type, m.idempotency_key, m.created_at,
-          least(greatest(m.deliver_after, '0001-01-01 utc'), '9999-12-31 utc'), m.state, m.reason
+          case when m.deliver_after is not null then least(greatest(m.deliver_after, '0001-01-01 utc'), '9999-12-31 utc') end,
+          m.state, m.reason
         from (
           select s.* from outboxd.message_states_in_outbox s where s.priority in (-1, 0, 1) and s.seq = $1
           union all

@@ -164,7 +164,11 @@ impl Lane {
         }
         if end.is_none() {
             self.lines.remove(topic, key);
-            tracing::info!(topic, lane = priority.name(), "the messages of a key that were held are published");
+            tracing::info!(
+                topic,
+                lane = priority.name(),
+                "the messages of a key that were held are published"
+            );
         }
         Ok(())
     }

@@ -114,7 +114,9 @@ async fn a_key_waits_behind_what_is_refused_and_the_others_flow() {
     assert_eq!(records.iter().filter(|record| record.key.is_none()).count(), 1);
     assert_eq!(scene.database.count("select count(*) from outboxd.set_aside").await, 0);
     let place = |large: bool| {
-        records.iter().position(|record| record.key_text() == "key-3" && (record.payload_text().len() > 1_000) == large)
+        records
+            .iter()
+            .position(|record| record.key_text() == "key-3" && (record.payload_text().len() > 1_000) == large)
     };
     assert!(place(true) > place(false));
     producer.kill();
@@ -203,7 +205,8 @@ crashes! {
 
 /// What the lane is stopped by, once it is.
 async fn stopped(scene: &Scene) -> String {
-    let stopped = "select count(*) from outboxd.lane_status where name = 'normal' and stopped_at_seq is not null";
+    let stopped =
+        "select count(*) from outboxd.lane_status where name = 'normal' and stopped_at_seq is not null";
     eventually("the lane stops", PATIENCE, async || scene.database.count(stopped).await == 1).await;
     scene.operate(&["lanes", "list"]).await
 }

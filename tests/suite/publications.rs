@@ -30,7 +30,9 @@ async fn a_published_message_is_told_by_agent_time_partition_and_offset() {
     for round in 0..2 {
         for record in records.iter().step_by(12) {
             let id = record.header("outboxd-id").unwrap();
-            let publication = &show(&outboxd, &id).await["publication"];
+            let story = show(&outboxd, &id).await;
+            assert_eq!(story["deliver_after"], Value::Null);
+            let publication = &story["publication"];
             assert_eq!(publication["agent"], "relay-7", "{publication}");
             let places = publication["places"].as_array().unwrap();
             assert_eq!(places.len(), 1, "{publication}");
@@ -40,7 +42,10 @@ async fn a_published_message_is_told_by_agent_time_partition_and_offset() {
         }
         if round == 0 {
             let recorded = "select count(*) from outboxd.publications where last_seq = 100";
-            eventually("it is recorded", Duration::from_secs(30), async || database.count(recorded).await == 1).await;
+            eventually("it is recorded", Duration::from_secs(30), async || {
+                database.count(recorded).await == 1
+            })
+            .await;
         }
     }
     assert!(at_most <= 8, "an upper bound, of four partitions and in two rounds");
@@ -48,9 +53,15 @@ async fn a_published_message_is_told_by_agent_time_partition_and_offset() {
     let keyed = records.iter().find(|record| record.key.is_some()).unwrap();
     let story = show(&reader, &keyed.header("id").unwrap()).await;
     let (places, began) = (&story["publication"]["places"], &story["publication"]["began_at"]);
-    assert!(places.as_array().unwrap().len() == 4 && began.as_str() < story["publication"]["ended_at"].as_str());
+    assert!(
+        places.as_array().unwrap().len() == 4 && began.as_str() < story["publication"]["ended_at"].as_str()
+    );
     let told = outboxd.run(&["messages", "show", &keyed.header("id").unwrap()]).await.stdout;
-    assert!(told.contains(&format!("partition {}, offset at most", keyed.partition)) && told.contains("by relay-7"), "{told}");
+    assert!(
+        told.contains(&format!("partition {}, offset at most", keyed.partition))
+            && told.contains("by relay-7"),
+        "{told}"
+    );
     producer.terminate();
     assert_eq!(producer.wait_exit().await, Some(0));
 }
@@ -81,7 +92,10 @@ async fn what_is_set_aside_is_told_when_its_leaf_is_emptied() {
     assert_eq!(list().await, [(later.clone(), "scheduled".into()), (refused.clone(), "parked".into())]);
     database.reach(&topic, "parked", 1).await;
     let story = show(&outboxd, &refused).await;
-    assert_eq!((&story["state"], story["payload"].as_str().map(str::len)), (&"parked".into(), Some(1_100_000)));
+    assert_eq!(
+        (&story["state"], story["payload"].as_str().map(str::len)),
+        (&"parked".into(), Some(1_100_000))
+    );
     assert_eq!(show(&outboxd, &later).await["payload"], "later");
     outboxd.run(&["retry", "discard", &refused, "--yes"]).await;
     assert_eq!(show(&outboxd, &refused).await["state"], "discarded");

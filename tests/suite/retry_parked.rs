@@ -1,10 +1,12 @@
 //! What Kafka refused is an operator's to decide: found by filters, sent again or discarded, on record, never lost.
 
+use std::time::{Duration, Instant};
+
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::support::outboxd::Output;
-use crate::support::{Daemon, Database, Kafka, Outboxd, Postgres};
+use crate::support::{Daemon, Database, Kafka, Outboxd, Postgres, eventually};
 
 const LIMIT: &str = "kafka.producer.\"message.max.bytes\" = 20000";
 
@@ -139,10 +141,10 @@ async fn a_filter_means_what_fits_all_of_it_and_nothing_narrows_down_to_all() {
     assert_eq!(database.in_state(&topic, "parked").await, 4);
     assert_eq!(database.count("select count(*) from outboxd.operations").await, 0);
     // The rate holds: five a second, in batches of one.
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     let run = operator.run(&["retry", "run", "--all", "--yes", "--rate", "5/s", "--limit", "3"]).await;
     assert_eq!((run.code, run.stdout.trim()), (0, "3 messages sent again"), "{run:?}");
-    assert!(begun.elapsed() >= std::time::Duration::from_millis(600));
+    assert!(begun.elapsed() >= Duration::from_millis(600));
     assert_eq!(list(&[]).await, parked[3..]);
 }
 
@@ -155,4 +157,36 @@ async fn who_may_not_decide_changes_nothing() {
     let refused = reader.run(&["retry", "discard", "--all", "--yes"]).await;
     assert!(refused.code == 1 && refused.stderr.contains("outboxd_operator"), "{refused:?}");
     assert_eq!(database.in_state(&topic, "parked").await, 1);
+}
+
+#[tokio::test]
+async fn what_is_decided_is_kept_for_its_retention_and_no_longer() {
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    let topic = kafka.topic(1).await;
+    let parked = park(&database, kafka, &topic, &["a", "b", "c"]).await;
+    let operator = operator(&database);
+    for key in ["a", "b"] {
+        assert_eq!(operator.run(&["retry", "discard", "--key", key, "--yes"]).await.code, 0);
+    }
+    let old = "
+        update outboxd.set_aside set set_aside_at = now() - interval '31 days';
+        update outboxd.set_aside set decided_at = now() - interval '31 days' where key = 'a';
+        update outboxd.operations set began_at = now() - interval '31 days' where selection ->> 'key' = 'a'";
+    database.batch(old).await;
+    let producer =
+        Outboxd::new(&database, kafka).set("jobs.cleanup.schedule = \"every 1s\"").set(LIMIT).producer();
+    // The lanes must be past them: what moves a lane, moves its floor.
+    let flows = "insert into outboxd.messages (topic, payload) values ($1, 'x')";
+    let kept = "select count(*) from outboxd.operations";
+    eventually("the old one is forgotten", Duration::from_secs(30), async || {
+        database.execute(flows, &[&topic]).await;
+        database.in_state(&topic, "discarded").await == 1 && database.count(kept).await == 1
+    })
+    .await;
+    assert_eq!(
+        ids(&operator.run(&["retry", "list", "--json"]).await),
+        parked[2..],
+        "one that waits never goes"
+    );
+    stop(producer).await;
 }
