@@ -122,9 +122,9 @@ impl List {
         let client = connect_to_look(&config, "retry").await?;
         let entries = list(&client, &self.page.of(self.filters.filter(), Some(PAGE))).await?;
         if self.json {
-            output::json(&entries)?
+            output::json(&entries)?;
         } else {
-            table(&entries)?
+            table(&entries)?;
         }
         Ok(Exit::Done)
     }
@@ -155,9 +155,9 @@ impl Show {
         for entry in find(&client, &STATES, &[self.id]).await? {
             if let Some(story) = parked::show(&client, &entry).await? {
                 if self.json {
-                    output::json(&story)?
+                    output::json(&story)?;
                 } else {
-                    output::line(&describe(&story))?
+                    output::line(&describe(&story))?;
                 }
                 return Ok(Exit::Done);
             }

@@ -190,3 +190,28 @@ async fn what_is_decided_is_kept_for_its_retention_and_no_longer() {
     );
     stop(producer).await;
 }
+
+#[tokio::test]
+async fn a_replay_that_the_lane_is_not_past_is_published_once() {
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    let topic = kafka.topic(1).await;
+    let insert = "select outboxd.enqueue($1, repeat('x', 30000))";
+    database.query_one(insert, &[&topic]).await;
+    let outboxd = Outboxd::new(&database, kafka).set("producer.lease = \"1s\"");
+    let doomed = Outboxd::new(&database, kafka)
+        .set("producer.lease = \"1s\"")
+        .set(LIMIT)
+        .failpoint("relay-after-park")
+        .producer();
+    assert_eq!(doomed.wait_exit().await, None);
+    let open = "select count(*) from outboxd.lanes where target is not null and published_seq = 0";
+    assert_eq!(database.count(open).await, 1, "the next owner reads the window from its beginning");
+    assert_eq!(operator(&database).run(&["retry", "run", "--all", "--yes"]).await.code, 0);
+    let producer = outboxd.producer();
+    database.execute("insert into outboxd.messages (topic, payload) values ($1, 'behind')", &[&topic]).await;
+    database.reach(&topic, "published", 2).await;
+    let lengths: Vec<_> =
+        kafka.read_all(&topic).await.iter().map(|record| record.payload_text().len()).collect();
+    assert_eq!(lengths, [30_000, 6]);
+    stop(producer).await;
+}
