@@ -4,6 +4,7 @@ pub mod client;
 pub mod error;
 pub mod publish;
 pub mod subscribe;
+mod topic_ids;
 pub mod topics;
 
 pub use error::KafkaFailure;

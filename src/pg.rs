@@ -6,6 +6,7 @@ pub mod benching;
 pub mod connect;
 pub mod consuming;
 pub mod effect;
+pub mod evidence;
 pub mod groups;
 pub mod inspect;
 pub mod lanes;

@@ -11,10 +11,12 @@ mod suite {
     mod cli;
     mod configuring;
     mod consuming;
+    mod consuming_soak;
     mod contract;
     mod developing;
     mod encrypting;
     mod enqueue;
+    mod evidence;
     mod harness;
     mod layers;
     mod leaves;
@@ -32,6 +34,7 @@ mod suite {
     mod relay_aside;
     mod relay_faults;
     mod relay_waits;
+    mod resetting;
     mod retention;
     mod retry_parked;
     mod send;

@@ -9,6 +9,8 @@ use super::section::Section;
 use super::setting::{DAY, HOUR, Problem, Setting, Written, any, lasting};
 
 pub const PUBLISHED: Duration = DAY;
+pub const HANDLED: Duration = DAY;
+pub const IDEMPOTENCY: Duration = Duration::from_secs(7 * 86_400);
 pub const AUDIT: Duration = Duration::from_secs(30 * 86_400);
 pub const DISCARDED: Duration = Duration::from_secs(30 * 86_400);
 
@@ -20,6 +22,10 @@ pub struct Retention {
     pub published: Duration,
     /// Of published messages, whatever the groups do.
     pub max: Ceiling,
+    /// Of evidence: within it a message that comes again is not handled again.
+    pub handled: Duration,
+    /// Of operations that are done: own ids and idempotency keys.
+    pub idempotency: Duration,
     /// Of messages that an operator discarded, and of the traces of those sent again as new ones.
     pub discarded: Duration,
     /// Of what was published when, and of what operators did.
@@ -38,6 +44,8 @@ impl Retention {
         let retention = Self {
             published: section.or("published", PUBLISHED, lasting(Duration::ZERO..=LONGEST))?,
             max: section.or("max", Ceiling::Never, any)?,
+            handled: section.or("handled", HANDLED, lasting(Duration::ZERO..=LONGEST))?,
+            idempotency: section.or("idempotency", IDEMPOTENCY, lasting(Duration::ZERO..=LONGEST))?,
             // A lane may be about to read its window again, and must find them then.
             discarded: section.or("discarded", DISCARDED, lasting(HOUR..=LONGEST))?,
             audit: section.or("audit", AUDIT, lasting(Duration::ZERO..=LONGEST))?,

@@ -67,7 +67,8 @@ pub const MIGRATIONS: &[Migration] = migrations! {
     5 "0005_views" since 6;
     6 "0006_leaves" since 6;
     7 "0007_failures" since 7;
-    8 "0008_operations" since 8;
+    8 "0008_evidence" since 7;
+    9 "0009_operations" since 9;
 };
 
 const ROLES: &str = include_str!("../../migrations/roles.sql");

@@ -1,7 +1,10 @@
 //! Every statement of the daemon, for the test that prepares each against a migrated database.
 
 use super::lanes::read;
-use super::{agents, aside, consuming, groups, inspect, lanes, leaves, messages, operations, parked, retention};
+use super::{
+    agents, aside, consuming, evidence, groups, inspect, lanes, leaves, messages, operations, parked,
+    retention,
+};
 
 /// Declares statements as constants, and lists them as `SQL` with their names.
 macro_rules! statements {
@@ -19,6 +22,7 @@ pub fn all() -> Vec<(&'static str, &'static str)> {
         agents::SQL,
         aside::SQL,
         consuming::SQL,
+        evidence::SQL,
         groups::SQL,
         inspect::SQL,
         lanes::SQL,
