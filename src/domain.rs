@@ -4,6 +4,7 @@ pub mod acks;
 pub mod backoff;
 pub mod cursor;
 pub mod delivery;
+pub mod doctor;
 pub mod evidence;
 pub mod health;
 pub mod identity;

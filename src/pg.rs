@@ -5,6 +5,7 @@ pub mod aside;
 pub mod benching;
 pub mod connect;
 pub mod consuming;
+pub mod doctor;
 pub mod effect;
 pub mod evidence;
 pub mod groups;

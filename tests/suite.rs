@@ -14,10 +14,12 @@ mod suite {
     mod consuming_soak;
     mod contract;
     mod developing;
+    mod doctor;
     mod encrypting;
     mod enqueue;
     mod evidence;
     mod harness;
+    mod health;
     mod layers;
     mod leaves;
     mod lifecycle;
