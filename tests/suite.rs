@@ -32,7 +32,9 @@ mod suite {
     mod oversize;
     mod pgbouncer;
     mod plans;
+    mod poison;
     mod promoting;
+    mod publications;
     mod rebasing;
     mod relay;
     mod relay_aside;
@@ -40,6 +42,7 @@ mod suite {
     mod relay_waits;
     mod resetting;
     mod retention;
+    mod retry_parked;
     mod send;
     mod send_lines;
     mod soak;
