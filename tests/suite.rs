@@ -25,10 +25,12 @@ mod suite {
     mod pgbouncer;
     mod plans;
     mod promoting;
+    mod publications;
     mod rebasing;
     mod relay;
     mod relay_aside;
     mod relay_faults;
+    mod relay_shares;
     mod relay_waits;
     mod retention;
     mod send;
