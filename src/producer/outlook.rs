@@ -43,15 +43,14 @@ impl Outlook {
         self.asking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A look that begins after this call, and sees the rows of this owner's lane.
-    pub(super) async fn next(&self, owner: Uuid, at_once: bool) -> Arc<Poll> {
+    /// Asks for a look that begins after this call, and sees the rows of this owner's lane.
+    pub(super) fn ask(&self, owner: Uuid, at_once: bool) -> Asking<'_> {
         self.asking().insert(owner);
-        let _asking = Asking(self, owner);
         let begun = self.begun.load(Ordering::SeqCst);
         if at_once {
             self.at_once.notify_one();
         }
-        self.after(begun).await
+        Asking { outlook: self, owner, begun }
     }
 
     /// The first look that begins after the one of that number.
@@ -137,12 +136,23 @@ async fn look(store: &LaneStore, owners: &HashSet<Uuid>) -> Result<Poll, Session
     in_time(patience, store.poll(&owners)).await
 }
 
-/// Somebody waits, until it is dropped.
-struct Asking<'a>(&'a Outlook, Uuid);
+/// Somebody waits for a look, until it is dropped.
+pub(super) struct Asking<'a> {
+    outlook: &'a Outlook,
+    owner: Uuid,
+    begun: u64,
+}
+
+impl Asking<'_> {
+    /// The newest look that answers, as soon as there is one.
+    pub(super) async fn answer(&self) -> Arc<Poll> {
+        self.outlook.after(self.begun).await
+    }
+}
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
-        self.0.asking().remove(&self.1);
+        self.outlook.asking().remove(&self.owner);
     }
 }
 
