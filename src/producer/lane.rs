@@ -4,7 +4,7 @@
 mod progress;
 mod sending;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -65,6 +65,8 @@ pub(super) struct Lane {
     /// Topics whose messages wait, with the reason.
     pub(super) held: HashMap<String, String>,
     pub(super) looked_at_held: Instant,
+    /// Of these, the ones whose messages go now, with their partitions.
+    pub(super) releasing: VecDeque<(String, i32)>,
     pub(super) trial: Trial,
     told_at: Option<Instant>,
 }
@@ -89,6 +91,7 @@ impl Lane {
             suspects: HashSet::new(),
             held,
             looked_at_held: Instant::now(),
+            releasing: VecDeque::new(),
             trial: Trial::default(),
             told_at: None,
         }
@@ -109,6 +112,8 @@ impl Lane {
         self.write_down(work).await?;
         self.sender = sender(&self.owned, incarnation);
         self.progress = Progress::start();
+        // They are tried again first.
+        self.releasing.clear();
         self.read_again(self.owned.cursor.published_seq);
         Ok(())
     }
