@@ -4,6 +4,8 @@ pub mod acks;
 pub mod backoff;
 pub mod cursor;
 pub mod delivery;
+pub mod doctor;
+pub mod evidence;
 pub mod health;
 pub mod identity;
 pub mod lane_shares;

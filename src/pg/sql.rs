@@ -1,8 +1,5 @@
 //! Every statement of the daemon, for the test that prepares each against a migrated database.
 
-use super::lanes::read;
-use super::{agents, aside, consuming, groups, inspect, lanes, leaves, messages, retention};
-
 /// Declares statements as constants, and lists them as `SQL` with their names.
 macro_rules! statements {
     ($($(#[$doc:meta])* $name:ident = $sql:expr;)*) => {
@@ -16,16 +13,19 @@ pub(crate) use statements;
 /// Name and text of each.
 pub fn all() -> Vec<(&'static str, &'static str)> {
     [
-        agents::SQL,
-        aside::SQL,
-        consuming::SQL,
-        groups::SQL,
-        inspect::SQL,
-        lanes::SQL,
-        leaves::SQL,
-        messages::SQL,
-        read::SQL,
-        retention::SQL,
+        super::agents::SQL,
+        super::aside::SQL,
+        super::consuming::SQL,
+        super::doctor::SQL,
+        super::doctor::rights::SQL,
+        super::evidence::SQL,
+        super::groups::SQL,
+        super::inspect::SQL,
+        super::lanes::SQL,
+        super::lanes::read::SQL,
+        super::leaves::SQL,
+        super::messages::SQL,
+        super::retention::SQL,
     ]
     .concat()
 }
