@@ -13,6 +13,7 @@ use daemon::Daemon;
 pub use dev::{DevOptions, dev};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::{Config, Loaded};
 use crate::consumer::handler::Handler;
@@ -65,11 +66,9 @@ async fn run_producer(config: Config, lifecycle: Lifecycle) -> anyhow::Result<Ex
         topics: daemon.config.topics.clone(),
         status,
     };
-    let work = async {
-        // Boxed: a relay's state is large, and every future around it would carry it.
-        Box::pin(relay.run(&lifecycle.drain)).await;
-        Ok(Vec::new())
-    };
+    // A task: it is then woken on the thread that has waited for its database's answer.
+    let running = AbortOnDropHandle::new(tokio::spawn(async move { relay.run(&lifecycle.drain).await }));
+    let work = async { running.await.map(|()| Vec::new()).context("the relay has panicked") };
     daemon.work(member, work).await
 }
 

@@ -39,6 +39,7 @@ mod suite {
     mod relay;
     mod relay_aside;
     mod relay_faults;
+    mod relay_shares;
     mod relay_waits;
     mod resetting;
     mod retention;

@@ -12,6 +12,9 @@ use crate::pg::aside::{Aside, Holds};
 /// How often held topics are asked for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// How long a topic is let go at a time: the lane's other messages wait for so long.
+const RELEASE_FOR: Duration = Duration::from_millis(200);
+
 impl Lane {
     /// Publishes scheduled messages that are due. They keep no order.
     pub(super) async fn publish_due(&mut self, work: &Work<'_>) -> Result<(), Stop> {
@@ -31,24 +34,30 @@ impl Lane {
 
     /// Lets held messages go that need not wait any more.
     pub(super) async fn look_at_held(&mut self, work: &Work<'_>) -> Result<(), Stop> {
+        if let Some((topic, partitions)) = self.releasing.pop_front()
+            && !self.release_some(work, &topic, partitions).await?
+        {
+            self.releasing.push_back((topic, partitions));
+        }
         let has_none = self.held.is_empty() && self.lines.is_empty();
         if has_none || self.looked_at_held.elapsed() < LOOK_EVERY {
             return Ok(());
         }
         self.looked_at_held = Instant::now();
         self.look_at_topics(work).await?;
-        // Behind their topics: what was held by one and belongs in a line is in it by now.
+        // A line waits while its topic holds messages: what was held by that and belongs in the line is in it by then.
         if self.lines.is_empty() { Ok(()) } else { self.look_at_lines(work).await }
     }
 
     /// Lets the messages of a topic go, in order, once the broker takes them. Until the last one is published, new
     /// rows of the topic are set aside behind them.
     async fn look_at_topics(&mut self, work: &Work<'_>) -> Result<(), Stop> {
-        let topics: Vec<String> = self.held.keys().cloned().collect();
+        let is_released = |topic: &&String| self.releasing.iter().any(|(released, _)| released == *topic);
+        let topics: Vec<String> = self.held.keys().filter(|topic| !is_released(topic)).cloned().collect();
         for topic in topics {
             let Ok(partitions) = work.confirm(self.sender.incarnation(), &topic).await? else { continue };
             if self.try_topic(work, &topic, partitions).await? {
-                self.release_topic(work, &topic, partitions).await?;
+                self.releasing.push_back((topic, partitions));
             }
         }
         Ok(())
@@ -79,18 +88,21 @@ impl Lane {
         }
     }
 
-    async fn release_topic(&mut self, work: &Work<'_>, topic: &str, partitions: i32) -> Result<(), Stop> {
-        loop {
+    /// Says whether none is left.
+    async fn release_some(&mut self, work: &Work<'_>, topic: &str, partitions: i32) -> Result<bool, Stop> {
+        let begun = Instant::now();
+        while begun.elapsed() < RELEASE_FOR {
             let priority = self.owned.priority;
             let held = work.store.read_held(priority, topic, work.relay.batch_bytes()).await?;
             if held.is_empty() {
                 self.held.remove(topic);
                 tracing::info!(topic, lane = priority.name(), "its held messages are published");
-                return Ok(());
+                return Ok(true);
             }
             let rows = held.into_iter().map(|message| (message, partitions)).collect();
             self.publish_aside(work, rows, None).await?;
         }
+        Ok(false)
     }
 
     /// Publishes rows that are set aside, of any keys or of one line, waits for the broker, and forgets them. Says

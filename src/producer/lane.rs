@@ -4,13 +4,13 @@
 mod progress;
 mod sending;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use self::progress::Progress;
+use self::progress::{Progress, WRITE_EVERY};
 use super::poison::{Holding, Stopped};
 use super::trial::Trial;
 use super::work::{Stop, Work};
@@ -53,6 +53,8 @@ pub(super) struct Lane {
     pub(super) read_seq: i64,
     /// The open window has no row beyond `read_seq`.
     is_read: bool,
+    /// There was a look since that was found out.
+    has_looked: bool,
     ahead: Option<Ahead>,
     pub(super) progress: Progress,
     /// Of rows that were set aside and are sent: ticket and `seq`.
@@ -68,6 +70,8 @@ pub(super) struct Lane {
     /// Nothing is sent until what is parked there is decided.
     pub(super) stopped: Option<Stopped>,
     pub(super) looked_at_held: Instant,
+    /// Of these, the ones whose messages go now, with their partitions.
+    pub(super) releasing: VecDeque<(String, i32)>,
     pub(super) trial: Trial,
     told_at: Option<Instant>,
 }
@@ -86,6 +90,7 @@ impl Lane {
             sender,
             read_seq,
             is_read: false,
+            has_looked: false,
             ahead: None,
             aside_tickets: Vec::new(),
             look_aside: true,
@@ -94,6 +99,7 @@ impl Lane {
             lines: holding.lines,
             stopped: holding.stopped,
             looked_at_held: Instant::now(),
+            releasing: VecDeque::new(),
             trial: Trial::default(),
             told_at: None,
         }
@@ -114,6 +120,8 @@ impl Lane {
         self.write_down(work).await?;
         self.sender = sender(&self.owned, incarnation);
         self.progress = Progress::start();
+        // They are tried again first.
+        self.releasing.clear();
         self.read_again(self.owned.cursor.published_seq);
         Ok(())
     }
@@ -122,6 +130,7 @@ impl Lane {
         self.ahead = None;
         self.read_seq = behind;
         self.is_read = false;
+        self.has_looked = false;
         self.look_aside = true;
     }
 
@@ -167,13 +176,17 @@ impl Lane {
         if self.window_is_open() && !self.is_read {
             self.publish_batch(work).await?;
         } else {
+            // The look is under way while the broker answers.
+            let asking = work.outlook.ask(self.owned.owner, self.window_is_open() && !self.has_looked);
             // A window that is read to its end is waited for, so that it can be closed and the next one opened.
             self.settle(work, self.sender.next_ticket()).await?;
             let poll = tokio::select! {
-                poll = work.outlook.next(self.owned.owner, self.window_is_open()) => poll,
+                poll = asking.answer() => poll,
                 () = self.sender.broken() => return Err(Stop::Broken),
                 () = leave.cancelled() => return Ok(()),
             };
+            drop(asking);
+            self.has_looked = true;
             self.turn(work, &poll).await?;
             if poll.lanes.get(&self.owned.priority).is_some_and(|seen| seen.has_due) {
                 self.publish_due(work).await?;
@@ -197,6 +210,10 @@ impl Lane {
         };
         let cursor = &self.owned.cursor;
         cursor.stands_with(poll.candidate.last_seq).map_err(set_back)?;
+        if self.window_is_open() && !seen.has_rows && self.progress.moved_at.elapsed() < WRITE_EVERY {
+            // What comes next would wait for that write; with its own, it is one.
+            return Ok(());
+        }
         let next = if self.window_is_open() || seen.has_rows {
             cursor.turn(seen.has_rows.then(|| poll.snapshot.clone()), poll.candidate)
         } else if self.progress.moved_at.elapsed() >= ADVANCE_EVERY
@@ -218,6 +235,7 @@ impl Lane {
         self.record_now_and_then(work).await?;
         self.read_seq = 0;
         self.is_read = false;
+        self.has_looked = false;
         self.look_aside = false;
         self.suspects.clear();
         self.trial.end().await;

@@ -12,8 +12,8 @@ use crate::kafka::publish::Sender;
 use crate::pg::lanes::{LaneError, OwnedLane, Published};
 use crate::producer::work::{Stop, Work};
 
-/// The cursor is written at most this often while a window drains.
-const WRITE_EVERY: Duration = Duration::from_millis(20);
+/// The cursor is written at most this often while a window drains, and after at most so long once it has.
+pub(super) const WRITE_EVERY: Duration = Duration::from_millis(20);
 
 /// A row of `outboxd.publications` is written at most this often.
 const RECORD_EVERY: Duration = Duration::from_secs(1);
