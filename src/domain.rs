@@ -2,6 +2,7 @@
 
 pub mod acks;
 pub mod backoff;
+pub mod chains;
 pub mod cursor;
 pub mod delivery;
 pub mod health;

@@ -3,9 +3,11 @@
 pub mod agents;
 pub mod aside;
 pub mod benching;
+pub mod claims;
 pub mod connect;
 pub mod consuming;
 pub mod effect;
+pub mod evidence;
 pub mod groups;
 pub mod inspect;
 pub mod lanes;

@@ -14,6 +14,7 @@ use super::setting::{DAY, MILLISECOND, Problem, Setting, Written, any, chosen, l
 use crate::domain::message::is_topic_name;
 
 pub const BATCH: usize = 500;
+pub const CONCURRENCY: usize = 16;
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 pub const BACKOFF: Duration = Duration::from_secs(1);
 pub const MAX_BACKOFF: Duration = Duration::from_secs(3600);
@@ -23,6 +24,9 @@ pub struct Group {
     pub topics: Vec<String>,
     /// Messages looked up and completed at once.
     pub batch: usize,
+    /// Handlers at a time, per agent.
+    pub concurrency: usize,
+    pub ordering: Ordering,
     pub start: Start,
     /// Kafka's name of the group; the group's own by default.
     pub kafka_group: Option<String>,
@@ -37,6 +41,16 @@ pub enum Start {
     #[default]
     Earliest,
     Latest,
+}
+
+/// Which messages wait for each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ordering {
+    /// Those of one key; those without one are free.
+    #[default]
+    Key,
+    Partition,
+    None,
 }
 
 /// What makes two records one message, besides outboxd's own id and idempotency key.
@@ -84,6 +98,8 @@ pub struct Retry {
 }
 
 const STARTS: &[(&str, Start)] = &[("earliest", Start::Earliest), ("latest", Start::Latest)];
+const ORDERINGS: &[(&str, Ordering)] =
+    &[("key", Ordering::Key), ("partition", Ordering::Partition), ("none", Ordering::None)];
 const DEDUPS: &[(&str, Dedup)] = &[("outboxd", Dedup::Outboxd), ("id", Dedup::Id)];
 
 impl Group {
@@ -96,6 +112,8 @@ impl Group {
         Ok(Self {
             topics,
             batch: section.or("batch", BATCH, within(1..=10_000))?,
+            concurrency: section.or("concurrency", CONCURRENCY, within(1..=10_000))?,
+            ordering: section.or("ordering", Ordering::default(), any)?,
             start: section.or("start", Start::default(), any)?,
             kafka_group: section.optional("kafka_group", |name: &String| check_kafka_group(name))?,
             dedup: section.or("dedup", Dedup::default(), any)?,
@@ -178,6 +196,16 @@ impl Setting for Start {
 
     fn show(&self) -> Value {
         chosen(STARTS, self)
+    }
+}
+
+impl Setting for Ordering {
+    fn read(written: Written<'_>) -> Result<Self, Problem> {
+        written.choice(ORDERINGS)
+    }
+
+    fn show(&self) -> Value {
+        chosen(ORDERINGS, self)
     }
 }
 

@@ -160,7 +160,7 @@ impl Topics {
             // An offset that could not be told is not one that is missing.
             element.error().map_err(|error| self.unreachable(&error))?;
             if let Offset::Offset(offset) = element.offset() {
-                committed.insert((element.topic().to_owned(), element.partition()), offset);
+                committed.insert((element.topic().into(), element.partition()), offset);
             }
         }
         Ok(committed)

@@ -1,7 +1,9 @@
 //! Every statement of the daemon, for the test that prepares each against a migrated database.
 
 use super::lanes::read;
-use super::{agents, aside, consuming, groups, inspect, lanes, leaves, messages, retention};
+use super::{
+    agents, aside, claims, consuming, evidence, groups, inspect, lanes, leaves, messages, retention,
+};
 
 /// Declares statements as constants, and lists them as `SQL` with their names.
 macro_rules! statements {
@@ -18,7 +20,9 @@ pub fn all() -> Vec<(&'static str, &'static str)> {
     [
         agents::SQL,
         aside::SQL,
+        claims::SQL,
         consuming::SQL,
+        evidence::SQL,
         groups::SQL,
         inspect::SQL,
         lanes::SQL,

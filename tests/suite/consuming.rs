@@ -189,8 +189,8 @@ async fn a_failing_message_holds_its_partition_and_no_other() {
         }
     }
     assert!(!behind.is_empty() && behind.len() < 40);
-    let consumer =
-        Consumer::start(&database.agent_url(), kafka, &unique("orders"), &posting(&[&topic], &url));
+    let settings = format!("ordering = \"partition\"\n{}", posting(&[&topic], &url));
+    let consumer = Consumer::start(&database.agent_url(), kafka, &unique("orders"), &settings);
     let others = 40 - behind.len();
     eventually("the others are handled", PATIENCE, async || receiver.handled().len() == others).await;
     eventually("it is tried again", PATIENCE, async || receiver.tried("bad") >= 3).await;
@@ -294,7 +294,8 @@ async fn an_effect_in_sql_happens_once_though_the_answer_to_its_commit_is_lost()
         )
         .await;
     let settings = format!(
-        "topics = [\"{topic}\"]\nhandler = {{ kind = \"sql\", function = \"on_order\", timeout = \"5s\" }}\n\
+        "topics = [\"{topic}\"]\nordering = \"partition\"\n\
+         handler = {{ kind = \"sql\", function = \"on_order\", timeout = \"5s\" }}\n\
          retry = {{ backoff = \"20ms\", max_backoff = \"50ms\" }}"
     );
     let consumer = Consumer::start(&without_tls(&proxy, &database), kafka, &unique("orders"), &settings);
@@ -309,7 +310,10 @@ async fn an_effect_in_sql_happens_once_though_the_answer_to_its_commit_is_lost()
     let effects = database.query("select payload from effects order by ctid", &[]).await;
     let effects: Vec<String> = effects.iter().map(|row| row.get(0)).collect();
     assert_eq!(effects, ["a", "b", "bad", "c"], "each once, in order, and none of a try that failed");
-    assert_eq!(database.count("select next_offset from outboxd.group_positions").await, 4);
+    eventually("the position follows", PATIENCE, async || {
+        database.count("select next_offset from outboxd.group_positions").await == 4
+    })
+    .await;
     consumer.drained().await;
 }
 
@@ -378,7 +382,7 @@ async fn what_a_member_was_doing_when_it_died_is_done_by_another() {
     let dies = Consumer::start(&database.agent_url(), kafka, &group, &settings);
     kafka.produce(&topic, None, Some(b"a"), &[]).await;
     kafka.produce(&topic, None, Some(b"b"), &[]).await;
-    eventually("it is at work", PATIENCE, async || dies.number("in_flight") == 1).await;
+    eventually("it is at work", PATIENCE, async || dies.number("in_flight") == 2).await;
     dies.aborted().await;
     let lives = Consumer::start(&database.agent_url(), kafka, &group, &settings);
     eventually("both are handled", PATIENCE, async || evidence(&database).await == 2).await;
@@ -498,7 +502,7 @@ async fn a_member_frozen_past_its_session_does_no_harm_when_it_thaws() {
         assert_eq!(daemon.wait_exit().await, Some(0));
     }
     let repeated = receiver.handled().values().filter(|times| **times > 1).count();
-    assert!(repeated <= 8, "only what was under way or not recorded when it froze: {repeated}");
+    assert!(repeated <= 32, "only what was under way or not recorded when it froze: {repeated}");
 }
 
 /// A consumer daemon that dies where it is told, then another one that does not.
@@ -577,6 +581,6 @@ async fn an_effect_in_sql_happens_once_wherever_the_consumer_is_killed() {
     tokio::join!(
         at("consumer-before-handle:3"),
         at("consumer-after-handle:3"),
-        at("consumer-after-commit:2")
+        at("consumer-after-commit")
     );
 }

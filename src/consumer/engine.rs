@@ -1,0 +1,678 @@
+//! The engine of a membership, over all of its partitions, in three stages that overlap: a batch is looked up, messages
+//! whose turn it is are handled, what is finished is completed.
+//!
+//! One task owns all of this state, so that there is nothing to lock; the database is asked by tasks of their own.
+
+mod asking;
+mod attempt;
+mod gathering;
+mod message;
+
+use std::collections::{HashMap, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
+
+use self::asking::LookedUp;
+use self::attempt::End;
+use self::gathering::{Gathering, Trace, Written};
+use self::message::{Ending, Message, Taken};
+use super::handler::Handler;
+use super::level::Level;
+use super::session::{Event, Events};
+use super::{Group, Tally};
+use crate::domain::backoff::Backoff;
+use crate::domain::chains::Chains;
+use crate::domain::delivery::{Outcome, Record, TopicPartition};
+use crate::domain::watermark::Watermark;
+use crate::pg::claims::Claimed;
+
+/// While another message holds a key.
+const BUSY: Backoff = Backoff { first: Duration::from_millis(50), max: Duration::from_secs(1) };
+
+/// A key that is held for longer is told.
+const BUSY_IS_LONG: u32 = 20;
+
+/// Connections that effects leave to look-up, claims and completion.
+const SPARED_CONNECTIONS: usize = 3;
+
+/// An assignment of a partition; never used twice.
+pub(super) type Slot = u64;
+
+/// What the engine is told.
+#[derive(Debug)]
+pub(super) enum Input {
+    Begin {
+        slot: Slot,
+        at: TopicPartition,
+        start: i64,
+        level: Arc<Level>,
+    },
+    Records(Vec<(Slot, Record)>),
+    /// What runs is finished, nothing more is started.
+    Stop(Slot),
+    /// Nothing of it counts any more.
+    Lose(Slot),
+}
+
+/// What the engine tells.
+#[derive(Debug)]
+pub(super) enum Report {
+    /// Everything below is finished and recorded.
+    Completed(Vec<(TopicPartition, i64)>),
+    /// It was full, and has room again.
+    Room(Slot),
+    /// Nothing more comes from it.
+    Ended(Slot),
+    /// The engine itself is at its end.
+    Down,
+}
+
+/// Tells the session; the engine's end is told even by a panic.
+struct Reporter(Events);
+
+impl Reporter {
+    fn tell(&self, report: Report) {
+        // Without a session there is nobody to tell.
+        let _ = self.0.send(Event::Engine(report));
+    }
+}
+
+impl Drop for Reporter {
+    fn drop(&mut self) {
+        self.tell(Report::Down);
+    }
+}
+
+struct Partition {
+    at: TopicPartition,
+    watermark: Watermark,
+    level: Arc<Level>,
+    ending: Arc<Ending>,
+    /// Messages that were begun and are not recorded.
+    busy: u64,
+    changed: bool,
+}
+
+/// An id that is under way.
+enum Id {
+    /// With those that have the same: they wait for what becomes of it.
+    Working(Vec<Box<Message>>),
+    /// A look-up that began before may not have seen it.
+    Recorded,
+}
+
+type Work<T> = Option<AbortOnDropHandle<T>>;
+type Handled = (Box<Message>, End);
+type Running = Pin<Box<dyn Future<Output = Handled> + Send>>;
+type Delayed = Pin<Box<dyn Future<Output = Box<Message>> + Send>>;
+
+pub(super) struct Engine {
+    group: Arc<Group>,
+    inputs: mpsc::UnboundedReceiver<Input>,
+    reporter: Reporter,
+    concurrency: usize,
+    partitions: HashMap<Slot, Partition>,
+    /// Polled, not looked up.
+    waiting: VecDeque<(Slot, Record)>,
+    /// To be looked up again.
+    again: Vec<Box<Message>>,
+    look_up: Work<LookedUp>,
+    ids: HashMap<Uuid, Id>,
+    /// Recorded while a look-up was under way.
+    recorded: Vec<Uuid>,
+    chains: Chains<Box<Message>>,
+    /// Their turn has come in their chains.
+    free: VecDeque<Box<Message>>,
+    /// Of keys that a message of this engine has: who waits for them.
+    operations: HashMap<u64, Vec<Box<Message>>>,
+    /// Their keys are to be claimed.
+    unclaimed: VecDeque<Box<Message>>,
+    claim: Work<(Vec<Box<Message>>, Option<Vec<Claimed>>)>,
+    /// They lack only a handler.
+    startable: VecDeque<Box<Message>>,
+    running: FuturesUnordered<Running>,
+    delayed: FuturesUnordered<Delayed>,
+    gathering: Gathering,
+    completion: Work<Written>,
+}
+
+/// Starts it; dropped, it leaves what runs without evidence.
+pub(super) fn start(
+    group: &Arc<Group>,
+    events: &Events,
+) -> (mpsc::UnboundedSender<Input>, AbortOnDropHandle<()>) {
+    let (sender, inputs) = mpsc::unbounded_channel();
+    let concurrency = match group.handler {
+        Handler::Outside(_) => group.config.concurrency,
+        // Each has a connection while it runs.
+        Handler::Sql(_) => {
+            group.config.concurrency.min(group.store.pool.size().saturating_sub(SPARED_CONNECTIONS).max(1))
+        }
+    };
+    let engine = Engine {
+        group: Arc::clone(group),
+        inputs,
+        reporter: Reporter(events.clone()),
+        concurrency,
+        partitions: HashMap::new(),
+        waiting: VecDeque::new(),
+        again: Vec::new(),
+        look_up: None,
+        ids: HashMap::new(),
+        recorded: Vec::new(),
+        chains: Chains::default(),
+        free: VecDeque::new(),
+        operations: HashMap::new(),
+        unclaimed: VecDeque::new(),
+        claim: None,
+        startable: VecDeque::new(),
+        running: FuturesUnordered::new(),
+        delayed: FuturesUnordered::new(),
+        gathering: Gathering::default(),
+        completion: None,
+    };
+    (sender, AbortOnDropHandle::new(tokio::spawn(engine.run())))
+}
+
+/// The answer of a task, if there is one; it is taken off. A task that panicked is the end of the engine.
+async fn answer<T>(work: &mut Work<T>) -> Option<T> {
+    match work {
+        Some(handle) => {
+            let answer = handle.await;
+            *work = None;
+            answer.ok()
+        }
+        None => std::future::pending().await,
+    }
+}
+
+impl Engine {
+    async fn run(mut self) {
+        let mut inputs = Vec::new();
+        loop {
+            self.advance();
+            let due = if self.completion.is_none() { self.gathering.due() } else { None };
+            let due = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                written = answer(&mut self.completion) => match written {
+                    Some(written) => self.written(written),
+                    None => return,
+                },
+                looked_up = answer(&mut self.look_up) => match looked_up {
+                    Some(looked_up) => self.looked_up(looked_up),
+                    None => return,
+                },
+                claimed = answer(&mut self.claim) => match claimed {
+                    Some((messages, claimed)) => self.claimed(messages, claimed),
+                    None => return,
+                },
+                Some(handled) = self.running.next() => {
+                    self.handled(handled);
+                    while let Some(Some(handled)) = self.running.next().now_or_never() {
+                        self.handled(handled);
+                    }
+                }
+                Some(message) = self.delayed.next() => self.free.push_back(message),
+                count = self.inputs.recv_many(&mut inputs, 64) => {
+                    if count == 0 {
+                        return;
+                    }
+                    for input in inputs.drain(..) {
+                        self.input(input);
+                    }
+                }
+                () = due => {}
+            }
+        }
+    }
+
+    fn input(&mut self, input: Input) {
+        match input {
+            Input::Begin { slot, at, start, level } => {
+                let partition = Partition {
+                    at,
+                    watermark: Watermark::new(start),
+                    level,
+                    ending: Arc::default(),
+                    busy: 0,
+                    changed: false,
+                };
+                self.partitions.insert(slot, partition);
+            }
+            Input::Records(records) => self.waiting.extend(records),
+            Input::Stop(slot) => {
+                if let Some(partition) = self.partitions.get(&slot) {
+                    partition.ending.stop();
+                    self.drop_unstarted(slot);
+                    self.end(slot);
+                }
+            }
+            Input::Lose(slot) => {
+                if let Some(partition) = self.partitions.remove(&slot) {
+                    partition.ending.lose();
+                    self.drop_unstarted(slot);
+                }
+            }
+        }
+    }
+
+    /// Others are dropped when their turn comes.
+    fn drop_unstarted(&mut self, slot: Slot) {
+        self.waiting.retain(|(of, _)| *of != slot);
+        for queue in [&mut self.unclaimed, &mut self.startable] {
+            let (gone, stays): (VecDeque<_>, _) = queue.drain(..).partition(|message| message.slot == slot);
+            *queue = stays;
+            self.free.extend(gone);
+        }
+    }
+
+    /// Does all that can be done without waiting.
+    fn advance(&mut self) {
+        loop {
+            while let Some(message) = self.free.pop_front() {
+                self.proceed(message);
+            }
+            if self.running.len() >= self.concurrency {
+                break;
+            }
+            let Some(message) = self.startable.pop_front() else { break };
+            self.start(message);
+        }
+        self.begin_claim();
+        self.begin_look_up();
+        self.begin_completion();
+        for partition in self.partitions.values_mut().filter(|partition| partition.changed) {
+            partition.changed = false;
+            self.group.status.at_work(&partition.at, partition.busy, partition.watermark.waits_for());
+        }
+    }
+
+    fn begin_look_up(&mut self) {
+        let batch = self.group.config.batch;
+        let has_work = !self.again.is_empty() || !self.waiting.is_empty();
+        if self.look_up.is_some() || !has_work || self.startable.len() + self.unclaimed.len() >= batch {
+            return;
+        }
+        let again = std::mem::take(&mut self.again);
+        let mut taken = Vec::with_capacity(batch.min(self.waiting.len()));
+        while taken.len() + again.len() < batch
+            && let Some((slot, record)) = self.waiting.pop_front()
+        {
+            // Of a partition that was taken from us.
+            let Some(partition) = self.partitions.get_mut(&slot) else { continue };
+            let ticket = partition.watermark.deliver(record.offset, record.timestamp);
+            taken.push(Taken { slot, ticket, ending: Arc::clone(&partition.ending), record });
+        }
+        let look_up = asking::look_up(Arc::clone(&self.group), again, taken);
+        self.look_up = Some(AbortOnDropHandle::new(tokio::spawn(look_up)));
+    }
+
+    fn looked_up(&mut self, LookedUp { messages, known }: LookedUp) {
+        for message in messages {
+            let id = message.id();
+            match self.ids.get_mut(&id) {
+                Some(Id::Working(repeats)) => repeats.push(message),
+                Some(Id::Recorded) => self.skip(message),
+                None if message.ending.is_stopping() => self.let_go(message.slot, message.size),
+                None if known.contains(&id) => self.skip(message),
+                None => {
+                    self.ids.insert(id, Id::Working(Vec::new()));
+                    match message.chain {
+                        Some(chain) => self.free.extend(self.chains.enter(chain, message)),
+                        None => self.free.push_back(message),
+                    }
+                }
+            }
+        }
+        for id in self.recorded.drain(..) {
+            self.ids.remove(&id);
+        }
+    }
+
+    /// Its turn has come.
+    fn proceed(&mut self, mut message: Box<Message>) {
+        if message.ending.is_stopping() {
+            self.give_up(message);
+        } else if message.keys.is_empty() {
+            self.startable.push_back(message);
+        } else if message.alone || self.is_alone(&message) {
+            if !message.alone {
+                message.alone = true;
+                self.operations.extend(message.operations().map(|operation| (operation, Vec::new())));
+            }
+            match self.group.handler {
+                Handler::Outside(_) if !message.has_claims() => self.unclaimed.push_back(message),
+                _ => self.startable.push_back(message),
+            }
+        } else {
+            self.wait_for_operation(message);
+        }
+    }
+
+    fn is_alone(&self, message: &Message) -> bool {
+        message.operations().all(|operation| !self.operations.contains_key(&operation))
+    }
+
+    /// Another message of this engine has one of its keys.
+    fn wait_for_operation(&mut self, message: Box<Message>) {
+        let taken = message.operations().find(|operation| self.operations.contains_key(operation));
+        match taken.and_then(|operation| self.operations.get_mut(&operation)) {
+            Some(waiting) => waiting.push(message),
+            None => self.free.push_back(message),
+        }
+    }
+
+    /// Claims for those that start now, and for no more than will soon.
+    fn begin_claim(&mut self) {
+        let places = self.concurrency.saturating_sub(self.running.len() + self.startable.len());
+        // Handlers that answer at once leave nothing running behind them.
+        let places = if self.running.is_empty() { places.max(self.group.config.batch) } else { places };
+        if self.claim.is_some() || self.unclaimed.is_empty() || places == 0 {
+            return;
+        }
+        let count = places.min(self.unclaimed.len());
+        let mut messages: Vec<Box<Message>> = self.unclaimed.drain(..count).collect();
+        for message in &mut messages {
+            self.begin(message);
+        }
+        let claim = asking::claim(Arc::clone(&self.group), messages);
+        self.claim = Some(AbortOnDropHandle::new(tokio::spawn(claim)));
+    }
+
+    fn claimed(&mut self, messages: Vec<Box<Message>>, claimed: Option<Vec<Claimed>>) {
+        let Some(claimed) = claimed else { return self.free.extend(messages) };
+        for (mut message, claimed) in messages.into_iter().zip(claimed) {
+            match claimed {
+                Claimed::All(claims) => {
+                    message.claims = claims;
+                    message.claimed_at = Some(Instant::now());
+                    self.free.push_back(message);
+                }
+                Claimed::Done { by, same_payload } => self.duplicate(message, by, same_payload),
+                Claimed::Busy => {
+                    message.claims.clear();
+                    self.wait_for_key(message);
+                }
+            }
+        }
+    }
+
+    /// From now on its partition waits for it.
+    fn begin(&mut self, message: &mut Message) {
+        if !message.begun
+            && let Some(partition) = self.partitions.get_mut(&message.slot)
+        {
+            message.begun = true;
+            partition.busy += 1;
+            partition.changed = true;
+        }
+    }
+
+    fn start(&mut self, mut message: Box<Message>) {
+        if message.ending.is_stopping() {
+            return self.give_up(message);
+        }
+        if !message.claims.is_empty() && !message.has_claims() {
+            return self.unclaimed.push_back(message);
+        }
+        self.begin(&mut message);
+        let mut running: Running = Box::pin(attempt::run(Arc::clone(&self.group), message));
+        // A handler that answers at once needs no place among those that run.
+        match (&mut running).now_or_never() {
+            Some(handled) => self.handled(handled),
+            None => self.running.push(running),
+        }
+    }
+
+    fn handled(&mut self, (message, end): Handled) {
+        match end {
+            End::Done(took) => self.finish(message, Some(took), None),
+            End::Applied => {
+                self.group.status.count(Tally::Processed, 1);
+                self.leave(message);
+            }
+            End::Repeat => {
+                self.group.status.count(Tally::Duplicate, 1);
+                self.leave(message);
+            }
+            End::Duplicate { by, same_payload } => self.duplicate(message, by, same_payload),
+            End::Busy => self.wait_for_key(message),
+            End::Failed(outcome) => self.back_off(message, outcome),
+            End::Lost => self.give_up(message),
+        }
+    }
+
+    /// Another agent's message holds a key.
+    fn wait_for_key(&mut self, mut message: Box<Message>) {
+        message.busy += 1;
+        if message.busy.is_multiple_of(BUSY_IS_LONG) {
+            tracing::warn!(
+                group = &*self.group.name,
+                id = %message.id(),
+                key = message.delivery.idempotency_key,
+                "another message of the same operation has not come to its end; waiting for it, or for its claim to expire"
+            );
+        }
+        let delay = BUSY.delay(message.busy, fastrand::f64());
+        self.delay(message, delay);
+    }
+
+    fn delay(&mut self, message: Box<Message>, delay: Duration) {
+        self.delayed.push(Box::pin(async move {
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = message.ending.stop.cancelled() => {}
+            }
+            message
+        }));
+    }
+
+    /// Nothing is called for it; the evidence names the message that did its operation.
+    fn duplicate(&mut self, mut message: Box<Message>, by: Uuid, same_payload: bool) {
+        let (group, id) = (&*self.group.name, message.id());
+        let key = message.delivery.idempotency_key.as_deref();
+        if same_payload {
+            tracing::debug!(group, %id, %by, key, "a duplicate, skipped");
+        } else {
+            tracing::warn!(group, %id, %by, key, "skipped as a duplicate, though its payload is another");
+            self.group.status.count(Tally::OtherPayload, 1);
+        }
+        self.begin(&mut message);
+        self.finish(message, None, Some(by));
+    }
+
+    /// There is evidence of it.
+    fn skip(&mut self, mut message: Box<Message>) {
+        tracing::debug!(group = &*self.group.name, id = %message.id(), "a repeat, skipped");
+        self.group.status.count(Tally::Duplicate, 1);
+        self.begin(&mut message);
+        let trace = Trace { id: None, ..Trace::of(&message) };
+        self.gathering.leave(trace);
+        self.let_go(message.slot, message.size);
+    }
+
+    fn finish(&mut self, mut message: Box<Message>, took: Option<Duration>, duplicate_of: Option<Uuid>) {
+        let mut finished = message.finished();
+        (finished.took, finished.duplicate_of) = (took, duplicate_of);
+        let claims = std::mem::take(&mut message.claims);
+        self.gathering.finish(Trace::of(&message), finished, claims);
+        self.end_of_turn(&message);
+    }
+
+    /// What is to be written of it is written already.
+    fn leave(&mut self, message: Box<Message>) {
+        self.gathering.leave(Trace::of(&message));
+        self.end_of_turn(&message);
+    }
+
+    /// It was not handled, and will not be by us.
+    fn give_up(&mut self, mut message: Box<Message>) {
+        let claims = std::mem::take(&mut message.claims);
+        let trace = Trace { ticket: None, ..Trace::of(&message) };
+        if message.begun {
+            self.gathering.release(trace, claims);
+        } else {
+            self.forget(trace);
+        }
+        self.end_of_turn(&message);
+    }
+
+    fn end_of_turn(&mut self, message: &Message) {
+        if let Some(chain) = message.chain {
+            self.free.extend(self.chains.leave(chain));
+        }
+        self.let_go(message.slot, message.size);
+    }
+
+    /// Its memory is free.
+    fn let_go(&mut self, slot: Slot, size: usize) {
+        if let Some(partition) = self.partitions.get(&slot) {
+            partition.level.release(size);
+        }
+        self.look_for_room(slot);
+    }
+
+    fn look_for_room(&self, slot: Slot) {
+        if self.partitions.get(&slot).is_some_and(|partition| partition.level.has_room()) {
+            self.reporter.tell(Report::Room(slot));
+        }
+    }
+
+    /// Holds its chain until the next try.
+    fn back_off(&mut self, mut message: Box<Message>, outcome: Outcome) {
+        let (reason, after) = match outcome {
+            Outcome::Done => return self.finish(message, None, None),
+            Outcome::Retry { reason, after } => (reason, after),
+            Outcome::Permanent { reason } => (format!("{reason} (the handler calls it permanent)"), None),
+        };
+        let retry = self.group.config.retry;
+        let backoff = Backoff { first: retry.backoff, max: retry.max_backoff };
+        // What the handler asks for is obeyed, within reason: a server may say a year.
+        let asked = after.unwrap_or_default().min(retry.max_backoff);
+        let failures = message.delivery.attempt;
+        let delay = backoff.delay(failures, fastrand::f64()).max(asked);
+        self.group.status.count(Tally::Failed, 1);
+        // The first, the second, the fourth, the eighth: a message that keeps failing does not fill the log.
+        if failures.is_power_of_two() {
+            let record = &message.delivery.record;
+            tracing::warn!(
+                group = &*self.group.name,
+                id = %message.id(),
+                topic = &*record.topic,
+                partition = record.partition,
+                offset = record.offset,
+                failures,
+                "the handler failed and is called again in {}: {reason}",
+                humantime::format_duration(Duration::from_millis(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)))
+            );
+        }
+        message.delivery.attempt += 1;
+        self.delay(message, delay);
+    }
+
+    /// At once if there is enough, or nothing that it could wait for; else when it is due.
+    fn begin_completion(&mut self) {
+        let Some(due) = self.gathering.due() else { return };
+        let more_comes = self.look_up.is_some() || self.claim.is_some() || !self.running.is_empty();
+        let is_due = self.gathering.len() >= self.group.config.batch || due <= Instant::now();
+        if self.completion.is_some() || (more_comes && !is_due && !self.gathering.is_full()) {
+            return;
+        }
+        let mut gathering = std::mem::take(&mut self.gathering);
+        let mut touched = Vec::new();
+        for trace in &gathering.traces {
+            if let Some(ticket) = trace.ticket
+                && let Some(partition) = self.partitions.get_mut(&trace.slot)
+            {
+                let span = partition.watermark.span();
+                partition.watermark.finish(ticket);
+                let passed = span - partition.watermark.span();
+                if passed > 0 {
+                    partition.level.pass(passed);
+                    partition.changed = true;
+                    touched.push(trace.slot);
+                }
+            }
+        }
+        touched.sort_unstable();
+        touched.dedup();
+        for slot in touched {
+            if let Some(partition) = self.partitions.get_mut(&slot) {
+                let position = (partition.at.clone(), partition.watermark.next());
+                gathering.completion.positions.push(position);
+            }
+            self.look_for_room(slot);
+        }
+        let write = gathering::write(Arc::clone(&self.group), gathering);
+        self.completion = Some(AbortOnDropHandle::new(tokio::spawn(write)));
+    }
+
+    fn written(&mut self, written: Written) {
+        let Written { traces, completion } = written;
+        let duplicates =
+            completion.finished.iter().filter(|finished| finished.duplicate_of.is_some()).count();
+        self.group.status.count(Tally::Duplicate, duplicates);
+        self.group.status.count(Tally::Processed, completion.finished.len() - duplicates);
+        self.group.status.completed(&completion.positions);
+        if !completion.positions.is_empty() {
+            self.reporter.tell(Report::Completed(completion.positions));
+        }
+        let mut slots = Vec::new();
+        for trace in traces {
+            let slot = trace.slot;
+            self.forget(trace);
+            if let Some(partition) = self.partitions.get_mut(&slot) {
+                partition.busy -= 1;
+                partition.changed = true;
+                if partition.ending.is_stopping() && slots.last() != Some(&slot) {
+                    slots.push(slot);
+                }
+            }
+        }
+        for slot in slots {
+            self.end(slot);
+        }
+    }
+
+    /// Lets those go on that waited for it.
+    fn forget(&mut self, trace: Trace) {
+        for operation in trace.operations {
+            self.free.extend(self.operations.remove(&operation).unwrap_or_default());
+        }
+        let Some(id) = trace.id else { return };
+        let Some(Id::Working(repeats)) = self.ids.remove(&id) else { return };
+        if trace.ticket.is_none() {
+            self.again.extend(repeats);
+            return;
+        }
+        for repeat in repeats {
+            self.skip(repeat);
+        }
+        if self.look_up.is_some() {
+            self.ids.insert(id, Id::Recorded);
+            self.recorded.push(id);
+        }
+    }
+
+    /// Tells the end of a partition that has come to it.
+    fn end(&mut self, slot: Slot) {
+        if self.partitions.get(&slot).is_some_and(|partition| partition.busy == 0) {
+            self.partitions.remove(&slot);
+            self.reporter.tell(Report::Ended(slot));
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! What the engine asks the database before anything is handled. Without an answer nothing is.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::message::{Message, Taken};
+use crate::consumer::Group;
+use crate::consumer::wait::Wait;
+use crate::pg::claims::{Claimed, Wanted};
+
+/// A claim outlives its handler's time limit by this much: waiting for its turn and the completion have to fit in.
+pub(super) const CLAIM_MARGIN: Duration = Duration::from_secs(60);
+
+/// A batch, and which of it has evidence.
+pub(super) struct LookedUp {
+    pub(super) messages: Vec<Box<Message>>,
+    pub(super) known: HashSet<Uuid>,
+}
+
+/// `again` are those that were looked up before something changed.
+pub(super) async fn look_up(group: Arc<Group>, again: Vec<Box<Message>>, taken: Vec<Taken>) -> LookedUp {
+    let mut messages = again;
+    messages.extend(taken.into_iter().map(|taken| Box::new(Message::new(&group, taken))));
+    let ids: Vec<Uuid> = messages.iter().map(|message| message.id()).collect();
+    let mut wait = Wait::new(&group.name, &group.status, "look-up");
+    loop {
+        match group.store.look_up(&ids).await {
+            Ok(known) => {
+                wait.end();
+                return LookedUp { messages, known };
+            }
+            Err(error) => wait.pause(&error.to_string()).await,
+        }
+    }
+}
+
+/// Each message with what became of its claims; `None` if one of their partitions is at its end, and it is to be seen
+/// anew who starts.
+pub(super) async fn claim(
+    group: Arc<Group>,
+    messages: Vec<Box<Message>>,
+) -> (Vec<Box<Message>>, Option<Vec<Claimed>>) {
+    let ttl = group.handler.timeout() + CLAIM_MARGIN;
+    let mut wait = Wait::new(&group.name, &group.status, "claims");
+    loop {
+        let wanted: Vec<Wanted<'_>> = messages
+            .iter()
+            .map(|message| Wanted {
+                message_id: message.id(),
+                payload_hash: message.payload_hash,
+                keys: &message.keys,
+            })
+            .collect();
+        match group.store.claim(&wanted, ttl).await {
+            Ok(claimed) => {
+                wait.end();
+                return (messages, Some(claimed));
+            }
+            Err(error) => wait.pause(&error.to_string()).await,
+        }
+        if messages.iter().any(|message| message.ending.is_stopping()) {
+            return (messages, None);
+        }
+    }
+}
