@@ -8,6 +8,7 @@ pub mod connect;
 pub mod consuming;
 pub mod effect;
 pub mod evidence;
+pub mod failing;
 pub mod groups;
 pub mod inspect;
 pub mod lanes;

@@ -16,6 +16,9 @@ use crate::domain::message::is_topic_name;
 pub const BATCH: usize = 500;
 pub const CONCURRENCY: usize = 16;
 pub const TIMEOUT: Duration = Duration::from_secs(10);
+pub const INLINE_ATTEMPTS: u32 = 1;
+pub const MAX_ATTEMPTS: u32 = 20;
+pub const MAX_STARTS: u32 = 5;
 pub const BACKOFF: Duration = Duration::from_secs(1);
 pub const MAX_BACKOFF: Duration = Duration::from_secs(3600);
 
@@ -51,6 +54,24 @@ pub enum Ordering {
     Key,
     Partition,
     None,
+}
+
+/// What later messages of a key do when one of it has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnFailure {
+    /// They wait until it is handled or given up.
+    HoldKey,
+    /// They overtake it.
+    Continue,
+}
+
+/// What they do when it is given up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnDead {
+    #[default]
+    Release,
+    /// They wait for an operator.
+    Hold,
 }
 
 /// What makes two records one message, besides outboxd's own id and idempotency key.
@@ -89,9 +110,17 @@ pub struct HttpHandler {
     pub client_key: Option<PathBuf>,
 }
 
-/// `[groups.NAME.retry]`: how long to wait between tries.
+/// `[groups.NAME.retry]`: what becomes of a message that fails.
 #[derive(Clone, Copy, Debug)]
 pub struct Retry {
+    /// Tries in place, before the message leaves the line.
+    pub inline_attempts: u32,
+    /// All tries, those in place too.
+    pub max_attempts: u32,
+    /// Of a message that kills the process.
+    pub max_starts: u32,
+    pub on_failure: OnFailure,
+    pub on_dead: OnDead,
     /// The first delay; it doubles, with full jitter.
     pub backoff: Duration,
     pub max_backoff: Duration,
@@ -100,6 +129,9 @@ pub struct Retry {
 const STARTS: &[(&str, Start)] = &[("earliest", Start::Earliest), ("latest", Start::Latest)];
 const ORDERINGS: &[(&str, Ordering)] =
     &[("key", Ordering::Key), ("partition", Ordering::Partition), ("none", Ordering::None)];
+const ON_FAILURES: &[(&str, OnFailure)] =
+    &[("hold-key", OnFailure::HoldKey), ("continue", OnFailure::Continue)];
+const ON_DEADS: &[(&str, OnDead)] = &[("release", OnDead::Release), ("hold", OnDead::Hold)];
 const DEDUPS: &[(&str, Dedup)] = &[("outboxd", Dedup::Outboxd), ("id", Dedup::Id)];
 
 impl Group {
@@ -109,23 +141,34 @@ impl Group {
         {
             return Err(section.wrong("topics", &format!("names `{}` twice", twice.1)));
         }
+        let ordering = section.or("ordering", Ordering::default(), any)?;
         Ok(Self {
             topics,
             batch: section.or("batch", BATCH, within(1..=10_000))?,
             concurrency: section.or("concurrency", CONCURRENCY, within(1..=10_000))?,
-            ordering: section.or("ordering", Ordering::default(), any)?,
+            ordering,
             start: section.or("start", Start::default(), any)?,
             kafka_group: section.optional("kafka_group", |name: &String| check_kafka_group(name))?,
             dedup: section.or("dedup", Dedup::default(), any)?,
             handler: section.table("handler", handler::read)?,
-            retry: section.table("retry", Retry::read)?,
+            retry: section.table("retry", |section| Retry::read(section, ordering))?,
         })
     }
 }
 
 impl Retry {
-    fn read(section: &mut Section<'_>) -> Result<Self, ConfigError> {
+    fn read(section: &mut Section<'_>, ordering: Ordering) -> Result<Self, ConfigError> {
+        // Without an order there is none to keep.
+        let on_failure = match ordering {
+            Ordering::None => OnFailure::Continue,
+            Ordering::Key | Ordering::Partition => OnFailure::HoldKey,
+        };
         let retry = Self {
+            inline_attempts: section.or("inline_attempts", INLINE_ATTEMPTS, within(1..=1_000))?,
+            max_attempts: section.or("max_attempts", MAX_ATTEMPTS, within(1..=1_000_000))?,
+            max_starts: section.or("max_starts", MAX_STARTS, within(1..=1_000))?,
+            on_failure: section.or("on_failure", on_failure, any)?,
+            on_dead: section.or("on_dead", OnDead::default(), any)?,
             backoff: section.or("backoff", BACKOFF, lasting(MILLISECOND..=DAY))?,
             max_backoff: section.or("max_backoff", MAX_BACKOFF, lasting(MILLISECOND..=DAY))?,
         };
@@ -206,6 +249,26 @@ impl Setting for Ordering {
 
     fn show(&self) -> Value {
         chosen(ORDERINGS, self)
+    }
+}
+
+impl Setting for OnFailure {
+    fn read(written: Written<'_>) -> Result<Self, Problem> {
+        written.choice(ON_FAILURES)
+    }
+
+    fn show(&self) -> Value {
+        chosen(ON_FAILURES, self)
+    }
+}
+
+impl Setting for OnDead {
+    fn read(written: Written<'_>) -> Result<Self, Problem> {
+        written.choice(ON_DEADS)
+    }
+
+    fn show(&self) -> Value {
+        chosen(ON_DEADS, self)
     }
 }
 

@@ -8,7 +8,7 @@ mod attempt;
 mod gathering;
 mod message;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +32,10 @@ use crate::domain::backoff::Backoff;
 use crate::domain::chains::Chains;
 use crate::domain::delivery::{Outcome, Record, TopicPartition};
 use crate::domain::watermark::Watermark;
+use crate::config::OnDead;
 use crate::pg::claims::Claimed;
+use crate::pg::evidence::Standing;
+use crate::pg::failing::{Failed, Fate, Reason};
 
 /// While another message holds a key.
 const BUSY: Backoff = Backoff { first: Duration::from_millis(50), max: Duration::from_secs(1) };
@@ -129,6 +132,8 @@ pub(super) struct Engine {
     /// Recorded while a look-up was under way.
     recorded: Vec<Uuid>,
     chains: Chains<Box<Message>>,
+    /// Keys that are held, as far as this engine knows: it hears of their release when it writes.
+    held: HashSet<u64>,
     /// Their turn has come in their chains.
     free: VecDeque<Box<Message>>,
     /// Of keys that a message of this engine has: who waits for them.
@@ -169,6 +174,7 @@ pub(super) fn start(
         ids: HashMap::new(),
         recorded: Vec::new(),
         chains: Chains::default(),
+        held: HashSet::new(),
         free: VecDeque::new(),
         operations: HashMap::new(),
         unclaimed: VecDeque::new(),
@@ -321,20 +327,20 @@ impl Engine {
         self.look_up = Some(AbortOnDropHandle::new(tokio::spawn(look_up)));
     }
 
-    fn looked_up(&mut self, LookedUp { messages, known }: LookedUp) {
-        for message in messages {
+    fn looked_up(&mut self, looked_up: LookedUp) {
+        for (message, standing) in looked_up {
             let id = message.id();
-            match self.ids.get_mut(&id) {
-                Some(Id::Working(repeats)) => repeats.push(message),
-                Some(Id::Recorded) => self.skip(message),
-                None if message.ending.is_stopping() => self.let_go(message.slot, message.size),
-                None if known.contains(&id) => self.skip(message),
-                None => {
-                    self.ids.insert(id, Id::Working(Vec::new()));
-                    match message.chain {
-                        Some(chain) => self.free.extend(self.chains.enter(chain, message)),
-                        None => self.free.push_back(message),
+            match (self.ids.get_mut(&id), standing) {
+                (Some(Id::Working(repeats)), _) => repeats.push(message),
+                (Some(Id::Recorded), _) => self.skip(message),
+                (None, _) if message.ending.is_stopping() => self.let_go(message.slot, message.size),
+                (None, Standing::Known) => self.skip(message),
+                (None, Standing::New | Standing::Held) => {
+                    if standing == Standing::Held {
+                        self.held.extend(message.hold);
                     }
+                    self.ids.insert(id, Id::Working(Vec::new()));
+                    self.enter(message);
                 }
             }
         }
@@ -343,10 +349,19 @@ impl Engine {
         }
     }
 
+    fn enter(&mut self, message: Box<Message>) {
+        match message.chain {
+            Some(chain) => self.free.extend(self.chains.enter(chain, message)),
+            None => self.free.push_back(message),
+        }
+    }
+
     /// Its turn has come.
     fn proceed(&mut self, mut message: Box<Message>) {
         if message.ending.is_stopping() {
             self.give_up(message);
+        } else if message.hold.is_some_and(|hold| self.held.contains(&hold)) {
+            self.hold(message);
         } else if message.keys.is_empty() {
             self.startable.push_back(message);
         } else if message.alone || self.is_alone(&message) {
@@ -451,7 +466,9 @@ impl Engine {
             }
             End::Duplicate { by, same_payload } => self.duplicate(message, by, same_payload),
             End::Busy => self.wait_for_key(message),
-            End::Failed(outcome) => self.back_off(message, outcome),
+            End::Failed(Outcome::Done) => self.finish(message, None, None),
+            End::Failed(Outcome::Retry { reason, after }) => self.failed(message, reason, after, false),
+            End::Failed(Outcome::Permanent { reason }) => self.failed(message, reason, None, true),
             End::Lost => self.give_up(message),
         }
     }
@@ -519,6 +536,13 @@ impl Engine {
         self.end_of_turn(&message);
     }
 
+    /// It waits behind one of its key that failed.
+    fn hold(&mut self, mut message: Box<Message>) {
+        self.begin(&mut message);
+        self.end_of_turn(&message);
+        self.gathering.hold(message);
+    }
+
     /// It was not handled, and will not be by us.
     fn give_up(&mut self, mut message: Box<Message>) {
         let claims = std::mem::take(&mut message.claims);
@@ -546,42 +570,52 @@ impl Engine {
         self.look_for_room(slot);
     }
 
+    /// It is needed again.
+    fn take_up(&mut self, message: &Message) {
+        if let Some(partition) = self.partitions.get(&message.slot) {
+            partition.level.take_up(message.size);
+        }
+    }
+
     fn look_for_room(&self, slot: Slot) {
         if self.partitions.get(&slot).is_some_and(|partition| partition.level.has_room()) {
             self.reporter.tell(Report::Room(slot));
         }
     }
 
-    /// Holds its chain until the next try.
-    fn back_off(&mut self, mut message: Box<Message>, outcome: Outcome) {
-        let (reason, after) = match outcome {
-            Outcome::Done => return self.finish(message, None, None),
-            Outcome::Retry { reason, after } => (reason, after),
-            Outcome::Permanent { reason } => (format!("{reason} (the handler calls it permanent)"), None),
-        };
+    fn failed(&mut self, mut message: Box<Message>, reason: String, after: Option<Duration>, is_permanent: bool) {
         let retry = self.group.config.retry;
         let backoff = Backoff { first: retry.backoff, max: retry.max_backoff };
         // What the handler asks for is obeyed, within reason: a server may say a year.
         let asked = after.unwrap_or_default().min(retry.max_backoff);
-        let failures = message.delivery.attempt;
-        let delay = backoff.delay(failures, fastrand::f64()).max(asked);
+        let attempt = message.delivery.attempt;
+        let delay = backoff.delay(attempt, fastrand::f64()).max(asked);
         self.group.status.count(Tally::Failed, 1);
-        // The first, the second, the fourth, the eighth: a message that keeps failing does not fill the log.
-        if failures.is_power_of_two() {
-            let record = &message.delivery.record;
-            tracing::warn!(
-                group = &*self.group.name,
-                id = %message.id(),
-                topic = &*record.topic,
-                partition = record.partition,
-                offset = record.offset,
-                failures,
-                "the handler failed and is called again in {}: {reason}",
-                humantime::format_duration(Duration::from_millis(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)))
-            );
+        let fate = if is_permanent {
+            Fate::Dead(Reason::Permanent)
+        } else if attempt >= retry.max_attempts {
+            Fate::Dead(Reason::Attempts)
+        } else {
+            Fate::Due(delay)
+        };
+        let stays = attempt < retry.inline_attempts && matches!(fate, Fate::Due(_));
+        tell_failure(&message, fate, stays, &reason);
+        message.errors.push((attempt, reason));
+        if stays {
+            message.delivery.attempt += 1;
+            return self.delay(message, delay);
         }
-        message.delivery.attempt += 1;
-        self.delay(message, delay);
+        let holds_key = match fate {
+            Fate::Due(_) => message.hold.is_some(),
+            Fate::Dead(_) => message.hold.is_some() && retry.on_dead == OnDead::Hold,
+        };
+        if holds_key {
+            self.held.extend(message.hold);
+        }
+        let trace = Trace::of(&message);
+        self.end_of_turn(&message);
+        let Message { delivery, errors, claims, .. } = *message;
+        self.gathering.fail(trace, Failed { delivery, fate, errors, holds_key }, claims);
     }
 
     /// At once if there is enough, or nothing that it could wait for; else when it is due.
@@ -622,7 +656,7 @@ impl Engine {
     }
 
     fn written(&mut self, written: Written) {
-        let Written { traces, completion } = written;
+        let Written { traces, completion, held, freed } = written;
         let duplicates =
             completion.finished.iter().filter(|finished| finished.duplicate_of.is_some()).count();
         self.group.status.count(Tally::Duplicate, duplicates);
@@ -631,6 +665,10 @@ impl Engine {
         if !completion.positions.is_empty() {
             self.reporter.tell(Report::Completed(completion.positions));
         }
+        for message in held {
+            self.gathering.leave(Trace::of(&message));
+        }
+        self.start_freed(freed);
         let mut slots = Vec::new();
         for trace in traces {
             let slot = trace.slot;
@@ -645,6 +683,20 @@ impl Engine {
         }
         for slot in slots {
             self.end(slot);
+        }
+    }
+
+    /// Their keys have been let go: they start in their order, and before those that came behind them.
+    fn start_freed(&mut self, freed: Vec<Box<Message>>) {
+        for message in &freed {
+            self.held.retain(|held| Some(*held) != message.hold);
+        }
+        let keys: HashSet<Option<u64>> = freed.iter().map(|message| message.hold).collect();
+        let behind = self.gathering.held.extract_if(.., |message| keys.contains(&message.hold));
+        let behind: Vec<Box<Message>> = behind.collect();
+        for message in freed.into_iter().chain(behind) {
+            self.take_up(&message);
+            self.enter(message);
         }
     }
 
@@ -675,4 +727,28 @@ impl Engine {
             self.reporter.tell(Report::Ended(slot));
         }
     }
+}
+
+fn tell_failure(message: &Message, fate: Fate, stays: bool, reason: &str) {
+    let (record, attempt) = (&message.delivery.record, message.delivery.attempt);
+    // The first, the second, the fourth, the eighth: a message that keeps failing does not fill the log.
+    if stays && !attempt.is_power_of_two() {
+        return;
+    }
+    let fate = match fate {
+        Fate::Due(delay) => {
+            let delay = Duration::from_millis(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
+            format!("tried again in {}", humantime::format_duration(delay))
+        }
+        Fate::Dead(reason) => format!("given up ({})", reason.name()),
+    };
+    tracing::warn!(
+        group = &*message.delivery.group,
+        id = %message.id(),
+        topic = &*record.topic,
+        partition = record.partition,
+        offset = record.offset,
+        attempt,
+        "the handler failed, the message is {fate}: {reason}"
+    );
 }

@@ -50,6 +50,12 @@ impl Level {
         self.bytes.fetch_sub(size, Ordering::SeqCst);
     }
 
+    /// One that was let go is needed again.
+    pub(super) fn take_up(&self, size: usize) {
+        self.records.fetch_add(1, Ordering::SeqCst);
+        self.bytes.fetch_add(size, Ordering::SeqCst);
+    }
+
     /// The position has passed so many.
     pub(super) fn pass(&self, count: usize) {
         self.span.fetch_sub(count, Ordering::SeqCst);

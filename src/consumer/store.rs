@@ -1,16 +1,17 @@
 //! The group's part of the database. An answer that does not come in time is an error like any other.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::domain::delivery::TopicPartition;
+use crate::domain::delivery::{Delivery, TopicPartition};
 use crate::pg::claims::{self, Claimant, Claimed, Wanted};
 use crate::pg::consuming::{self, Declared};
 use crate::pg::effect::{self, Affected, Effect};
-use crate::pg::evidence::{self, Completion, Scope};
+use crate::pg::evidence::{self, Completion, LookedFor, Scope, Standing};
+use crate::pg::failing;
 use crate::pg::pool::Lent;
 use crate::pg::{PgError, Pool};
 
@@ -71,8 +72,14 @@ impl Store {
         self.pool.ask(PATIENCE, call).await
     }
 
-    pub(super) async fn look_up(&self, ids: &[Uuid]) -> Result<HashSet<Uuid>, PgError> {
-        let call = async |client: &mut Lent| evidence::look_up(client, &self.group, ids).await;
+    pub(super) async fn look_up(&self, messages: &[LookedFor<'_>]) -> Result<Vec<Standing>, PgError> {
+        let call = async |client: &mut Lent| evidence::look_up(client, &self.group, messages).await;
+        self.pool.ask(PATIENCE, call).await
+    }
+
+    /// See `failing::hold`; may be repeated.
+    pub(super) async fn hold(&self, held: &[&Delivery]) -> Result<Vec<bool>, PgError> {
+        let call = async |client: &mut Lent| failing::hold(client, self.scope(), held).await;
         self.pool.ask(PATIENCE, call).await
     }
 

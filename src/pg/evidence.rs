@@ -1,6 +1,5 @@
 //! What a group has handled: looked up before anything is, written when it is done, with the positions that follow.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,16 +8,29 @@ use uuid::Uuid;
 
 use super::claims::{self, Claim};
 use super::connect::PgError;
+use super::failing::{self, Failed};
 use super::pool::Lent;
 use super::sql::statements;
 use crate::domain::delivery::{Record, TopicPartition};
 
 statements! {
-    /// The shape leaves the planner nothing but the primary key: with few rows it would choose a sequential scan.
+    /// By place: what has evidence or is among the failures, and whose key is held. The shape leaves the planner nothing
+    /// but primary keys: with few rows it would choose sequential scans. Whether there are failures, or held keys, is
+    /// asked once.
     LOOK_UP = "
-        select found.message_id from unnest($2::uuid[]) as wanted (id)
+        select wanted.place::integer, found.is_held
+        from unnest($2::uuid[], $3::bytea[], $4::integer[]) with ordinality as wanted (id, key, topic, place)
         cross join lateral (
-          select message_id from outboxd.handled h where h.consumer_group = $1 and h.message_id = wanted.id limit 1
+          (select false as is_held from outboxd.handled h
+           where h.consumer_group = $1 and h.message_id = wanted.id limit 1)
+          union all
+          (select false from outboxd.failures f
+           where f.consumer_group = $1 and f.message_id = wanted.id
+             and (select exists (select from outboxd.failures where consumer_group = $1)) limit 1)
+          union all
+          (select true from outboxd.held_keys k
+           where k.consumer_group = $1 and k.topic = ($5::text[])[wanted.topic] and k.key_digest = sha256(wanted.key)
+             and (select exists (select from outboxd.held_keys where consumer_group = $1)) limit 1)
         ) found";
 
     /// The topics are those that the messages name by their place.
@@ -80,17 +92,70 @@ impl Finished {
     }
 }
 
-/// Which of these messages the group has handled: one statement a batch.
-pub async fn look_up(client: &Lent, group: &str, ids: &[Uuid]) -> Result<HashSet<Uuid>, PgError> {
+/// What a group knows of a message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Standing {
+    #[default]
+    New,
+    /// There is evidence of it, or it is among the failures.
+    Known,
+    /// Its key is held.
+    Held,
+}
+
+/// A message to be looked up; without a key it is not asked whether that is held.
+#[derive(Clone, Copy, Debug)]
+pub struct LookedFor<'a> {
+    pub id: Uuid,
+    pub topic: &'a str,
+    pub key: Option<&'a [u8]>,
+}
+
+/// What the group knows of each of these: one statement a batch.
+pub async fn look_up(
+    client: &Lent,
+    group: &str,
+    messages: &[LookedFor<'_>],
+) -> Result<Vec<Standing>, PgError> {
+    let ids: Vec<Uuid> = messages.iter().map(|message| message.id).collect();
+    let keys: Vec<Option<&[u8]>> = messages.iter().map(|message| message.key).collect();
+    let (topics, places) = topics(messages.iter().map(|message| message.topic));
     let statement = client.prepare_cached(LOOK_UP).await?;
-    let rows = client.query(&statement, &[&group, &ids]).await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    let rows = client.query(&statement, &[&group, &ids, &keys, &places, &topics]).await?;
+    let mut standings = vec![Standing::New; messages.len()];
+    for row in rows {
+        let place = usize::try_from(row.get::<_, i32>(0)).unwrap_or(0);
+        let Some(standing) = place.checked_sub(1).and_then(|place| standings.get_mut(place)) else { continue };
+        let is_held: bool = row.get(1);
+        if !is_held {
+            *standing = Standing::Known;
+        } else if *standing == Standing::New {
+            *standing = Standing::Held;
+        }
+    }
+    Ok(standings)
+}
+
+/// The different ones, and of each its place among them, from 1.
+fn topics<'a>(all: impl Iterator<Item = &'a str>) -> (Vec<&'a str>, Vec<i32>) {
+    let mut topics: Vec<&str> = Vec::new();
+    let places = all.map(|topic| {
+        let known = topics.iter().position(|known| *known == topic);
+        let place = known.unwrap_or_else(|| {
+            topics.push(topic);
+            topics.len() - 1
+        });
+        i32::try_from(place + 1).unwrap_or(i32::MAX)
+    });
+    let places = places.collect();
+    (topics, places)
 }
 
 /// Work that is written together.
 #[derive(Debug, Default)]
 pub struct Completion {
     pub finished: Vec<Finished>,
+    pub failed: Vec<Failed>,
     /// Of the finished ones.
     pub claims: Vec<Claim>,
     /// Of those that came to nothing.
@@ -100,11 +165,11 @@ pub struct Completion {
 
 impl Completion {
     pub fn is_empty(&self) -> bool {
-        self.finished.is_empty() && self.released.is_empty() && self.positions.is_empty()
+        self.finished.is_empty() && self.failed.is_empty() && self.released.is_empty() && self.positions.is_empty()
     }
 }
 
-/// Writes what was finished: evidence, keys and positions in one transaction. Says how many claims had been lost to
+/// Writes what was finished: evidence, failures, keys and positions in one transaction. Says how many claims had been lost to
 /// another agent meanwhile; their effects have happened, so the evidence stands.
 pub async fn complete(
     client: &mut Lent,
@@ -113,6 +178,7 @@ pub async fn complete(
 ) -> Result<usize, PgError> {
     let transaction = client.transaction().await?;
     write(&transaction, scope, &completion.finished).await?;
+    failing::fail(&transaction, scope, &completion.failed).await?;
     let lost = claims::finish(&transaction, scope.group, &completion.claims).await?;
     claims::release(&transaction, scope.group, &completion.released).await?;
     move_to(&transaction, scope, &completion.positions).await?;
@@ -129,16 +195,7 @@ pub async fn write(
     if finished.is_empty() {
         return Ok(0);
     }
-    let mut topics: Vec<&str> = Vec::new();
-    let mut places = Vec::with_capacity(finished.len());
-    for message in finished {
-        let known = topics.iter().position(|topic| *topic == &*message.topic);
-        let place = known.unwrap_or_else(|| {
-            topics.push(&message.topic);
-            topics.len() - 1
-        });
-        places.push(i32::try_from(place + 1).unwrap_or(i32::MAX));
-    }
+    let (topics, places) = topics(finished.iter().map(|message| &*message.topic));
     let ids: Vec<Uuid> = finished.iter().map(|message| message.message_id).collect();
     let partitions: Vec<i32> = finished.iter().map(|message| message.partition).collect();
     let offsets: Vec<i64> = finished.iter().map(|message| message.offset).collect();

@@ -2,7 +2,7 @@
 
 use super::lanes::read;
 use super::{
-    agents, aside, claims, consuming, evidence, groups, inspect, lanes, leaves, messages, retention,
+    agents, aside, claims, consuming, evidence, failing, groups, inspect, lanes, leaves, messages, retention,
 };
 
 /// Declares statements as constants, and lists them as `SQL` with their names.
@@ -23,6 +23,7 @@ pub fn all() -> Vec<(&'static str, &'static str)> {
         claims::SQL,
         consuming::SQL,
         evidence::SQL,
+        failing::SQL,
         groups::SQL,
         inspect::SQL,
         lanes::SQL,

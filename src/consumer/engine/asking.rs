@@ -1,36 +1,38 @@
 //! What the engine asks the database before anything is handled. Without an answer nothing is.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
-
-use uuid::Uuid;
 
 use super::message::{Message, Taken};
 use crate::consumer::Group;
 use crate::consumer::wait::Wait;
 use crate::pg::claims::{Claimed, Wanted};
+use crate::pg::evidence::{LookedFor, Standing};
 
 /// A claim outlives its handler's time limit by this much: waiting for its turn and the completion have to fit in.
 pub(super) const CLAIM_MARGIN: Duration = Duration::from_secs(60);
 
-/// A batch, and which of it has evidence.
-pub(super) struct LookedUp {
-    pub(super) messages: Vec<Box<Message>>,
-    pub(super) known: HashSet<Uuid>,
-}
+/// A batch, and what the group knows of it.
+pub(super) type LookedUp = Vec<(Box<Message>, Standing)>;
 
 /// `again` are those that were looked up before something changed.
 pub(super) async fn look_up(group: Arc<Group>, again: Vec<Box<Message>>, taken: Vec<Taken>) -> LookedUp {
     let mut messages = again;
     messages.extend(taken.into_iter().map(|taken| Box::new(Message::new(&group, taken))));
-    let ids: Vec<Uuid> = messages.iter().map(|message| message.id()).collect();
     let mut wait = Wait::new(&group.name, &group.status, "look-up");
     loop {
-        match group.store.look_up(&ids).await {
-            Ok(known) => {
+        let wanted: Vec<LookedFor<'_>> = messages
+            .iter()
+            .map(|message| LookedFor {
+                id: message.id(),
+                topic: &message.delivery.record.topic,
+                key: message.hold.and(message.delivery.record.key.as_deref()),
+            })
+            .collect();
+        match group.store.look_up(&wanted).await {
+            Ok(standings) => {
                 wait.end();
-                return LookedUp { messages, known };
+                return messages.into_iter().zip(standings).collect();
             }
             Err(error) => wait.pause(&error.to_string()).await,
         }

@@ -10,10 +10,12 @@ use super::Slot;
 use super::message::Message;
 use crate::consumer::Group;
 use crate::consumer::wait::Wait;
+use crate::domain::delivery::Delivery;
 use crate::domain::watermark::Ticket;
 use crate::failpoint;
 use crate::pg::claims::Claim;
 use crate::pg::evidence::{Completion, Finished};
+use crate::pg::failing::Failed;
 
 /// Finished work waits at most this long for company.
 const GATHER: Duration = Duration::from_millis(20);
@@ -46,6 +48,8 @@ impl Trace {
 pub(super) struct Gathering {
     pub(super) completion: Completion,
     pub(super) traces: Vec<Trace>,
+    /// To be copied behind the holds of their keys, in this order.
+    pub(super) held: Vec<Box<Message>>,
     /// When the oldest was finished.
     since: Option<Instant>,
 }
@@ -62,6 +66,16 @@ impl Gathering {
         self.leave(trace);
     }
 
+    pub(super) fn fail(&mut self, trace: Trace, failed: Failed, claims: Vec<Claim>) {
+        self.completion.failed.push(failed);
+        self.release(trace, claims);
+    }
+
+    pub(super) fn hold(&mut self, message: Box<Message>) {
+        self.held.push(message);
+        self.since.get_or_insert_with(Instant::now);
+    }
+
     /// Nothing is to be written of it but that it is passed.
     pub(super) fn leave(&mut self, trace: Trace) {
         self.traces.push(trace);
@@ -69,11 +83,11 @@ impl Gathering {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.traces.len()
+        self.traces.len() + self.held.len()
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.traces.len() >= LARGEST
+        self.len() >= LARGEST
     }
 
     /// When it has to be written, if there is anything.
@@ -87,19 +101,46 @@ impl Gathering {
 pub(super) struct Written {
     pub(super) traces: Vec<Trace>,
     pub(super) completion: Completion,
+    /// Copied, and their positions may follow.
+    pub(super) held: Vec<Box<Message>>,
+    /// Their keys are held no more.
+    pub(super) freed: Vec<Box<Message>>,
 }
 
-/// Writes it, however long that takes, in one transaction, which may be repeated if its outcome is unknown.
-pub(super) async fn write(group: Arc<Group>, mut gathering: Gathering) -> Written {
-    if gathering.completion.is_empty() {
-        return Written { traces: gathering.traces, completion: gathering.completion };
+/// Writes it, however long that takes: what is finished in one transaction, which may be repeated if its outcome is
+/// unknown; then what is held, which may be behind a failure of that transaction.
+pub(super) async fn write(group: Arc<Group>, gathering: Gathering) -> Written {
+    let Gathering { mut completion, traces, held, .. } = gathering;
+    if !completion.is_empty() {
+        // Side by side in the index, and in the same order as whoever else writes the same.
+        completion.finished.sort_unstable_by_key(|finished| finished.message_id);
+        complete(&group, &completion).await;
     }
-    // Side by side in the index, and in the same order as whoever else writes the same.
-    gathering.completion.finished.sort_unstable_by_key(|finished| finished.message_id);
+    let still_held = if held.is_empty() { Vec::new() } else { hold(&group, &held).await };
+    let (held, freed): (Vec<_>, Vec<_>) = held.into_iter().zip(still_held).partition(|(_, still)| *still);
+    let messages = |pairs: Vec<(Box<Message>, bool)>| pairs.into_iter().map(|(message, _)| message).collect();
+    Written { traces, completion, held: messages(held), freed: messages(freed) }
+}
+
+async fn hold(group: &Group, held: &[Box<Message>]) -> Vec<bool> {
+    let deliveries: Vec<&Delivery> = held.iter().map(|message| &message.delivery).collect();
+    let mut wait = Wait::new(&group.name, &group.status, "held");
+    loop {
+        match group.store.hold(&deliveries).await {
+            Ok(still_held) => {
+                wait.end();
+                return still_held;
+            }
+            Err(error) => wait.pause(&error.to_string()).await,
+        }
+    }
+}
+
+async fn complete(group: &Group, completion: &Completion) {
     failpoint::hit("consumer-before-complete");
     let mut wait = Wait::new(&group.name, &group.status, "completion");
     let lost = loop {
-        match group.store.complete(&gathering.completion).await {
+        match group.store.complete(completion).await {
             Ok(lost) => break lost,
             Err(error) => wait.pause(&error.to_string()).await,
         }
@@ -112,5 +153,4 @@ pub(super) async fn write(group: Arc<Group>, mut gathering: Gathering) -> Writte
             "{lost} idempotency keys had been taken over meanwhile: their operations may have been done twice"
         );
     }
-    Written { traces: gathering.traces, completion: gathering.completion }
 }

@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::Slot;
 use super::asking::CLAIM_MARGIN;
-use crate::config::Ordering;
+use crate::config::{OnFailure, Ordering};
 use crate::consumer::{Group, keys};
 use crate::domain::chains::Chain;
 use crate::domain::delivery::{Delivery, Record};
@@ -63,6 +63,10 @@ pub(super) struct Message {
     pub(super) delivery: Delivery,
     pub(super) size: usize,
     pub(super) chain: Option<Chain>,
+    /// Its key, if messages of one key wait behind one that failed.
+    pub(super) hold: Option<u64>,
+    /// Of the attempts that failed here.
+    pub(super) errors: Vec<(u32, String)>,
     pub(super) keys: Vec<OperationKey>,
     pub(super) payload_hash: i64,
     /// Its keys are taken within this engine: no other message of the same operation is under way here.
@@ -88,6 +92,10 @@ impl Message {
             ending,
             size: record.size(),
             chain: chain(group.config.ordering, &record),
+            hold: (group.config.retry.on_failure == OnFailure::HoldKey)
+                .then(|| chain(Ordering::Key, &record))
+                .flatten(),
+            errors: Vec::new(),
             keys,
             payload_hash,
             alone: false,
