@@ -310,7 +310,8 @@ impl Engine {
     fn begin_look_up(&mut self) {
         let batch = self.group.config.batch;
         let has_work = !self.again.is_empty() || !self.waiting.is_empty();
-        if self.look_up.is_some() || !has_work || self.startable.len() + self.unclaimed.len() >= batch {
+        let is_fed = self.startable.len() + self.unclaimed.len() >= batch || self.gathering.is_full();
+        if self.look_up.is_some() || !has_work || is_fed {
             return;
         }
         let again = std::mem::take(&mut self.again);

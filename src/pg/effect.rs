@@ -44,6 +44,7 @@ pub async fn apply(client: &mut Lent, scope: Scope<'_>, effect: Effect<'_>) -> R
     let Effect { delivery, keys, .. } = effect;
     let message_id = delivery.message_id;
     let transaction = client.transaction().await?;
+    evidence::be_durable(&transaction).await?;
     let finished = Finished::new(message_id, &delivery.record, delivery.attempt);
     if evidence::write(&transaction, scope, &[finished]).await? == 0 {
         return Ok(Affected::Repeat);

@@ -1,9 +1,14 @@
 //! What a group has handled: looked up before anything is, written when it is done, with the positions that follow.
 
+use std::error::Error;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_postgres::GenericClient;
+use bytes::{BufMut, BytesMut};
+use deadpool_postgres::{GenericClient, Transaction};
+use tokio_postgres::binary_copy::BinaryCopyInWriter;
+use tokio_postgres::types::{IsNull, ToSql, Type, accepts, to_sql_checked};
 use uuid::Uuid;
 
 use super::claims::{self, Claim};
@@ -33,6 +38,11 @@ statements! {
              and (select exists (select from outboxd.held_keys where consumer_group = $1)) limit 1)
         ) found";
 
+    /// The fast way, for what nobody else has evidence of.
+    NEW_EVIDENCE = "
+        copy outboxd.handled (consumer_group, message_id, topic, partition, \"offset\", agent, attempt, duplicate_of, took)
+        from stdin (format binary)";
+
     /// The topics are those that the messages name by their place.
     EVIDENCE = "
         insert into outboxd.handled
@@ -41,15 +51,15 @@ statements! {
           e.micros * interval '1 microsecond'
         from unnest($4::uuid[], $5::integer[], $6::integer[], $7::bigint[], $8::integer[], $9::uuid[], $10::bigint[])
           as e (message_id, topic, partition, \"offset\", attempt, duplicate_of, micros)
-        where (select outboxd.durable())
         on conflict (consumer_group, message_id) do nothing";
+
+    DURABLE = "select outboxd.durable()";
 
     /// Rises only, whoever is late.
     MOVE = "
         insert into outboxd.group_positions as p (consumer_group, cluster_id, topic, partition, next_offset)
         select $1, $2, at.topic, at.partition, at.next_offset
         from unnest($3::text[], $4::integer[], $5::bigint[]) as at (topic, partition, next_offset)
-        where (select outboxd.durable())
         order by at.topic, at.partition
         on conflict (consumer_group, cluster_id, topic, partition)
         do update set next_offset = excluded.next_offset, updated_at = clock_timestamp()
@@ -176,14 +186,94 @@ pub async fn complete(
     scope: Scope<'_>,
     completion: &Completion,
 ) -> Result<usize, PgError> {
+    match try_complete(client, scope, completion, true).await {
+        // Somebody was faster with one of them.
+        Err(error) if error.is_duplicate() => try_complete(client, scope, completion, false).await,
+        done => done,
+    }
+}
+
+async fn try_complete(
+    client: &mut Lent,
+    scope: Scope<'_>,
+    completion: &Completion,
+    all_new: bool,
+) -> Result<usize, PgError> {
     let transaction = client.transaction().await?;
-    write(&transaction, scope, &completion.finished).await?;
+    be_durable(&transaction).await?;
+    if all_new {
+        copy(&transaction, scope, &completion.finished).await?;
+    } else {
+        write(&transaction, scope, &completion.finished).await?;
+    }
     failing::fail(&transaction, scope, &completion.failed).await?;
     let lost = claims::finish(&transaction, scope.group, &completion.claims).await?;
     claims::release(&transaction, scope.group, &completion.released).await?;
     move_to(&transaction, scope, &completion.positions).await?;
     transaction.commit().await?;
     Ok(lost)
+}
+
+/// The commit waits for the flush, whatever the session says.
+pub(super) async fn be_durable(transaction: &Transaction<'_>) -> Result<(), PgError> {
+    let statement = transaction.prepare_cached(DURABLE).await?;
+    transaction.query_one(&statement, &[]).await?;
+    Ok(())
+}
+
+/// Inserts evidence where there is none; fails if there is.
+async fn copy(transaction: &Transaction<'_>, scope: Scope<'_>, finished: &[Finished]) -> Result<(), PgError> {
+    if finished.is_empty() {
+        return Ok(());
+    }
+    let statement = transaction.prepare_cached(NEW_EVIDENCE).await?;
+    let sink = transaction.copy_in(&statement).await?;
+    let mut writer = pin!(BinaryCopyInWriter::new(sink, COLUMNS));
+    let Scope { group, agent_name, .. } = scope;
+    for message in finished {
+        let took = message.took.map(Interval);
+        let row: [&(dyn ToSql + Sync); 9] = [
+            &group,
+            &message.message_id,
+            &&*message.topic,
+            &message.partition,
+            &message.offset,
+            &agent_name,
+            &message.attempt,
+            &message.duplicate_of,
+            &took,
+        ];
+        writer.as_mut().write(&row).await?;
+    }
+    writer.finish().await?;
+    Ok(())
+}
+
+const COLUMNS: &[Type] = &[
+    Type::TEXT,
+    Type::UUID,
+    Type::TEXT,
+    Type::INT4,
+    Type::INT8,
+    Type::TEXT,
+    Type::INT4,
+    Type::UUID,
+    Type::INTERVAL,
+];
+
+/// As the server has it: microseconds, days, months.
+#[derive(Debug)]
+struct Interval(Duration);
+
+impl ToSql for Interval {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        out.put_i64(i64::try_from(self.0.as_micros())?);
+        out.put_i64(0);
+        Ok(IsNull::No)
+    }
+
+    accepts!(INTERVAL);
+    to_sql_checked!();
 }
 
 /// Inserts evidence; says for how many there was none before.

@@ -8,7 +8,7 @@ use futures_util::future::try_join_all;
 use uuid::Uuid;
 
 use super::connect::PgError;
-use super::evidence::Scope;
+use super::evidence::{Scope, be_durable};
 use super::pool::Lent;
 use super::sql::statements;
 use crate::domain::delivery::Delivery;
@@ -30,8 +30,6 @@ statements! {
         insert into outboxd.held_keys (consumer_group, topic, key_digest, message_id)
         select consumer_group, topic, sha256(key), message_id from failed where $18 and key is not null
         on conflict do nothing";
-
-    DURABLE = "select outboxd.durable()";
 
     ATTEMPTS = "
         insert into outboxd.attempts (consumer_group, message_id, attempt, agent, error)
@@ -161,7 +159,7 @@ pub async fn hold(
     held: &[&Delivery],
 ) -> Result<Vec<bool>, PgError> {
     let transaction = client.transaction().await?;
-    transaction.query_one(DURABLE, &[]).await?;
+    be_durable(&transaction).await?;
     let statement = transaction.prepare_cached(HOLD).await?;
     let answers = try_join_all(held.iter().map(async |delivery| {
         let row = Row::of(delivery);
