@@ -5,6 +5,7 @@
 //! what is finished: evidence, keys and positions in one transaction, with the `sql` handler the effect too. Kafka's
 //! offsets follow behind. Whatever the database does not answer is not handled.
 
+mod control;
 mod engine;
 pub mod handler;
 mod keys;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 pub use status::{ConsumerStatus, GroupStatus};
@@ -28,6 +30,7 @@ use crate::domain::backoff::Backoff;
 use crate::kafka::KafkaFailure;
 use crate::kafka::topics::Topics;
 use crate::pg::{Connector, PgError, Pool};
+use control::Control;
 use handler::{Handler, HandlerError};
 use status::Tally;
 use store::Store;
@@ -105,6 +108,7 @@ struct Group {
     topics: Topics,
     store: Store,
     status: Arc<GroupStatus>,
+    control: Control,
 }
 
 impl Group {
@@ -137,14 +141,25 @@ pub async fn run(
 }
 
 async fn work(context: GroupContext, drain: &CancellationToken) -> Result<(), ConsumerError> {
+    let (control, desk) = control::control();
     let group = tokio::select! {
-        group = set_up(context) => Arc::new(group?),
+        group = set_up(context, control) => Arc::new(group?),
         () = drain.cancelled() => return Ok(()),
     };
+    let _desk = AbortOnDropHandle::new(tokio::spawn(desk.run(Arc::clone(&group))));
+    be_member(&group, drain).await;
+    if let Err(error) = group.store.leave().await {
+        tracing::debug!(group = &*group.name, "no goodbye: {error}");
+    }
+    Ok(())
+}
+
+/// One membership after the other.
+async fn be_member(group: &Arc<Group>, drain: &CancellationToken) {
     let mut failures = 0;
     while !drain.is_cancelled() {
         let started = tokio::time::Instant::now();
-        let Err(error) = session::work(&group, drain).await else { return Ok(()) };
+        let Err(error) = session::work(group, drain).await else { return };
         failures = if started.elapsed() > BACKOFF.max { 1 } else { failures + 1 };
         tracing::error!(group = &*group.name, failures, "the group joins again: {error}");
         group.status.wait_for("membership", &error.to_string());
@@ -153,11 +168,10 @@ async fn work(context: GroupContext, drain: &CancellationToken) -> Result<(), Co
             () = drain.cancelled() => {}
         }
     }
-    Ok(())
 }
 
 /// Everything before the first join. What only the operator can mend is an error, the rest is waited for.
-async fn set_up(context: GroupContext) -> Result<Group, ConsumerError> {
+async fn set_up(context: GroupContext, control: Control) -> Result<Group, ConsumerError> {
     let GroupContext { name, config, connector, kafka, agent, agent_name, status } = context;
     let handler = handler::prepare(&config.handler)
         .map_err(|source| ConsumerError::Handler { group: name.clone(), source })?;
@@ -176,7 +190,7 @@ async fn set_up(context: GroupContext) -> Result<Group, ConsumerError> {
     wait.end();
     let name: Arc<str> = name.into();
     let store = Store { pool, group: Arc::clone(&name), cluster_id, agent, agent_name };
-    let group = Group { name, config, kafka, handler, topics, store, status };
+    let group = Group { name, config, kafka, handler, topics, store, status, control };
     let mut wait = Wait::new(&group.name, &group.status, SET_UP);
     loop {
         match enter(&group).await {

@@ -2,6 +2,7 @@
 
 pub mod acks;
 pub mod backoff;
+pub mod breaker;
 pub mod chains;
 pub mod cursor;
 pub mod delivery;
@@ -14,6 +15,7 @@ pub mod new_message;
 pub mod offsets;
 pub mod payload;
 pub mod priority;
+pub mod rate;
 pub mod rebase;
 pub mod schedule;
 pub mod snapshot;

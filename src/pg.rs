@@ -6,6 +6,7 @@ pub mod benching;
 pub mod claims;
 pub mod connect;
 pub mod consuming;
+pub mod control;
 pub mod effect;
 pub mod evidence;
 pub mod failing;

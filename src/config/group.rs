@@ -19,6 +19,8 @@ pub const TIMEOUT: Duration = Duration::from_secs(10);
 pub const INLINE_ATTEMPTS: u32 = 1;
 pub const MAX_ATTEMPTS: u32 = 20;
 pub const MAX_STARTS: u32 = 5;
+pub const BREAKER_FAILURES: u32 = 20;
+pub const BREAKER_PAUSE: Duration = Duration::from_secs(30);
 pub const BACKOFF: Duration = Duration::from_secs(1);
 pub const MAX_BACKOFF: Duration = Duration::from_secs(3600);
 
@@ -36,6 +38,9 @@ pub struct Group {
     pub dedup: Dedup,
     pub handler: Handler,
     pub retry: Retry,
+    pub breaker: Breaker,
+    /// Messages a second, of all its agents together.
+    pub rate: Option<Rate>,
 }
 
 /// Where a group that is new begins.
@@ -152,6 +157,8 @@ impl Group {
             dedup: section.or("dedup", Dedup::default(), any)?,
             handler: section.table("handler", handler::read)?,
             retry: section.table("retry", |section| Retry::read(section, ordering))?,
+            breaker: section.table("breaker", Breaker::read)?,
+            rate: section.optional("rate", any)?,
         })
     }
 }
@@ -183,6 +190,54 @@ impl Retry {
             });
         }
         Ok(retry)
+    }
+}
+
+/// `[groups.NAME.breaker]`: when to wait for the other side of the handler.
+#[derive(Clone, Copy, Debug)]
+pub struct Breaker {
+    /// In a row.
+    pub failures: u32,
+    pub pause: Duration,
+}
+
+impl Breaker {
+    fn read(section: &mut Section<'_>) -> Result<Self, ConfigError> {
+        Ok(Self {
+            failures: section.or("failures", BREAKER_FAILURES, within(1..=1_000_000))?,
+            pause: section.or("pause", BREAKER_PAUSE, lasting(MILLISECOND..=DAY))?,
+        })
+    }
+}
+
+/// So many a second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rate(pub f64);
+
+impl Setting for Rate {
+    fn read(written: Written<'_>) -> Result<Self, Problem> {
+        const WHAT: &str = "a rate such as \"500/s\" or \"30/m\"";
+        let text = written.text(WHAT)?;
+        let (number, unit) = text.split_once('/').ok_or_else(|| format!("must be {WHAT}"))?;
+        let seconds = match unit.trim() {
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(format!("must be {WHAT}")),
+        };
+        match number.trim().parse::<u32>() {
+            Ok(number) if number > 0 => Ok(Self(f64::from(number) / seconds)),
+            _ => Err(format!("must be {WHAT}")),
+        }
+    }
+
+    fn show(&self) -> Value {
+        let Self(per_second) = self;
+        let shown = [(1.0, "s"), (60.0, "m"), (3600.0, "h")].into_iter().find_map(|(seconds, unit)| {
+            let number = per_second * seconds;
+            ((number - number.round()).abs() < 1e-9).then(|| format!("{}/{unit}", number.round()))
+        });
+        shown.unwrap_or_else(|| format!("{per_second}/s")).into()
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
@@ -24,15 +24,18 @@ use self::asking::LookedUp;
 use self::attempt::End;
 use self::gathering::{Gathering, Trace, Written};
 use self::message::{Ending, Message, Taken};
+use super::control::Heard;
 use super::handler::Handler;
 use super::level::Level;
-use super::session::{Event, Events};
+use super::session::{Event, Events, at};
 use super::{Group, Tally};
 use crate::domain::backoff::Backoff;
+use crate::domain::breaker::{Breaker, Change, State};
 use crate::domain::chains::Chains;
 use crate::domain::delivery::{Outcome, Record, TopicPartition};
+use crate::domain::rate::Pace;
 use crate::domain::watermark::Watermark;
-use crate::config::OnDead;
+use crate::config::{OnDead, Rate};
 use crate::pg::claims::Claimed;
 use crate::pg::evidence::Standing;
 use crate::pg::failing::{Failed, Fate, Reason};
@@ -45,6 +48,10 @@ const BUSY_IS_LONG: u32 = 20;
 
 /// Connections that effects leave to look-up, claims and completion.
 const SPARED_CONNECTIONS: usize = 3;
+
+/// Who waits for an operator, and for the other side of the handler.
+const ORDERS: &str = "orders";
+const BREAKER: &str = "breaker";
 
 /// An assignment of a partition; never used twice.
 pub(super) type Slot = u64;
@@ -144,6 +151,15 @@ pub(super) struct Engine {
     /// They lack only a handler.
     startable: VecDeque<Box<Message>>,
     running: FuturesUnordered<Running>,
+    heard: watch::Receiver<Heard>,
+    /// Why nothing may start, by an order.
+    closed: Option<String>,
+    breaker: Breaker,
+    /// What this engine has told of the breaker.
+    changes: u64,
+    pace: Option<Pace>,
+    /// When the next one may start, if the pace is what holds it.
+    next_at: Option<Instant>,
     delayed: FuturesUnordered<Delayed>,
     gathering: Gathering,
     completion: Work<Written>,
@@ -181,6 +197,12 @@ pub(super) fn start(
         claim: None,
         startable: VecDeque::new(),
         running: FuturesUnordered::new(),
+        heard: group.control.heard.clone(),
+        closed: None,
+        breaker: Breaker::new(group.config.breaker.failures),
+        changes: 0,
+        pace: group.config.rate.map(|Rate(rate)| Pace::new(rate, std::time::Instant::now())),
+        next_at: None,
         delayed: FuturesUnordered::new(),
         gathering: Gathering::default(),
         completion: None,
@@ -203,15 +225,11 @@ async fn answer<T>(work: &mut Work<T>) -> Option<T> {
 impl Engine {
     async fn run(mut self) {
         let mut inputs = Vec::new();
+        self.hear();
         loop {
             self.advance();
             let due = if self.completion.is_none() { self.gathering.due() } else { None };
-            let due = async {
-                match due {
-                    Some(due) => tokio::time::sleep_until(due).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let due = at(due);
             tokio::select! {
                 biased;
                 written = answer(&mut self.completion) => match written {
@@ -242,6 +260,8 @@ impl Engine {
                     }
                 }
                 () = due => {}
+                () = at(self.next_at) => {}
+                Ok(()) = self.heard.changed() => self.hear(),
             }
         }
     }
@@ -292,7 +312,7 @@ impl Engine {
             while let Some(message) = self.free.pop_front() {
                 self.proceed(message);
             }
-            if self.running.len() >= self.concurrency {
+            if self.running.len() >= self.places() || self.startable.is_empty() || !self.is_in_pace() {
                 break;
             }
             let Some(message) = self.startable.pop_front() else { break };
@@ -305,6 +325,67 @@ impl Engine {
             partition.changed = false;
             self.group.status.at_work(&partition.at, partition.busy, partition.watermark.waits_for());
         }
+    }
+
+    /// How many may run at a time now.
+    fn places(&self) -> usize {
+        if self.closed.is_some() { 0 } else { self.breaker.places(self.concurrency) }
+    }
+
+    fn is_in_pace(&mut self) -> bool {
+        self.next_at = None;
+        let Some(pace) = &mut self.pace else { return true };
+        let wait = pace.take(std::time::Instant::now()).err();
+        self.next_at = wait.map(|wait| Instant::now() + wait);
+        wait.is_none()
+    }
+
+    /// What was ordered since.
+    fn hear(&mut self) {
+        let heard = self.heard.borrow_and_update().clone();
+        let status = Arc::clone(&self.group.status);
+        if let (Some(pace), Some(Rate(rate))) = (&mut self.pace, self.group.config.rate) {
+            #[allow(clippy::cast_precision_loss, reason = "a number of agents")]
+            pace.set(rate / heard.members as f64, std::time::Instant::now());
+        }
+        if heard.closed != self.closed {
+            match &heard.closed {
+                Some(why) => {
+                    tracing::info!(group = &*self.group.name, "nothing more is started: {why}");
+                    status.wait_for(ORDERS, why);
+                }
+                None => {
+                    tracing::info!(group = &*self.group.name, "messages are started again");
+                    status.go_on(ORDERS);
+                }
+            }
+            self.closed = heard.closed;
+        }
+        // An answer from before a change of our own undoes nothing.
+        if heard.changes == self.changes {
+            self.breaker.hear(heard.breaker);
+        }
+        match self.breaker.state() {
+            State::Closed => status.go_on(BREAKER),
+            State::Open | State::HalfOpen => {
+                let reason = heard.breaker_reason.unwrap_or_default();
+                status.wait_for(BREAKER, &format!("the breaker is open: {reason}"));
+            }
+        }
+    }
+
+    fn change_breaker(&mut self, change: Option<Change>, reason: &str) {
+        let Some(change) = change else { return };
+        match change {
+            Change::Open => tracing::warn!(
+                group = &*self.group.name,
+                "the breaker opens, nothing is started for {}: {reason}",
+                humantime::format_duration(self.group.config.breaker.pause)
+            ),
+            Change::Close => tracing::info!(group = &*self.group.name, "the breaker closes"),
+        }
+        self.changes += 1;
+        self.group.control.tell(change, reason.to_owned());
     }
 
     fn begin_look_up(&mut self) {
@@ -394,9 +475,11 @@ impl Engine {
 
     /// Claims for those that start now, and for no more than will soon.
     fn begin_claim(&mut self) {
-        let places = self.concurrency.saturating_sub(self.running.len() + self.startable.len());
+        let all = self.places();
+        let places = all.saturating_sub(self.running.len() + self.startable.len());
         // Handlers that answer at once leave nothing running behind them.
-        let places = if self.running.is_empty() { places.max(self.group.config.batch) } else { places };
+        let is_fast = self.running.is_empty() && all == self.concurrency && self.pace.is_none();
+        let places = if is_fast { places.max(self.group.config.batch) } else { places };
         if self.claim.is_some() || self.unclaimed.is_empty() || places == 0 {
             return;
         }
@@ -455,6 +538,10 @@ impl Engine {
     }
 
     fn handled(&mut self, (message, end): Handled) {
+        if matches!(end, End::Done(_) | End::Applied | End::Failed(Outcome::Permanent { .. })) {
+            let change = self.breaker.answered();
+            self.change_breaker(change, "");
+        }
         match end {
             End::Done(took) => self.finish(message, Some(took), None),
             End::Applied => {
@@ -592,6 +679,10 @@ impl Engine {
         let attempt = message.delivery.attempt;
         let delay = backoff.delay(attempt, fastrand::f64()).max(asked);
         self.group.status.count(Tally::Failed, 1);
+        if !is_permanent {
+            let change = self.breaker.failed();
+            self.change_breaker(change, &reason);
+        }
         let fate = if is_permanent {
             Fate::Dead(Reason::Permanent)
         } else if attempt >= retry.max_attempts {

@@ -44,6 +44,10 @@ const LOOK_FOR_TOPICS: Duration = Duration::from_secs(15);
 /// How often they are told.
 const TELL_MISSING: Duration = Duration::from_secs(60);
 
+/// A group that finishes nothing for so long, while more and more waits, is told.
+const STANDS_STILL: Duration = Duration::from_secs(60);
+const WATCHDOG: &str = "watchdog";
+
 /// Who waits while no broker answers.
 const KAFKA: &str = "Kafka";
 
@@ -107,6 +111,7 @@ struct Session {
 #[derive(Default)]
 struct Told {
     away: bool,
+    still: bool,
     troubles: BTreeSet<String>,
     missing: Option<(Instant, Vec<String>)>,
 }
@@ -164,6 +169,7 @@ impl Session {
                 () = commit => self.commit(),
                 _ = tick.tick() => {
                     self.group.status.turn();
+                    self.watch();
                     if looked_for_topics.is_none_or(|at: Instant| at.elapsed() >= LOOK_FOR_TOPICS) {
                         looked_for_topics = Some(Instant::now());
                         self.look_for_topics();
@@ -175,6 +181,20 @@ impl Session {
         self.commit();
         self.subscription.leave().await;
         Ok(())
+    }
+
+    /// Assigned, and nothing comes of it: to be told, whatever the cause.
+    fn watch(&mut self) {
+        match self.group.status.stands_still(STANDS_STILL) {
+            Some(lag) if !self.told.still => {
+                self.told.still = true;
+                let what = format!("{lag} messages wait, more than before, and none was finished for a minute");
+                tracing::warn!(group = &*self.group.name, "{what}");
+                self.group.status.wait_for(WATCHDOG, &what);
+            }
+            None if std::mem::take(&mut self.told.still) => self.group.status.go_on(WATCHDOG),
+            Some(_) | None => {}
+        }
     }
 
     /// Takes nothing new on; what runs is finished.
@@ -511,7 +531,7 @@ impl Session {
 }
 
 /// Returns then, or never.
-async fn at(instant: Option<Instant>) {
+pub(super) async fn at(instant: Option<Instant>) {
     match instant {
         Some(instant) => tokio::time::sleep_until(instant).await,
         None => std::future::pending().await,

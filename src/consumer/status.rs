@@ -1,6 +1,7 @@
 //! What a group says of itself, for its agent's health.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,8 @@ use crate::domain::health::Vitals;
 #[derive(Debug)]
 pub struct GroupStatus {
     group: String,
+    /// Its reader of the retry topic moves.
+    takes_retries: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -29,6 +32,15 @@ struct Inner {
     /// By who waits.
     waiting_for: BTreeMap<&'static str, String>,
     turned_at: Instant,
+    still: Option<Still>,
+}
+
+/// Since when nothing was finished.
+#[derive(Debug)]
+struct Still {
+    done: u64,
+    lag: i64,
+    since: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -43,6 +55,11 @@ struct Partition {
 }
 
 impl Inner {
+    /// Messages of its partitions that are not finished.
+    fn lag(&self) -> i64 {
+        self.partitions.values().filter_map(|at| Some((at.end? - at.next).max(0))).sum()
+    }
+
     /// What is waited for, each thing once.
     fn reasons(&self) -> Option<String> {
         let reasons: BTreeSet<&str> = self.waiting_for.values().map(String::as_str).collect();
@@ -66,6 +83,7 @@ impl GroupStatus {
     pub fn new(group: impl Into<String>) -> Self {
         Self {
             group: group.into(),
+            takes_retries: AtomicBool::new(false),
             inner: Mutex::new(Inner {
                 partitions: BTreeMap::new(),
                 missing_topics: Vec::new(),
@@ -76,6 +94,7 @@ impl GroupStatus {
                 last_progress: None,
                 waiting_for: BTreeMap::from([(super::SET_UP, "Kafka has not been asked yet".into())]),
                 turned_at: Instant::now(),
+                still: None,
             }),
         }
     }
@@ -152,6 +171,39 @@ impl GroupStatus {
         }
     }
 
+    /// In flight, processed, failed.
+    pub(super) fn counts(&self) -> (u64, u64, u64) {
+        let inner = self.inner();
+        let in_flight = inner.partitions.values().map(|partition| partition.in_flight).sum();
+        (in_flight, inner.processed, inner.failed)
+    }
+
+    /// Said by whoever reads the retry topic: only then is this agent given retries.
+    pub fn take_retries(&self, takes: bool) {
+        self.takes_retries.store(takes, Ordering::Relaxed);
+    }
+
+    pub(super) fn takes_retries(&self) -> bool {
+        self.takes_retries.load(Ordering::Relaxed)
+    }
+
+    /// To be called about once in a few seconds. Says how much waits in its partitions if nothing was finished for so
+    /// long, and it became more.
+    pub(super) fn stands_still(&self, patience: Duration) -> Option<i64> {
+        let mut inner = self.inner();
+        let done = inner.processed + inner.failed + inner.duplicates;
+        let lag = inner.lag();
+        match inner.still {
+            Some(Still { done: before, lag: then, since }) if before == done && lag > 0 => {
+                (since.elapsed() >= patience && lag > then).then_some(lag)
+            }
+            _ => {
+                inner.still = Some(Still { done, lag, since: Instant::now() });
+                None
+            }
+        }
+    }
+
     /// Work that an end now would leave unfinished, by partition.
     pub(super) fn left(&self) -> Vec<String> {
         let inner = self.inner();
@@ -179,8 +231,7 @@ impl Vitals for ConsumerStatus {
         let mut groups = serde_json::Map::new();
         for group in &self.0 {
             let inner = group.inner();
-            let behind =
-                inner.partitions.values().filter_map(|at| Some((at.end? - at.next).max(0))).sum::<i64>();
+            let behind = inner.lag();
             let running = inner.partitions.values().map(|at| at.in_flight).sum::<u64>();
             let names: Vec<String> =
                 inner.partitions.keys().map(|(topic, partition)| format!("{topic}[{partition}]")).collect();

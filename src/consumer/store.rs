@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use crate::domain::breaker::Change;
 use crate::domain::delivery::{Delivery, TopicPartition};
 use crate::pg::claims::{self, Claimant, Claimed, Wanted};
 use crate::pg::consuming::{self, Declared};
+use crate::pg::control::{self, Member, Orders};
 use crate::pg::effect::{self, Affected, Effect};
 use crate::pg::evidence::{self, Completion, LookedFor, Scope, Standing};
 use crate::pg::failing;
@@ -17,6 +19,9 @@ use crate::pg::{PgError, Pool};
 
 /// How long one call may take: far more than it does, so that a dead connection is told from a busy server.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a goodbye may take: who is silent is not at work either.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 /// What every statement of a group names.
 pub(super) struct Store {
@@ -75,6 +80,38 @@ impl Store {
     pub(super) async fn look_up(&self, messages: &[LookedFor<'_>]) -> Result<Vec<Standing>, PgError> {
         let call = async |client: &mut Lent| evidence::look_up(client, &self.group, messages).await;
         self.pool.ask(PATIENCE, call).await
+    }
+
+    /// See `control::control`.
+    pub(super) async fn control(
+        &self,
+        in_flight: u64,
+        error_rate: f64,
+        takes_retries: bool,
+    ) -> Result<Option<Orders>, PgError> {
+        let (group, agent, agent_name) = (&*self.group, self.agent, &*self.agent_name);
+        let member = Member { group, agent, agent_name, in_flight, error_rate, takes_retries };
+        let call = async |client: &mut Lent| control::control(client, member).await;
+        self.pool.ask(PATIENCE, call).await
+    }
+
+    pub(super) async fn change_breaker(
+        &self,
+        change: Change,
+        pause: Duration,
+        reason: &str,
+    ) -> Result<(), PgError> {
+        let call = async |client: &mut Lent| match change {
+            Change::Open => control::open_breaker(client, &self.group, pause, reason).await,
+            Change::Close => control::close_breaker(client, &self.group).await,
+        };
+        self.pool.ask(PATIENCE, call).await
+    }
+
+    /// Says that this agent is not at work any more.
+    pub(super) async fn leave(&self) -> Result<(), PgError> {
+        let call = async |client: &mut Lent| control::leave(client, &self.group, self.agent).await;
+        self.pool.ask(GOODBYE, call).await
     }
 
     /// See `failing::hold`; may be repeated.

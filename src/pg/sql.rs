@@ -2,7 +2,7 @@
 
 use super::lanes::read;
 use super::{
-    agents, aside, claims, consuming, evidence, failing, groups, inspect, lanes, leaves, messages, retention,
+    agents, aside, claims, consuming, control, evidence, failing, groups, inspect, lanes, leaves, messages, retention,
 };
 
 /// Declares statements as constants, and lists them as `SQL` with their names.
@@ -22,6 +22,7 @@ pub fn all() -> Vec<(&'static str, &'static str)> {
         aside::SQL,
         claims::SQL,
         consuming::SQL,
+        control::SQL,
         evidence::SQL,
         failing::SQL,
         groups::SQL,
