@@ -20,6 +20,7 @@ pub mod pool;
 pub mod rebase;
 pub mod retention;
 pub mod sql;
+pub mod starts;
 
 pub use connect::{Connector, PgError};
 pub use pool::Pool;

@@ -72,7 +72,11 @@ impl Options {
             Command::Pause { group } => {
                 find(&groups, group)?;
                 let paused = control::pause(&*client, group, &who()).await?;
-                let what = if paused { "is paused: its agents start nothing more within a second" } else { "was paused already" };
+                let what = if paused {
+                    "is paused: its agents start nothing more within a second"
+                } else {
+                    "was paused already"
+                };
                 output::line(&format!("group {group} {what}"))?;
             }
             Command::Resume { group } => {
@@ -114,9 +118,9 @@ fn who() -> String {
 }
 
 fn show(shown: &Shown) -> Result<(), output::OutputError> {
-    let paused = shown.paused_at.map(|at| {
-        format!("{} by {}", output::time(at), shown.paused_by.as_deref().unwrap_or("an operator"))
-    });
+    let paused = shown
+        .paused_at
+        .map(|at| format!("{} by {}", output::time(at), shown.paused_by.as_deref().unwrap_or("an operator")));
     let breaker = shown.breaker_open_until.map(|until| {
         format!("open until {}: {}", output::time(until), shown.breaker_reason.as_deref().unwrap_or_default())
     });

@@ -44,7 +44,13 @@ impl Heard {
         };
         let paused = orders.paused_by.map(|by| format!("paused by {by}"));
         let closed = paused.or_else(|| orders.drain.then(|| "this agent is ordered to drain".to_owned()));
-        Self { closed, breaker, breaker_reason: orders.breaker_reason, members: orders.members.max(1), changes }
+        Self {
+            closed,
+            breaker,
+            breaker_reason: orders.breaker_reason,
+            members: orders.members.max(1),
+            changes,
+        }
     }
 }
 

@@ -26,16 +26,16 @@ use self::gathering::{Gathering, Trace, Written};
 use self::message::{Ending, Message, Taken};
 use super::control::Heard;
 use super::handler::Handler;
-use super::level::Level;
+use super::level::{HIGH_SPAN, Level};
 use super::session::{Event, Events, at};
 use super::{Group, Tally};
+use crate::config::{OnDead, Rate};
 use crate::domain::backoff::Backoff;
 use crate::domain::breaker::{Breaker, Change, State};
 use crate::domain::chains::Chains;
 use crate::domain::delivery::{Outcome, Record, TopicPartition};
 use crate::domain::rate::Pace;
 use crate::domain::watermark::Watermark;
-use crate::config::{OnDead, Rate};
 use crate::pg::claims::Claimed;
 use crate::pg::evidence::Standing;
 use crate::pg::failing::{Failed, Fate, Reason};
@@ -106,6 +106,10 @@ struct Partition {
     watermark: Watermark,
     level: Arc<Level>,
     ending: Arc<Ending>,
+    /// Records to come that whoever had it before may have begun.
+    in_doubt: usize,
+    /// Those of them that are noted, and not finished.
+    noted: HashSet<Uuid>,
     /// Messages that were begun and are not recorded.
     busy: u64,
     changed: bool,
@@ -155,6 +159,10 @@ pub(super) struct Engine {
     /// Why nothing may start, by an order.
     closed: Option<String>,
     breaker: Breaker,
+    /// They run one by one, and nothing beside them.
+    suspects: VecDeque<Box<Message>>,
+    counting: Work<(Box<Message>, u32)>,
+    suspect: Option<Uuid>,
     /// What this engine has told of the breaker.
     changes: u64,
     pace: Option<Pace>,
@@ -200,6 +208,9 @@ pub(super) fn start(
         heard: group.control.heard.clone(),
         closed: None,
         breaker: Breaker::new(group.config.breaker.failures),
+        suspects: VecDeque::new(),
+        counting: None,
+        suspect: None,
         changes: 0,
         pace: group.config.rate.map(|Rate(rate)| Pace::new(rate, std::time::Instant::now())),
         next_at: None,
@@ -244,6 +255,10 @@ impl Engine {
                     Some((messages, claimed)) => self.claimed(messages, claimed),
                     None => return,
                 },
+                counted = answer(&mut self.counting) => match counted {
+                    Some((message, starts)) => self.counted(message, starts),
+                    None => return,
+                },
                 Some(handled) = self.running.next() => {
                     self.handled(handled);
                     while let Some(Some(handled)) = self.running.next().now_or_never() {
@@ -274,6 +289,8 @@ impl Engine {
                     watermark: Watermark::new(start),
                     level,
                     ending: Arc::default(),
+                    in_doubt: HIGH_SPAN,
+                    noted: HashSet::new(),
                     busy: 0,
                     changed: false,
                 };
@@ -318,6 +335,7 @@ impl Engine {
             let Some(message) = self.startable.pop_front() else { break };
             self.start(message);
         }
+        self.begin_suspect();
         self.begin_claim();
         self.begin_look_up();
         self.begin_completion();
@@ -329,7 +347,37 @@ impl Engine {
 
     /// How many may run at a time now.
     fn places(&self) -> usize {
-        if self.closed.is_some() { 0 } else { self.breaker.places(self.concurrency) }
+        let is_alone = self.counting.is_some() || self.suspect.is_some() || !self.suspects.is_empty();
+        if self.closed.is_some() || is_alone { 0 } else { self.breaker.places(self.concurrency) }
+    }
+
+    /// When nothing else runs.
+    fn begin_suspect(&mut self) {
+        let is_busy = self.counting.is_some() || self.suspect.is_some() || !self.running.is_empty();
+        if is_busy || self.closed.is_some() || self.breaker.places(1) == 0 {
+            return;
+        }
+        if let Some(message) = self.suspects.pop_front() {
+            let count = asking::count_start(Arc::clone(&self.group), message);
+            self.counting = Some(AbortOnDropHandle::new(tokio::spawn(count)));
+        }
+    }
+
+    fn counted(&mut self, mut message: Box<Message>, starts: u32) {
+        message.suspect = false;
+        if message.ending.is_stopping() {
+            return self.give_up(message);
+        }
+        if starts > self.group.config.retry.max_starts {
+            let attempt = message.delivery.attempt;
+            let reason = format!("its process ended while it ran, {} times", starts - 1);
+            tell_failure(&message, Fate::Dead(Reason::Starts), false, &reason);
+            message.errors.push((attempt, reason));
+            self.begin(&mut message);
+            return self.leave_line(message, Fate::Dead(Reason::Starts));
+        }
+        self.suspect = Some(message.id());
+        self.run_handler(message);
     }
 
     fn is_in_pace(&mut self) -> bool {
@@ -403,7 +451,9 @@ impl Engine {
             // Of a partition that was taken from us.
             let Some(partition) = self.partitions.get_mut(&slot) else { continue };
             let ticket = partition.watermark.deliver(record.offset, record.timestamp);
-            taken.push(Taken { slot, ticket, ending: Arc::clone(&partition.ending), record });
+            let in_doubt = partition.in_doubt > 0;
+            partition.in_doubt = partition.in_doubt.saturating_sub(1);
+            taken.push(Taken { slot, ticket, ending: Arc::clone(&partition.ending), record, in_doubt });
         }
         let look_up = asking::look_up(Arc::clone(&self.group), again, taken);
         self.look_up = Some(AbortOnDropHandle::new(tokio::spawn(look_up)));
@@ -412,6 +462,14 @@ impl Engine {
     fn looked_up(&mut self, looked_up: LookedUp) {
         for (message, standing) in looked_up {
             let id = message.id();
+            if message.in_doubt {
+                match self.partitions.get_mut(&message.slot) {
+                    Some(partition) if !message.ending.is_stopping() => drop(partition.noted.insert(id)),
+                    // Noted, and never to be started.
+                    _ if !message.suspect => self.gathering.completion.cleared.push(id),
+                    _ => {}
+                }
+            }
             match (self.ids.get_mut(&id), standing) {
                 (Some(Id::Working(repeats)), _) => repeats.push(message),
                 (Some(Id::Recorded), _) => self.skip(message),
@@ -521,13 +579,20 @@ impl Engine {
         }
     }
 
-    fn start(&mut self, mut message: Box<Message>) {
+    fn start(&mut self, message: Box<Message>) {
         if message.ending.is_stopping() {
             return self.give_up(message);
         }
         if !message.claims.is_empty() && !message.has_claims() {
             return self.unclaimed.push_back(message);
         }
+        if message.suspect {
+            return self.suspects.push_back(message);
+        }
+        self.run_handler(message);
+    }
+
+    fn run_handler(&mut self, mut message: Box<Message>) {
         self.begin(&mut message);
         let mut running: Running = Box::pin(attempt::run(Arc::clone(&self.group), message));
         // A handler that answers at once needs no place among those that run.
@@ -538,6 +603,9 @@ impl Engine {
     }
 
     fn handled(&mut self, (message, end): Handled) {
+        if self.suspect == Some(message.id()) {
+            self.suspect = None;
+        }
         if matches!(end, End::Done(_) | End::Applied | End::Failed(Outcome::Permanent { .. })) {
             let change = self.breaker.answered();
             self.change_breaker(change, "");
@@ -671,7 +739,13 @@ impl Engine {
         }
     }
 
-    fn failed(&mut self, mut message: Box<Message>, reason: String, after: Option<Duration>, is_permanent: bool) {
+    fn failed(
+        &mut self,
+        mut message: Box<Message>,
+        reason: String,
+        after: Option<Duration>,
+        is_permanent: bool,
+    ) {
         let retry = self.group.config.retry;
         let backoff = Backoff { first: retry.backoff, max: retry.max_backoff };
         // What the handler asks for is obeyed, within reason: a server may say a year.
@@ -697,6 +771,12 @@ impl Engine {
             message.delivery.attempt += 1;
             return self.delay(message, delay);
         }
+        self.leave_line(message, fate);
+    }
+
+    /// It counts as finished, and its failure is written with the rest.
+    fn leave_line(&mut self, message: Box<Message>, fate: Fate) {
+        let retry = self.group.config.retry;
         let holds_key = match fate {
             Fate::Due(_) => message.hold.is_some(),
             Fate::Dead(_) => message.hold.is_some() && retry.on_dead == OnDead::Hold,
@@ -721,6 +801,9 @@ impl Engine {
         let mut gathering = std::mem::take(&mut self.gathering);
         let mut touched = Vec::new();
         for trace in &gathering.traces {
+            if let (Some(_), Some(id), true) = (trace.ticket, trace.id, trace.in_doubt) {
+                gathering.completion.cleared.push(id);
+            }
             if let Some(ticket) = trace.ticket
                 && let Some(partition) = self.partitions.get_mut(&trace.slot)
             {
@@ -764,8 +847,12 @@ impl Engine {
         let mut slots = Vec::new();
         for trace in traces {
             let slot = trace.slot;
+            let cleared = trace.id.filter(|_| trace.in_doubt && trace.ticket.is_some());
             self.forget(trace);
             if let Some(partition) = self.partitions.get_mut(&slot) {
+                if let Some(id) = cleared {
+                    partition.noted.remove(&id);
+                }
                 partition.busy -= 1;
                 partition.changed = true;
                 if partition.ending.is_stopping() && slots.last() != Some(&slot) {
@@ -814,7 +901,16 @@ impl Engine {
 
     /// Tells the end of a partition that has come to it.
     fn end(&mut self, slot: Slot) {
-        if self.partitions.get(&slot).is_some_and(|partition| partition.busy == 0) {
+        let Some(partition) = self.partitions.get_mut(&slot).filter(|partition| partition.busy == 0) else {
+            return;
+        };
+        if !partition.noted.is_empty() {
+            // Taken back: none of these was started.
+            partition.busy += 1;
+            self.gathering.completion.cleared.extend(partition.noted.drain());
+            let trace = Trace { slot, ticket: None, id: None, operations: Vec::new(), in_doubt: false };
+            self.gathering.leave(trace);
+        } else {
             self.partitions.remove(&slot);
             self.reporter.tell(Report::Ended(slot));
         }

@@ -14,8 +14,8 @@ const HIGH_BATCHES: usize = 4;
 const LEAST_HIGH: usize = 1_000;
 
 /// Finished or not, counted from the oldest that is not. A dead process leaves as much in doubt.
-const HIGH_SPAN: usize = 10_000;
-const LOW_SPAN: usize = 8_000;
+pub(super) const HIGH_SPAN: usize = 2_000;
+const LOW_SPAN: usize = 1_500;
 
 /// Filled by whoever polls, emptied by the engine.
 #[derive(Debug)]

@@ -188,7 +188,8 @@ impl Session {
         match self.group.status.stands_still(STANDS_STILL) {
             Some(lag) if !self.told.still => {
                 self.told.still = true;
-                let what = format!("{lag} messages wait, more than before, and none was finished for a minute");
+                let what =
+                    format!("{lag} messages wait, more than before, and none was finished for a minute");
                 tracing::warn!(group = &*self.group.name, "{what}");
                 self.group.status.wait_for(WATCHDOG, &what);
             }

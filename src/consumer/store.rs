@@ -1,6 +1,6 @@
 //! The group's part of the database. An answer that does not come in time is an error like any other.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use crate::pg::effect::{self, Affected, Effect};
 use crate::pg::evidence::{self, Completion, LookedFor, Scope, Standing};
 use crate::pg::failing;
 use crate::pg::pool::Lent;
+use crate::pg::starts;
 use crate::pg::{PgError, Pool};
 
 /// How long one call may take: far more than it does, so that a dead connection is told from a busy server.
@@ -79,6 +80,17 @@ impl Store {
 
     pub(super) async fn look_up(&self, messages: &[LookedFor<'_>]) -> Result<Vec<Standing>, PgError> {
         let call = async |client: &mut Lent| evidence::look_up(client, &self.group, messages).await;
+        self.pool.ask(PATIENCE, call).await
+    }
+
+    /// See `starts::note`.
+    pub(super) async fn note(&self, ids: &[Uuid]) -> Result<HashSet<Uuid>, PgError> {
+        let call = async |client: &mut Lent| starts::note(client, &self.group, ids).await;
+        self.pool.ask(PATIENCE, call).await
+    }
+
+    pub(super) async fn count_start(&self, id: Uuid) -> Result<u32, PgError> {
+        let call = async |client: &mut Lent| starts::start(client, &self.group, id).await;
         self.pool.ask(PATIENCE, call).await
     }
 

@@ -16,6 +16,7 @@ use super::connect::PgError;
 use super::failing::{self, Failed};
 use super::pool::Lent;
 use super::sql::statements;
+use super::starts;
 use crate::domain::delivery::{Record, TopicPartition};
 
 statements! {
@@ -135,7 +136,9 @@ pub async fn look_up(
     let mut standings = vec![Standing::New; messages.len()];
     for row in rows {
         let place = usize::try_from(row.get::<_, i32>(0)).unwrap_or(0);
-        let Some(standing) = place.checked_sub(1).and_then(|place| standings.get_mut(place)) else { continue };
+        let Some(standing) = place.checked_sub(1).and_then(|place| standings.get_mut(place)) else {
+            continue;
+        };
         let is_held: bool = row.get(1);
         if !is_held {
             *standing = Standing::Known;
@@ -170,12 +173,15 @@ pub struct Completion {
     pub claims: Vec<Claim>,
     /// Of those that came to nothing.
     pub released: Vec<Claim>,
+    /// In doubt no more.
+    pub cleared: Vec<Uuid>,
     pub positions: Vec<(TopicPartition, i64)>,
 }
 
 impl Completion {
     pub fn is_empty(&self) -> bool {
-        self.finished.is_empty() && self.failed.is_empty() && self.released.is_empty() && self.positions.is_empty()
+        let has_messages = !self.finished.is_empty() || !self.failed.is_empty() || !self.cleared.is_empty();
+        !has_messages && self.released.is_empty() && self.positions.is_empty()
     }
 }
 
@@ -209,6 +215,7 @@ async fn try_complete(
     failing::fail(&transaction, scope, &completion.failed).await?;
     let lost = claims::finish(&transaction, scope.group, &completion.claims).await?;
     claims::release(&transaction, scope.group, &completion.released).await?;
+    starts::forget(&transaction, scope.group, &completion.cleared).await?;
     move_to(&transaction, scope, &completion.positions).await?;
     transaction.commit().await?;
     Ok(lost)

@@ -153,11 +153,7 @@ pub async fn fail(
 
 /// Copies messages behind the holds of their keys, in this order, in one transaction. Says of each whether its key is
 /// still held; if not, nothing was written of it. Their positions may follow.
-pub async fn hold(
-    client: &mut Lent,
-    scope: Scope<'_>,
-    held: &[&Delivery],
-) -> Result<Vec<bool>, PgError> {
+pub async fn hold(client: &mut Lent, scope: Scope<'_>, held: &[&Delivery]) -> Result<Vec<bool>, PgError> {
     let transaction = client.transaction().await?;
     be_durable(&transaction).await?;
     let statement = transaction.prepare_cached(HOLD).await?;
@@ -199,12 +195,8 @@ struct Row<'a> {
 
 impl<'a> Row<'a> {
     fn of(delivery: &'a Delivery) -> Self {
-        let (names, values) = delivery
-            .record
-            .headers
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_deref()))
-            .unzip();
+        let (names, values) =
+            delivery.record.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())).unzip();
         let is_text = |text: &&str| !text.contains('\0');
         let event_type = delivery.event_type().filter(is_text);
         let idempotency_key = delivery.idempotency_key.as_deref().filter(is_text);

@@ -2,7 +2,8 @@
 
 use super::lanes::read;
 use super::{
-    agents, aside, claims, consuming, control, evidence, failing, groups, inspect, lanes, leaves, messages, retention,
+    agents, aside, claims, consuming, control, evidence, failing, groups, inspect, lanes, leaves, messages,
+    retention, starts,
 };
 
 /// Declares statements as constants, and lists them as `SQL` with their names.
@@ -32,6 +33,7 @@ pub fn all() -> Vec<(&'static str, &'static str)> {
         messages::SQL,
         read::SQL,
         retention::SQL,
+        starts::SQL,
     ]
     .concat()
 }

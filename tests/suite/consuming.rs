@@ -2,6 +2,8 @@
 
 mod failing;
 mod ordering;
+mod orders;
+mod poison;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};

@@ -1,11 +1,15 @@
 //! What the engine asks the database before anything is handled. Without an answer nothing is.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
+
+use uuid::Uuid;
 
 use super::message::{Message, Taken};
 use crate::consumer::Group;
 use crate::consumer::wait::Wait;
+use crate::pg::PgError;
 use crate::pg::claims::{Claimed, Wanted};
 use crate::pg::evidence::{LookedFor, Standing};
 
@@ -29,10 +33,42 @@ pub(super) async fn look_up(group: Arc<Group>, again: Vec<Box<Message>>, taken: 
                 key: message.hold.and(message.delivery.record.key.as_deref()),
             })
             .collect();
-        match group.store.look_up(&wanted).await {
-            Ok(standings) => {
+        match look_up_once(&group, &wanted, &messages).await {
+            Ok((standings, noted)) => {
                 wait.end();
+                for (message, standing) in messages.iter_mut().zip(&standings) {
+                    message.in_doubt &= *standing == Standing::New;
+                    message.suspect = message.in_doubt && !noted.contains(&message.id());
+                }
                 return messages.into_iter().zip(standings).collect();
+            }
+            Err(error) => wait.pause(&error.to_string()).await,
+        }
+    }
+}
+
+/// With those that were not noted before.
+async fn look_up_once(
+    group: &Group,
+    wanted: &[LookedFor<'_>],
+    messages: &[Box<Message>],
+) -> Result<(Vec<Standing>, HashSet<Uuid>), PgError> {
+    let standings = group.store.look_up(wanted).await?;
+    let new = messages.iter().zip(&standings).filter(|(_, standing)| **standing == Standing::New);
+    let in_doubt: Vec<Uuid> =
+        new.filter(|(message, _)| message.in_doubt).map(|(message, _)| message.id()).collect();
+    let noted = if in_doubt.is_empty() { HashSet::new() } else { group.store.note(&in_doubt).await? };
+    Ok((standings, noted))
+}
+
+/// Counts a start of a suspect, however long that takes.
+pub(super) async fn count_start(group: Arc<Group>, message: Box<Message>) -> (Box<Message>, u32) {
+    let mut wait = Wait::new(&group.name, &group.status, "starts");
+    loop {
+        match group.store.count_start(message.id()).await {
+            Ok(starts) => {
+                wait.end();
+                return (message, starts);
             }
             Err(error) => wait.pause(&error.to_string()).await,
         }

@@ -31,6 +31,8 @@ pub(super) struct Trace {
     pub(super) ticket: Option<Ticket>,
     pub(super) id: Option<Uuid>,
     pub(super) operations: Vec<u64>,
+    /// To be cleared of it, once finished.
+    pub(super) in_doubt: bool,
 }
 
 impl Trace {
@@ -39,6 +41,7 @@ impl Trace {
             slot: message.slot,
             ticket: Some(message.ticket),
             id: Some(message.id()),
+            in_doubt: message.in_doubt,
             operations: if message.alone { message.operations().collect() } else { Vec::new() },
         }
     }

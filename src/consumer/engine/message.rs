@@ -53,6 +53,8 @@ pub(super) struct Taken {
     pub(super) ticket: Ticket,
     pub(super) ending: Arc<Ending>,
     pub(super) record: Record,
+    /// It lies in the span that whoever had the partition before may have begun.
+    pub(super) in_doubt: bool,
 }
 
 #[derive(Debug)]
@@ -69,6 +71,10 @@ pub(super) struct Message {
     pub(super) errors: Vec<(u32, String)>,
     pub(super) keys: Vec<OperationKey>,
     pub(super) payload_hash: i64,
+    /// Noted as one that lies where a process may have died.
+    pub(super) in_doubt: bool,
+    /// It was there already: a process died that had it. It runs alone.
+    pub(super) suspect: bool,
     /// Its keys are taken within this engine: no other message of the same operation is under way here.
     pub(super) alone: bool,
     pub(super) claims: Vec<Claim>,
@@ -81,7 +87,7 @@ pub(super) struct Message {
 
 impl Message {
     pub(super) fn new(group: &Group, taken: Taken) -> Self {
-        let Taken { slot, ticket, ending, record } = taken;
+        let Taken { slot, ticket, ending, record, in_doubt } = taken;
         let message_id = identity::identify(&record, &group.store.cluster_id, Utc::now());
         let keys = keys::operation_keys(&record, message_id, group.config.dedup);
         let payload_hash =
@@ -98,6 +104,8 @@ impl Message {
             errors: Vec::new(),
             keys,
             payload_hash,
+            in_doubt,
+            suspect: false,
             alone: false,
             claims: Vec::new(),
             claimed_at: None,
