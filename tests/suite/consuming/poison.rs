@@ -16,7 +16,8 @@ async fn a_message_that_kills_its_process_is_given_up_and_no_other() {
     }
     let outboxd = Outboxd::new(&database, kafka)
         .set("kafka.consumer.\"session.timeout.ms\" = \"6000\"")
-        .group(&group, &topic, &format!("{DEADLY}\n[groups.{group}.retry]\nmax_starts = 2"));
+        .set(&format!("groups.{group}.retry.max_starts = 2"))
+        .group(&group, &topic, DEADLY);
     let mut deaths = 0;
     loop {
         let daemon = outboxd.consumer(&[&group]);
