@@ -21,13 +21,17 @@ grant select, update on outboxd.insert_rate, outboxd.upkeep to {agent};
 grant select on outboxd.leaves, outboxd.messages_default to {agent};
 grant execute on function outboxd.make_leaf, outboxd.free_range, outboxd.reserve_range, outboxd.validate_range,
   outboxd.advance_sequence, outboxd.reclaim_leaf, outboxd.drop_leaf, outboxd.delete_published to {agent};
+grant select on outboxd.evidence_leaves to {agent};
+grant select, delete on outboxd.handled_default to {agent};
+grant execute on function outboxd.make_evidence_leaf, outboxd.reclaim_evidence_leaf, outboxd.drop_evidence_leaf to {agent};
 grant select on sequence outboxd.messages_seq to {agent}, {operator}, {reader};
 
 -- Operators and readers.
 grant select, insert on outboxd.messages to {operator};
 grant select (id, priority, seq) on outboxd.messages to {reader};
 grant select, update, delete on outboxd.set_aside to {operator};
-grant update, delete on outboxd.groups, outboxd.group_positions to {operator};
+grant insert, update, delete on outboxd.groups, outboxd.group_positions to {operator};
+grant delete on outboxd.handled, outboxd.idempotency_keys to {operator};
 grant select, update, delete on outboxd.failures, outboxd.held_keys to {operator};
 grant update, delete on outboxd.agents to {operator};
 grant select on outboxd.lanes, outboxd.publications, outboxd.groups, outboxd.group_positions, outboxd.handled, outboxd.idempotency_keys,

@@ -6,6 +6,8 @@ pub mod breaker;
 pub mod chains;
 pub mod cursor;
 pub mod delivery;
+pub mod doctor;
+pub mod evidence;
 pub mod health;
 pub mod identity;
 pub mod lane_shares;

@@ -1,6 +1,7 @@
 //! What recurs: each job has a name, a schedule and a body without input that may run twice without harm.
 
 pub mod cleanup;
+mod evidence;
 pub mod partitions;
 pub mod reap_agents;
 

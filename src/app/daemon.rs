@@ -223,7 +223,7 @@ impl Daemon {
         let connector = self.connector(agent);
         let mut jobs = vec![jobs::reap_agents::job(connector.clone(), &self.config.agent)];
         if self.role == "producer" {
-            jobs.push(jobs::partitions::job(connector.clone()));
+            jobs.push(jobs::partitions::job(connector.clone(), &self.config.retention));
             jobs.push(jobs::cleanup::job(connector, self.config.retention.clone()));
         }
         for job in jobs {

@@ -9,6 +9,8 @@ use super::section::Section;
 use super::setting::{DAY, Problem, Setting, Written, any, lasting};
 
 pub const PUBLISHED: Duration = DAY;
+pub const HANDLED: Duration = DAY;
+pub const IDEMPOTENCY: Duration = Duration::from_secs(7 * 86_400);
 pub const AUDIT: Duration = Duration::from_secs(30 * 86_400);
 
 const LONGEST: Duration = Duration::from_secs(3_650 * 86_400);
@@ -19,6 +21,10 @@ pub struct Retention {
     pub published: Duration,
     /// Of published messages, whatever the groups do.
     pub max: Ceiling,
+    /// Of evidence: within it a message that comes again is not handled again.
+    pub handled: Duration,
+    /// Of operations that are done: own ids and idempotency keys.
+    pub idempotency: Duration,
     /// Of what was published when.
     pub audit: Duration,
 }
@@ -35,6 +41,8 @@ impl Retention {
         let retention = Self {
             published: section.or("published", PUBLISHED, lasting(Duration::ZERO..=LONGEST))?,
             max: section.or("max", Ceiling::Never, any)?,
+            handled: section.or("handled", HANDLED, lasting(Duration::ZERO..=LONGEST))?,
+            idempotency: section.or("idempotency", IDEMPOTENCY, lasting(Duration::ZERO..=LONGEST))?,
             audit: section.or("audit", AUDIT, lasting(Duration::ZERO..=LONGEST))?,
         };
         if matches!(retention.max, Ceiling::After(max) if max < retention.published) {

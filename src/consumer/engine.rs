@@ -37,7 +37,7 @@ use crate::domain::delivery::{Outcome, Record, TopicPartition};
 use crate::domain::rate::Pace;
 use crate::domain::watermark::Watermark;
 use crate::pg::claims::Claimed;
-use crate::pg::evidence::Standing;
+use crate::pg::completing::Standing;
 use crate::pg::failing::{Failed, Fate, Reason};
 
 /// While another message holds a key.

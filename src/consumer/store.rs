@@ -9,10 +9,10 @@ use uuid::Uuid;
 use crate::domain::breaker::Change;
 use crate::domain::delivery::{Delivery, TopicPartition};
 use crate::pg::claims::{self, Claimant, Claimed, Wanted};
+use crate::pg::completing::{self, Completion, LookedFor, Scope, Standing};
 use crate::pg::consuming::{self, Declared};
 use crate::pg::control::{self, Member, Orders};
 use crate::pg::effect::{self, Affected, Effect};
-use crate::pg::evidence::{self, Completion, LookedFor, Scope, Standing};
 use crate::pg::failing;
 use crate::pg::pool::Lent;
 use crate::pg::starts;
@@ -79,7 +79,7 @@ impl Store {
     }
 
     pub(super) async fn look_up(&self, messages: &[LookedFor<'_>]) -> Result<Vec<Standing>, PgError> {
-        let call = async |client: &mut Lent| evidence::look_up(client, &self.group, messages).await;
+        let call = async |client: &mut Lent| completing::look_up(client, &self.group, messages).await;
         self.pool.ask(PATIENCE, call).await
     }
 
@@ -138,9 +138,9 @@ impl Store {
         self.pool.ask(PATIENCE, call).await
     }
 
-    /// See `evidence::complete`; may be repeated.
+    /// See `completing::complete`; may be repeated.
     pub(super) async fn complete(&self, completion: &Completion) -> Result<usize, PgError> {
-        let call = async |client: &mut Lent| evidence::complete(client, self.scope(), completion).await;
+        let call = async |client: &mut Lent| completing::complete(client, self.scope(), completion).await;
         self.pool.ask(PATIENCE, call).await
     }
 

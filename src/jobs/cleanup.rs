@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::evidence::{self, Walk};
 use super::{Job, Outcome};
 use crate::config::{Ceiling, Retention};
 use crate::domain::leaves::Leaf;
@@ -27,7 +28,7 @@ const END_LEAF_AFTER: Duration = Duration::from_secs(3_600);
 const FEW: i64 = 1 << 21;
 
 pub fn job(connector: Connector, retention: Retention) -> Job {
-    let shared = Arc::new((connector, retention));
+    let shared = Arc::new((connector, retention, Walk::default()));
     Job {
         name: NAME,
         schedule: Schedule::Every(Duration::from_secs(60)),
@@ -35,12 +36,12 @@ pub fn job(connector: Connector, retention: Retention) -> Job {
         body: Box::new(move || {
             let shared = Arc::clone(&shared);
             Box::pin(async move {
-                let (connector, retention) = &*shared;
+                let (connector, retention, walk) = &*shared;
                 let mut client = connector.connect().await?;
                 if !leaves::claim(&client, NAME).await? {
                     return Ok(None);
                 }
-                let outcome = work(&mut client, retention).await;
+                let outcome = work(&mut client, retention, walk).await;
                 leaves::give_back(&client, NAME).await?;
                 outcome
             })
@@ -48,7 +49,7 @@ pub fn job(connector: Connector, retention: Retention) -> Job {
     }
 }
 
-async fn work(client: &mut Connection, rules: &Retention) -> Outcome {
+async fn work(client: &mut Connection, rules: &Retention, walk: &Walk) -> Outcome {
     let until = Instant::now() + ENOUGH;
     let found = leaves::leaves(client).await?;
     let covered = retention::covered(client).await?;
@@ -65,7 +66,8 @@ async fn work(client: &mut Connection, rules: &Retention) -> Outcome {
         (deleted, "published messages deleted from the default partition"),
         (forgotten, "publications forgotten"),
     ]
-    .iter()
+    .into_iter()
+    .chain(evidence::clean(client, rules, walk, until).await?)
     .filter(|(count, _)| *count > 0)
     .map(|(count, what)| format!("{count} {what}"))
     .collect();

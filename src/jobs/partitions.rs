@@ -1,9 +1,11 @@
-//! `partitions`: leaves of the outbox are there before the sequence is, for a day at the highest rate seen.
+//! `partitions`: leaves of the outbox are there before the sequence is, for a day at the highest rate seen, and leaves of
+//! the evidence before their time is.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Job, Outcome};
+use super::{Job, Outcome, evidence};
+use crate::config::Retention;
 use crate::domain::leaves::{Leaf, Step, next_step};
 use crate::domain::schedule::Schedule;
 use crate::pg::connect::Connection;
@@ -15,8 +17,9 @@ pub const NAME: &str = "partitions";
 /// Rescue, jump, and what may come up meanwhile.
 const STEPS: usize = 5;
 
-pub fn job(connector: Connector) -> Job {
+pub fn job(connector: Connector, retention: &Retention) -> Job {
     let connector = Arc::new(connector);
+    let kept = retention.handled;
     Job {
         name: NAME,
         schedule: Schedule::Every(Duration::from_secs(60)),
@@ -28,7 +31,7 @@ pub fn job(connector: Connector) -> Job {
                 if !leaves::claim(&client, NAME).await? {
                     return Ok(None);
                 }
-                let outcome = work(&client).await;
+                let outcome = work(&client, kept).await;
                 leaves::give_back(&client, NAME).await?;
                 outcome
             })
@@ -36,7 +39,7 @@ pub fn job(connector: Connector) -> Job {
     }
 }
 
-async fn work(client: &Connection) -> Outcome {
+async fn work(client: &Connection, kept: Duration) -> Outcome {
     step_free(leaves::free_range(client).await?, "a constraint that a rescue left behind is not removed")?;
     let mut done = Vec::new();
     for _ in 0..STEPS {
@@ -62,6 +65,10 @@ async fn work(client: &Connection) -> Outcome {
                 done.push(format!("the sequence goes on at {to}"));
             }
         }
+    }
+    let evidence = evidence::make_ahead(client, kept).await?;
+    if evidence > 0 {
+        done.push(format!("made {evidence} leaves of the evidence"));
     }
     Ok((!done.is_empty()).then(|| done.join("; ")))
 }

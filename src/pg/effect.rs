@@ -4,8 +4,8 @@ use deadpool_postgres::Transaction;
 use serde_json::{Map, Value};
 
 use super::claims::{self, Claimant, Claimed, OperationKey, Wanted};
+use super::completing::{self, Finished, Scope};
 use super::connect::{PgError, is_conflict, is_connection};
-use super::evidence::{self, Finished, Scope};
 use super::pool::Lent;
 use crate::domain::delivery::Delivery;
 
@@ -44,9 +44,9 @@ pub async fn apply(client: &mut Lent, scope: Scope<'_>, effect: Effect<'_>) -> R
     let Effect { delivery, keys, .. } = effect;
     let message_id = delivery.message_id;
     let transaction = client.transaction().await?;
-    evidence::be_durable(&transaction).await?;
+    completing::be_durable(&transaction).await?;
     let finished = Finished::new(message_id, &delivery.record, delivery.attempt);
-    if evidence::write(&transaction, scope, &[finished]).await? == 0 {
+    if completing::write(&transaction, scope, &[finished]).await? == 0 {
         return Ok(Affected::Repeat);
     }
     if !keys.is_empty() {

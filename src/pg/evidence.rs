@@ -1,343 +1,128 @@
-//! What a group has handled: looked up before anything is, written when it is done, with the positions that follow.
+//! How long evidence and finished operations are kept: partitions of `outboxd.handled` by the time of their messages, and
+//! what goes row by row.
 
-use std::error::Error;
-use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{BufMut, BytesMut};
-use deadpool_postgres::{GenericClient, Transaction};
-use tokio_postgres::binary_copy::BinaryCopyInWriter;
-use tokio_postgres::types::{IsNull, ToSql, Type, accepts, to_sql_checked};
-use uuid::Uuid;
+use tokio_postgres::{IsolationLevel, Row};
 
-use super::claims::{self, Claim};
-use super::connect::PgError;
-use super::failing::{self, Failed};
-use super::pool::Lent;
+use super::connect::{Connection, PgError};
+use super::leaves::{Busy, Reclaimed};
 use super::sql::statements;
-use super::starts;
-use crate::domain::delivery::{Record, TopicPartition};
+use crate::domain::evidence::EvidenceLeaf;
 
 statements! {
-    /// By place: what has evidence or is among the failures, and whose key is held. The shape leaves the planner nothing
-    /// but primary keys: with few rows it would choose sequential scans. Whether there are failures, or held keys, is
-    /// asked once.
-    LOOK_UP = "
-        select wanted.place::integer, found.is_held
-        from unnest($2::uuid[], $3::bytea[], $4::integer[]) with ordinality as wanted (id, key, topic, place)
-        cross join lateral (
-          (select false as is_held from outboxd.handled h
-           where h.consumer_group = $1 and h.message_id = wanted.id limit 1)
-          union all
-          (select false from outboxd.failures f
-           where f.consumer_group = $1 and f.message_id = wanted.id
-             and (select exists (select from outboxd.failures where consumer_group = $1)) limit 1)
-          union all
-          (select true from outboxd.held_keys k
-           where k.consumer_group = $1 and k.topic = ($5::text[])[wanted.topic] and k.key_digest = sha256(wanted.key)
-             and (select exists (select from outboxd.held_keys where consumer_group = $1)) limit 1)
-        ) found";
+    EVIDENCE_LEAVES = "
+        select from_time, to_time, coalesce(pg_relation_size(relation), 0) = 0 from outboxd.evidence_leaves order by from_time";
 
-    /// The fast way, for what nobody else has evidence of.
-    NEW_EVIDENCE = "
-        copy outboxd.handled (consumer_group, message_id, topic, partition, \"offset\", agent, attempt, duplicate_of, took)
-        from stdin (format binary)";
+    NOW = "select clock_timestamp()";
 
-    /// The topics are those that the messages name by their place.
-    EVIDENCE = "
-        insert into outboxd.handled
-          (consumer_group, message_id, topic, partition, \"offset\", agent, attempt, duplicate_of, took)
-        select $1, e.message_id, ($3::text[])[e.topic], e.partition, e.\"offset\", $2, e.attempt, e.duplicate_of,
-          e.micros * interval '1 microsecond'
-        from unnest($4::uuid[], $5::integer[], $6::integer[], $7::bigint[], $8::integer[], $9::uuid[], $10::bigint[])
-          as e (message_id, topic, partition, \"offset\", attempt, duplicate_of, micros)
-        on conflict (consumer_group, message_id) do nothing";
+    MAKE_EVIDENCE_LEAF = "select outboxd.make_evidence_leaf($1, $2)";
+    RECLAIM_EVIDENCE_LEAF = "select outboxd.reclaim_evidence_leaf($1, $2, $3::bigint * interval '1 ms')";
+    DROP_EVIDENCE_LEAF = "select outboxd.drop_evidence_leaf($1, $2)";
 
-    DURABLE = "select outboxd.durable()";
+    FORGET_IN_DEFAULT = "
+        delete from only outboxd.handled_default where ctid = any(array(
+          select ctid from only outboxd.handled_default
+          where handled_at < clock_timestamp() - $1::bigint * interval '1 ms' limit $2))";
 
-    /// Rises only, whoever is late.
-    MOVE = "
-        insert into outboxd.group_positions as p (consumer_group, cluster_id, topic, partition, next_offset)
-        select $1, $2, at.topic, at.partition, at.next_offset
-        from unnest($3::text[], $4::integer[], $5::bigint[]) as at (topic, partition, next_offset)
-        order by at.topic, at.partition
-        on conflict (consumer_group, cluster_id, topic, partition)
-        do update set next_offset = excluded.next_offset, updated_at = clock_timestamp()
-        where p.next_offset < excluded.next_offset";
+    KEY_PAGES = "select pg_relation_size('outboxd.idempotency_keys') / 8192";
+
+    /// Of those pages. An index on the time would be written with every operation; this reads the table now and then.
+    /// A key that a failure still names stays, so that its retry finds the operation done.
+    FORGET_KEYS = "
+        delete from outboxd.idempotency_keys k
+        where k.ctid >= $1::text::tid and k.ctid < $2::text::tid and k.state = 'done'
+          and k.done_at < clock_timestamp() - $3::bigint * interval '1 ms'
+          and not exists (select from outboxd.failures f
+            where f.consumer_group = k.consumer_group and f.message_id = k.message_id)
+          and not exists (select from outboxd.failures f
+            where f.consumer_group = k.consumer_group and f.idempotency_key = k.key)";
+
+    FORGET_ATTEMPTS = "
+        delete from outboxd.attempts where ctid = any(array(
+          select ctid from outboxd.attempts a where failed_at < clock_timestamp() - $1::bigint * interval '1 ms'
+            and not exists (select from outboxd.failures f
+              where f.consumer_group = a.consumer_group and f.message_id = a.message_id)
+          limit $2))";
 }
 
-/// Whose evidence it is.
+/// A leaf as it is in the database.
 #[derive(Clone, Copy, Debug)]
-pub struct Scope<'a> {
-    pub group: &'a str,
-    pub cluster_id: &'a str,
-    pub agent: Uuid,
-    pub agent_name: &'a str,
+pub struct Found {
+    pub leaf: EvidenceLeaf,
+    pub is_empty: bool,
 }
 
-/// A message that is finished, and what the evidence says of it.
-#[derive(Clone, Debug)]
-pub struct Finished {
-    pub message_id: Uuid,
-    pub topic: Arc<str>,
-    pub partition: i32,
-    pub offset: i64,
-    pub attempt: i32,
-    pub duplicate_of: Option<Uuid>,
-    /// How long the handler took; `None` if it was not called, or is about to be.
-    pub took: Option<Duration>,
+/// In order; without the default partition.
+pub async fn leaves(client: &Connection) -> Result<Vec<Found>, PgError> {
+    let found =
+        |row: &Row| Found { leaf: EvidenceLeaf { from: row.get(0), to: row.get(1) }, is_empty: row.get(2) };
+    Ok(client.query(EVIDENCE_LEAVES, &[]).await?.iter().map(found).collect())
 }
 
-impl Finished {
-    pub fn new(message_id: Uuid, record: &Record, attempt: u32) -> Self {
-        Self {
-            message_id,
-            topic: Arc::clone(&record.topic),
-            partition: record.partition,
-            offset: record.offset,
-            attempt: i32::try_from(attempt).unwrap_or(i32::MAX),
-            duplicate_of: None,
-            took: None,
-        }
-    }
+/// The database's clock.
+pub async fn now(client: &Connection) -> Result<chrono::DateTime<chrono::Utc>, PgError> {
+    Ok(client.query_one(NOW, &[]).await?.get(0))
 }
 
-/// What a group knows of a message.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Standing {
-    #[default]
-    New,
-    /// There is evidence of it, or it is among the failures.
-    Known,
-    /// Its key is held.
-    Held,
+/// Makes a leaf, and moves there what the default partition has of its time.
+pub async fn make(client: &Connection, leaf: EvidenceLeaf) -> Result<Result<(), Busy>, PgError> {
+    let made: bool = client.query_one(MAKE_EVIDENCE_LEAF, &[&leaf.from, &leaf.to]).await?.get(0);
+    Ok(if made { Ok(()) } else { Err(Busy) })
 }
 
-/// A message to be looked up; without a key it is not asked whether that is held.
-#[derive(Clone, Copy, Debug)]
-pub struct LookedFor<'a> {
-    pub id: Uuid,
-    pub topic: &'a str,
-    pub key: Option<&'a [u8]>,
-}
-
-/// What the group knows of each of these: one statement a batch.
-pub async fn look_up(
-    client: &Lent,
-    group: &str,
-    messages: &[LookedFor<'_>],
-) -> Result<Vec<Standing>, PgError> {
-    let ids: Vec<Uuid> = messages.iter().map(|message| message.id).collect();
-    let keys: Vec<Option<&[u8]>> = messages.iter().map(|message| message.key).collect();
-    let (topics, places) = topics(messages.iter().map(|message| message.topic));
-    let statement = client.prepare_cached(LOOK_UP).await?;
-    let rows = client.query(&statement, &[&group, &ids, &keys, &places, &topics]).await?;
-    let mut standings = vec![Standing::New; messages.len()];
-    for row in rows {
-        let place = usize::try_from(row.get::<_, i32>(0)).unwrap_or(0);
-        let Some(standing) = place.checked_sub(1).and_then(|place| standings.get_mut(place)) else {
-            continue;
-        };
-        let is_held: bool = row.get(1);
-        if !is_held {
-            *standing = Standing::Known;
-        } else if *standing == Standing::New {
-            *standing = Standing::Held;
-        }
-    }
-    Ok(standings)
-}
-
-/// The different ones, and of each its place among them, from 1.
-fn topics<'a>(all: impl Iterator<Item = &'a str>) -> (Vec<&'a str>, Vec<i32>) {
-    let mut topics: Vec<&str> = Vec::new();
-    let places = all.map(|topic| {
-        let known = topics.iter().position(|known| *known == topic);
-        let place = known.unwrap_or_else(|| {
-            topics.push(topic);
-            topics.len() - 1
-        });
-        i32::try_from(place + 1).unwrap_or(i32::MAX)
-    });
-    let places = places.collect();
-    (topics, places)
-}
-
-/// Work that is written together.
-#[derive(Debug, Default)]
-pub struct Completion {
-    pub finished: Vec<Finished>,
-    pub failed: Vec<Failed>,
-    /// Of the finished ones.
-    pub claims: Vec<Claim>,
-    /// Of those that came to nothing.
-    pub released: Vec<Claim>,
-    /// In doubt no more.
-    pub cleared: Vec<Uuid>,
-    pub positions: Vec<(TopicPartition, i64)>,
-}
-
-impl Completion {
-    pub fn is_empty(&self) -> bool {
-        let has_messages = !self.finished.is_empty() || !self.failed.is_empty() || !self.cleared.is_empty();
-        !has_messages && self.released.is_empty() && self.positions.is_empty()
-    }
-}
-
-/// Writes what was finished: evidence, failures, keys and positions in one transaction. Says how many claims had been lost to
-/// another agent meanwhile; their effects have happened, so the evidence stands.
-pub async fn complete(
-    client: &mut Lent,
-    scope: Scope<'_>,
-    completion: &Completion,
-) -> Result<usize, PgError> {
-    match try_complete(client, scope, completion, true).await {
-        // Somebody was faster with one of them.
-        Err(error) if error.is_duplicate() => try_complete(client, scope, completion, false).await,
-        done => done,
-    }
-}
-
-async fn try_complete(
-    client: &mut Lent,
-    scope: Scope<'_>,
-    completion: &Completion,
-    all_new: bool,
-) -> Result<usize, PgError> {
-    let transaction = client.transaction().await?;
-    be_durable(&transaction).await?;
-    if all_new {
-        copy(&transaction, scope, &completion.finished).await?;
-    } else {
-        write(&transaction, scope, &completion.finished).await?;
-    }
-    failing::fail(&transaction, scope, &completion.failed).await?;
-    let lost = claims::finish(&transaction, scope.group, &completion.claims).await?;
-    claims::release(&transaction, scope.group, &completion.released).await?;
-    starts::forget(&transaction, scope.group, &completion.cleared).await?;
-    move_to(&transaction, scope, &completion.positions).await?;
+/// Empties a leaf, if nothing in it was handled within `kept`.
+pub async fn reclaim(
+    client: &mut Connection,
+    leaf: EvidenceLeaf,
+    kept: Duration,
+) -> Result<Reclaimed, PgError> {
+    let transaction =
+        client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
+    let row = transaction.query_one(RECLAIM_EVIDENCE_LEAF, &[&leaf.from, &leaf.to, &millis(kept)]).await?;
+    let reclaimed = match row.get(0) {
+        "reclaimed" => Reclaimed::Yes,
+        "busy" => Reclaimed::Busy,
+        _ => Reclaimed::Kept,
+    };
     transaction.commit().await?;
-    Ok(lost)
+    Ok(reclaimed)
 }
 
-/// The commit waits for the flush, whatever the session says.
-pub(super) async fn be_durable(transaction: &Transaction<'_>) -> Result<(), PgError> {
-    let statement = transaction.prepare_cached(DURABLE).await?;
-    transaction.query_one(&statement, &[]).await?;
-    Ok(())
+/// Drops a leaf that is empty.
+pub async fn drop_empty(client: &mut Connection, leaf: EvidenceLeaf) -> Result<Result<(), Busy>, PgError> {
+    let transaction =
+        client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
+    let dropped: bool = transaction.query_one(DROP_EVIDENCE_LEAF, &[&leaf.from, &leaf.to]).await?.get(0);
+    transaction.commit().await?;
+    Ok(if dropped { Ok(()) } else { Err(Busy) })
 }
 
-/// Inserts evidence where there is none; fails if there is.
-async fn copy(transaction: &Transaction<'_>, scope: Scope<'_>, finished: &[Finished]) -> Result<(), PgError> {
-    if finished.is_empty() {
-        return Ok(());
-    }
-    let statement = transaction.prepare_cached(NEW_EVIDENCE).await?;
-    let sink = transaction.copy_in(&statement).await?;
-    let mut writer = pin!(BinaryCopyInWriter::new(sink, COLUMNS));
-    let Scope { group, agent_name, .. } = scope;
-    for message in finished {
-        let took = message.took.map(Interval);
-        let row: [&(dyn ToSql + Sync); 9] = [
-            &group,
-            &message.message_id,
-            &&*message.topic,
-            &message.partition,
-            &message.offset,
-            &agent_name,
-            &message.attempt,
-            &message.duplicate_of,
-            &took,
-        ];
-        writer.as_mut().write(&row).await?;
-    }
-    writer.finish().await?;
-    Ok(())
+/// Deletes, of evidence that no leaf takes, what was handled longer ago, up to `limit` rows; says how many.
+pub async fn forget_in_default(client: &Connection, kept: Duration, limit: i64) -> Result<u64, PgError> {
+    Ok(client.execute(FORGET_IN_DEFAULT, &[&millis(kept), &limit]).await?)
 }
 
-const COLUMNS: &[Type] = &[
-    Type::TEXT,
-    Type::UUID,
-    Type::TEXT,
-    Type::INT4,
-    Type::INT8,
-    Type::TEXT,
-    Type::INT4,
-    Type::UUID,
-    Type::INTERVAL,
-];
-
-/// As the server has it: microseconds, days, months.
-#[derive(Debug)]
-struct Interval(Duration);
-
-impl ToSql for Interval {
-    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
-        out.put_i64(i64::try_from(self.0.as_micros())?);
-        out.put_i64(0);
-        Ok(IsNull::No)
-    }
-
-    accepts!(INTERVAL);
-    to_sql_checked!();
+/// Deletes operations that were finished longer ago, in `pages` pages of their table from page `from` on; says how many,
+/// and where to go on: 0 once the end was reached.
+pub async fn forget_keys(
+    client: &Connection,
+    kept: Duration,
+    from: i64,
+    pages: i64,
+) -> Result<(u64, i64), PgError> {
+    let end: i64 = client.query_one(KEY_PAGES, &[]).await?.get(0);
+    let to = from + pages;
+    let place = |page: i64| format!("({page},0)");
+    let forgotten = client.execute(FORGET_KEYS, &[&place(from), &place(to), &millis(kept)]).await?;
+    Ok((forgotten, if to < end { to } else { 0 }))
 }
 
-/// Inserts evidence; says for how many there was none before.
-pub async fn write(
-    transaction: &impl GenericClient,
-    scope: Scope<'_>,
-    finished: &[Finished],
-) -> Result<u64, PgError> {
-    if finished.is_empty() {
-        return Ok(0);
-    }
-    let (topics, places) = topics(finished.iter().map(|message| &*message.topic));
-    let ids: Vec<Uuid> = finished.iter().map(|message| message.message_id).collect();
-    let partitions: Vec<i32> = finished.iter().map(|message| message.partition).collect();
-    let offsets: Vec<i64> = finished.iter().map(|message| message.offset).collect();
-    let attempts: Vec<i32> = finished.iter().map(|message| message.attempt).collect();
-    let duplicates: Vec<Option<Uuid>> = finished.iter().map(|message| message.duplicate_of).collect();
-    let micros: Vec<Option<i64>> = finished
-        .iter()
-        .map(|message| message.took.map(|took| i64::try_from(took.as_micros()).unwrap_or(i64::MAX)))
-        .collect();
-    let Scope { group, agent_name, .. } = scope;
-    let statement = transaction.prepare_cached(EVIDENCE).await?;
-    let written = transaction
-        .execute(
-            &statement,
-            &[
-                &group,
-                &agent_name,
-                &topics,
-                &ids,
-                &places,
-                &partitions,
-                &offsets,
-                &attempts,
-                &duplicates,
-                &micros,
-            ],
-        )
-        .await?;
-    Ok(written)
+/// Deletes failed attempts of messages that have no failure any more, up to `limit` rows; says how many.
+pub async fn forget_attempts(client: &Connection, kept: Duration, limit: i64) -> Result<u64, PgError> {
+    Ok(client.execute(FORGET_ATTEMPTS, &[&millis(kept), &limit]).await?)
 }
 
-/// Moves the group's positions up to there.
-async fn move_to(
-    transaction: &impl GenericClient,
-    scope: Scope<'_>,
-    positions: &[(TopicPartition, i64)],
-) -> Result<(), PgError> {
-    if positions.is_empty() {
-        return Ok(());
-    }
-    let topics: Vec<&str> = positions.iter().map(|((topic, _), _)| &**topic).collect();
-    let partitions: Vec<i32> = positions.iter().map(|((_, partition), _)| *partition).collect();
-    let offsets: Vec<i64> = positions.iter().map(|(_, next)| *next).collect();
-    let statement = transaction.prepare_cached(MOVE).await?;
-    let Scope { group, cluster_id, .. } = scope;
-    transaction.execute(&statement, &[&group, &cluster_id, &topics, &partitions, &offsets]).await?;
-    Ok(())
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 2)
 }

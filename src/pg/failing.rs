@@ -7,8 +7,8 @@ use deadpool_postgres::GenericClient;
 use futures_util::future::try_join_all;
 use uuid::Uuid;
 
+use super::completing::{Scope, be_durable};
 use super::connect::PgError;
-use super::evidence::{Scope, be_durable};
 use super::pool::Lent;
 use super::sql::statements;
 use crate::domain::delivery::Delivery;

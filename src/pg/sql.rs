@@ -1,11 +1,5 @@
 //! Every statement of the daemon, for the test that prepares each against a migrated database.
 
-use super::lanes::read;
-use super::{
-    agents, aside, claims, consuming, control, evidence, failing, groups, inspect, lanes, leaves, messages,
-    retention, starts,
-};
-
 /// Declares statements as constants, and lists them as `SQL` with their names.
 macro_rules! statements {
     ($($(#[$doc:meta])* $name:ident = $sql:expr;)*) => {
@@ -19,21 +13,24 @@ pub(crate) use statements;
 /// Name and text of each.
 pub fn all() -> Vec<(&'static str, &'static str)> {
     [
-        agents::SQL,
-        aside::SQL,
-        claims::SQL,
-        consuming::SQL,
-        control::SQL,
-        evidence::SQL,
-        failing::SQL,
-        groups::SQL,
-        inspect::SQL,
-        lanes::SQL,
-        leaves::SQL,
-        messages::SQL,
-        read::SQL,
-        retention::SQL,
-        starts::SQL,
+        super::agents::SQL,
+        super::aside::SQL,
+        super::claims::SQL,
+        super::completing::SQL,
+        super::consuming::SQL,
+        super::control::SQL,
+        super::doctor::SQL,
+        super::doctor::rights::SQL,
+        super::evidence::SQL,
+        super::failing::SQL,
+        super::groups::SQL,
+        super::inspect::SQL,
+        super::lanes::SQL,
+        super::lanes::read::SQL,
+        super::leaves::SQL,
+        super::messages::SQL,
+        super::retention::SQL,
+        super::starts::SQL,
     ]
     .concat()
 }

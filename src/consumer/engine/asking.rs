@@ -11,7 +11,7 @@ use crate::consumer::Group;
 use crate::consumer::wait::Wait;
 use crate::pg::PgError;
 use crate::pg::claims::{Claimed, Wanted};
-use crate::pg::evidence::{LookedFor, Standing};
+use crate::pg::completing::{LookedFor, Standing};
 
 /// A claim outlives its handler's time limit by this much: waiting for its turn and the completion have to fit in.
 pub(super) const CLAIM_MARGIN: Duration = Duration::from_secs(60);

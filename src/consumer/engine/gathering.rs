@@ -14,7 +14,7 @@ use crate::domain::delivery::Delivery;
 use crate::domain::watermark::Ticket;
 use crate::failpoint;
 use crate::pg::claims::Claim;
-use crate::pg::evidence::{Completion, Finished};
+use crate::pg::completing::{Completion, Finished};
 use crate::pg::failing::Failed;
 
 /// Finished work waits at most this long for company.

@@ -18,7 +18,7 @@ use crate::domain::delivery::{Delivery, Record};
 use crate::domain::identity;
 use crate::domain::watermark::Ticket;
 use crate::pg::claims::{Claim, OperationKey};
-use crate::pg::evidence::Finished;
+use crate::pg::completing::Finished;
 
 /// How a partition comes to its end.
 #[derive(Debug, Default)]
