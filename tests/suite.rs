@@ -28,6 +28,7 @@ mod suite {
     mod oversize;
     mod pgbouncer;
     mod plans;
+    mod plans_consuming;
     mod promoting;
     mod rebasing;
     mod relay;

@@ -316,7 +316,7 @@ impl Engine {
     /// Others are dropped when their turn comes.
     fn drop_unstarted(&mut self, slot: Slot) {
         self.waiting.retain(|(of, _)| *of != slot);
-        for queue in [&mut self.unclaimed, &mut self.startable] {
+        for queue in [&mut self.unclaimed, &mut self.startable, &mut self.suspects] {
             let (gone, stays): (VecDeque<_>, _) = queue.drain(..).partition(|message| message.slot == slot);
             *queue = stays;
             self.free.extend(gone);

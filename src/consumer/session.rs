@@ -238,8 +238,10 @@ impl Session {
             let has_room = burst.len() < BURST && self.full_since.is_none();
             next = if has_room { self.subscription.next_record() } else { None };
         }
-        // An engine that has ended tells so.
-        let _ = self.engine.send(Input::Records(burst));
+        if !burst.is_empty() {
+            // An engine that has ended tells so.
+            let _ = self.engine.send(Input::Records(burst));
+        }
     }
 
     /// A record of a partition that is not ours any more, or already ends, is another's.
@@ -304,7 +306,9 @@ impl Session {
     fn report(&mut self, report: Report) -> Result<(), SessionError> {
         match report {
             Report::Completed(positions) => {
-                self.positions.extend(positions);
+                // What was taken from us is another's to commit.
+                let ours = positions.into_iter().filter(|(at, _)| self.partitions.contains_key(at));
+                self.positions.extend(ours);
                 self.commit_at.get_or_insert_with(|| Instant::now() + COMMIT_EVERY);
             }
             Report::Room(slot) => self.has_room(slot)?,
