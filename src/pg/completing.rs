@@ -32,11 +32,13 @@ statements! {
           union all
           (select false from outboxd.failures f
            where f.consumer_group = $1 and f.message_id = wanted.id
-             and (select exists (select from outboxd.failures where consumer_group = $1)) limit 1)
+             and (select a.consumer_group = $1 from outboxd.failures a
+               where a.consumer_group >= $1 order by a.consumer_group limit 1) limit 1)
           union all
           (select true from outboxd.held_keys k
            where k.consumer_group = $1 and k.topic = ($5::text[])[wanted.topic] and k.key_digest = sha256(wanted.key)
-             and (select exists (select from outboxd.held_keys where consumer_group = $1)) limit 1)
+             and (select a.consumer_group = $1 from outboxd.held_keys a
+               where a.consumer_group >= $1 order by a.consumer_group limit 1) limit 1)
         ) found";
 
     /// The fast way, for what nobody else has evidence of.

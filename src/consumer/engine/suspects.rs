@@ -10,10 +10,11 @@ use super::{Engine, asking};
 use crate::pg::failing::{Fate, Reason};
 
 impl Engine {
-    /// When nothing else runs.
+    /// When nothing else runs, and what ran before is recorded: else the next one's death would be blamed on it too.
     pub(super) fn begin_suspect(&mut self) {
         let is_busy = self.counting.is_some() || self.suspect.is_some() || !self.running.is_empty();
-        if is_busy || self.closed.is_some() || self.breaker.places(1) == 0 {
+        let is_recorded = self.completion.is_none() && self.gathering.len() == 0;
+        if is_busy || !is_recorded || self.closed.is_some() || self.breaker.places(1) == 0 {
             return;
         }
         if let Some(message) = self.suspects.pop_front() {
