@@ -77,8 +77,8 @@ pub(super) struct Desk {
 
 pub(super) fn control() -> (Control, Desk) {
     let (changes, told) = mpsc::unbounded_channel();
-    let (hears, heard) = watch::channel(Heard::default());
-    (Control { changes, heard }, Desk { changes: told, heard: hears })
+    let (orders, heard) = watch::channel(Heard::default());
+    (Control { changes, heard }, Desk { changes: told, heard: orders })
 }
 
 impl Desk {

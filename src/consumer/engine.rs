@@ -3,6 +3,8 @@
 //!
 //! One task owns all of this state, so that there is nothing to lock; the database is asked by tasks of their own.
 
+#![allow(clippy::vec_box, reason = "a message is large, and goes from queue to queue")]
+
 mod asking;
 mod attempt;
 mod gathering;
@@ -116,6 +118,8 @@ enum Id {
 }
 
 type Work<T> = Option<AbortOnDropHandle<T>>;
+/// Messages, and what became of their claims, if that is known.
+type Asked = (Vec<Box<Message>>, Option<Vec<Claimed>>);
 type Handled = (Box<Message>, End);
 type Running = Pin<Box<dyn Future<Output = Handled> + Send>>;
 type Delayed = Pin<Box<dyn Future<Output = Box<Message>> + Send>>;
@@ -143,7 +147,7 @@ pub(super) struct Engine {
     operations: HashMap<u64, Vec<Box<Message>>>,
     /// Their keys are to be claimed.
     unclaimed: VecDeque<Box<Message>>,
-    claim: Work<(Vec<Box<Message>>, Option<Vec<Claimed>>)>,
+    claim: Work<Asked>,
     /// They lack only a handler.
     startable: VecDeque<Box<Message>>,
     running: FuturesUnordered<Running>,
@@ -174,9 +178,10 @@ pub(super) fn start(
     let concurrency = match group.handler {
         Handler::Outside(_) => group.config.concurrency,
         // Each has a connection while it runs.
-        Handler::Sql(_) => {
-            group.config.concurrency.min(group.store.pool.size().saturating_sub(SPARED_CONNECTIONS).max(1))
-        }
+        Handler::Sql(_) => group
+            .config
+            .concurrency
+            .min(group.store.pool.max_size().saturating_sub(SPARED_CONNECTIONS).max(1)),
     };
     let engine = Engine {
         group: Arc::clone(group),

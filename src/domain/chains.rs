@@ -18,16 +18,12 @@ impl<T> Default for Chains<T> {
 impl<T> Chains<T> {
     /// Gives it back if nothing is before it: it is under way until its chain is left.
     pub fn enter(&mut self, chain: Chain, member: T) -> Option<T> {
-        match self.0.get_mut(&chain) {
-            Some(waiting) => {
-                waiting.push_back(member);
-                None
-            }
-            None => {
-                self.0.insert(chain, VecDeque::new());
-                Some(member)
-            }
+        if let Some(waiting) = self.0.get_mut(&chain) {
+            waiting.push_back(member);
+            return None;
         }
+        self.0.insert(chain, VecDeque::new());
+        Some(member)
     }
 
     /// The one that was under way is not any more; the next one is.
@@ -37,10 +33,6 @@ impl<T> Chains<T> {
             self.0.remove(&chain);
         }
         next
-    }
-
-    pub fn is_busy(&self, chain: Chain) -> bool {
-        self.0.contains_key(&chain)
     }
 }
 
@@ -58,7 +50,6 @@ mod tests {
         assert_eq!(chains.leave(1), Some("b"));
         assert_eq!(chains.enter(1, "d"), None);
         assert_eq!((chains.leave(1), chains.leave(1), chains.leave(1)), (Some("c"), Some("d"), None));
-        assert!(!chains.is_busy(1) && chains.is_busy(2));
         assert_eq!(chains.enter(1, "e"), Some("e"));
     }
 }

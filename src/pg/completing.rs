@@ -56,7 +56,9 @@ statements! {
           as e (message_id, topic, partition, \"offset\", attempt, duplicate_of, micros)
         on conflict (consumer_group, message_id) do nothing";
 
-    DURABLE = "select outboxd.durable()";
+    /// What a transaction of several statements begins with. A process that is frozen in the middle of it must not keep
+    /// others from the same messages.
+    DURABLE = "select outboxd.durable(), set_config('idle_in_transaction_session_timeout', '10s', true)";
 
     /// Rises only, whoever is late.
     MOVE = "

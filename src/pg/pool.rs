@@ -21,7 +21,7 @@ impl Pool {
     }
 
     /// How many connections there may be.
-    pub fn size(&self) -> usize {
+    pub fn max_size(&self) -> usize {
         self.inner.status().max_size
     }
 

@@ -24,9 +24,9 @@ impl Show {
         let found = find(&client, &self.group, config.agent.inactive_after).await?;
         let shown = groups::show(&client, found).await?;
         if self.json {
-            output::json(&shown)?
+            output::json(&shown)?;
         } else {
-            show(&shown)?
+            show(&shown)?;
         }
         Ok(())
     }

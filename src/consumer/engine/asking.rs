@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::Asked;
 use super::message::{Message, Taken};
 use crate::consumer::Group;
 use crate::consumer::wait::Wait;
 use crate::pg::PgError;
-use crate::pg::claims::{Claimed, Wanted};
+use crate::pg::claims::Wanted;
 use crate::pg::completing::{LookedFor, Standing};
 
 /// A claim outlives its handler's time limit by this much: waiting for its turn and the completion have to fit in.
@@ -77,10 +78,7 @@ pub(super) async fn count_start(group: Arc<Group>, message: Box<Message>) -> (Bo
 
 /// Each message with what became of its claims; `None` if one of their partitions is at its end, and it is to be seen
 /// anew who starts.
-pub(super) async fn claim(
-    group: Arc<Group>,
-    messages: Vec<Box<Message>>,
-) -> (Vec<Box<Message>>, Option<Vec<Claimed>>) {
+pub(super) async fn claim(group: Arc<Group>, messages: Vec<Box<Message>>) -> Asked {
     let ttl = group.handler.timeout() + CLAIM_MARGIN;
     let mut wait = Wait::new(&group.name, &group.status, "claims");
     loop {

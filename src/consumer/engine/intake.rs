@@ -46,9 +46,8 @@ impl Engine {
             }
             match (self.ids.get_mut(&id), standing) {
                 (Some(Id::Working(repeats)), _) => repeats.push(message),
-                (Some(Id::Recorded), _) => self.skip(message),
                 (None, _) if message.ending.is_stopping() => self.let_go(message.slot, message.size),
-                (None, Standing::Known) => self.skip(message),
+                (Some(Id::Recorded), _) | (None, Standing::Known) => self.skip(message),
                 (None, Standing::New | Standing::Held) => {
                     if standing == Standing::Held {
                         self.held.extend(message.hold);

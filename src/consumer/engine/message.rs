@@ -58,6 +58,7 @@ pub(super) struct Taken {
 }
 
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct Message {
     pub(super) slot: Slot,
     pub(super) ticket: Ticket,
@@ -135,7 +136,7 @@ impl Message {
     }
 
     pub(super) fn operations(&self) -> impl Iterator<Item = u64> {
-        let seed = |namespace: &str| if namespace == "key" { 1 } else { 0 };
+        let seed = |namespace: &str| u64::from(namespace == "key");
         self.keys.iter().map(move |key| xxh3_64_with_seed(key.key.as_bytes(), seed(key.namespace)))
     }
 }

@@ -36,15 +36,12 @@ impl Engine {
             pace.set(rate / heard.members as f64, std::time::Instant::now());
         }
         if heard.closed != self.closed {
-            match &heard.closed {
-                Some(why) => {
-                    tracing::info!(group = &*self.group.name, "nothing more is started: {why}");
-                    status.wait_for(ORDERS, why);
-                }
-                None => {
-                    tracing::info!(group = &*self.group.name, "messages are started again");
-                    status.go_on(ORDERS);
-                }
+            if let Some(why) = &heard.closed {
+                tracing::info!(group = &*self.group.name, "nothing more is started: {why}");
+                status.wait_for(ORDERS, why);
+            } else {
+                tracing::info!(group = &*self.group.name, "messages are started again");
+                status.go_on(ORDERS);
             }
             self.closed = heard.closed;
         }

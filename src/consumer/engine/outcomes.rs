@@ -51,9 +51,9 @@ impl Engine {
     }
 
     /// What is to be written of it is written already.
-    pub(super) fn leave(&mut self, message: Box<Message>) {
-        self.gathering.leave(Trace::of(&message));
-        self.end_of_turn(&message);
+    pub(super) fn leave(&mut self, message: &Message) {
+        self.gathering.leave(Trace::of(message));
+        self.end_of_turn(message);
     }
 
     /// It waits behind one of its key that failed.

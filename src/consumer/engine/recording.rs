@@ -126,15 +126,15 @@ impl Engine {
         let Some(partition) = self.partitions.get_mut(&slot).filter(|partition| partition.busy == 0) else {
             return;
         };
-        if !partition.noted.is_empty() {
-            // Taken back: none of these was started.
-            partition.busy += 1;
-            self.gathering.completion.cleared.extend(partition.noted.drain());
-            let trace = Trace { slot, ticket: None, id: None, operations: Vec::new(), in_doubt: false };
-            self.gathering.leave(trace);
-        } else {
+        if partition.noted.is_empty() {
             self.partitions.remove(&slot);
             self.reporter.tell(Report::Ended(slot));
+            return;
         }
+        // Taken back: none of these was started.
+        partition.busy += 1;
+        self.gathering.completion.cleared.extend(partition.noted.drain());
+        let trace = Trace { slot, ticket: None, id: None, operations: Vec::new(), in_doubt: false };
+        self.gathering.leave(trace);
     }
 }

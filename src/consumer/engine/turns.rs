@@ -141,11 +141,11 @@ impl Engine {
             End::Done(took) => self.finish(message, Some(took), None),
             End::Applied => {
                 self.group.status.count(Tally::Processed, 1);
-                self.leave(message);
+                self.leave(&message);
             }
             End::Repeat => {
                 self.group.status.count(Tally::Duplicate, 1);
-                self.leave(message);
+                self.leave(&message);
             }
             End::Duplicate { by, same_payload } => self.duplicate(message, by, same_payload),
             End::Busy => self.wait_for_key(message),
