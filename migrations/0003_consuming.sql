@@ -29,9 +29,9 @@ create table outboxd.handled (
   agent text not null,
   attempt integer not null,
   duplicate_of uuid,          -- another message had done the same operation: nothing was called for this one
-  handled_at timestamptz not null default clock_timestamp(),
+  handled_at timestamptz not null default now(),
   took interval,
-  primary key (consumer_group, message_id)
+  primary key (message_id, consumer_group)  -- what differs comes first: half of the work is to compare
 ) partition by range (message_id);
 
 create table outboxd.handled_default partition of outboxd.handled default;

@@ -1,25 +1,26 @@
 //! Consumes topics for named groups: every message of a group is handled once, on evidence.
 //!
-//! A `session` is a membership in the Kafka group: it polls, and has one `worker` a partition. A worker looks up what
-//! was handled before, claims the operations of a message just before it starts, handles it, and records what is
-//! finished: evidence, keys and position in one transaction, with the `sql` handler the effect too. Kafka's offset
-//! follows behind. Whatever the database does not answer is not handled.
+//! A `session` is a membership in the Kafka group: it polls, and has one `engine` for all of its partitions. The engine
+//! looks up what was handled before, claims the operations of messages just before they start, handles them, and records
+//! what is finished: evidence, keys and positions in one transaction, with the `sql` handler the effect too. Kafka's
+//! offsets follow behind. Whatever the database does not answer is not handled.
 
-mod buffer;
-mod completion;
+mod control;
+mod engine;
 pub mod handler;
 mod keys;
+mod level;
 mod session;
 mod start;
 pub mod status;
 mod store;
 mod wait;
-mod worker;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 pub use status::{ConsumerStatus, GroupStatus};
@@ -29,6 +30,7 @@ use crate::domain::backoff::Backoff;
 use crate::kafka::KafkaFailure;
 use crate::kafka::topics::Topics;
 use crate::pg::{Connector, PgError, Pool};
+use control::Control;
 use handler::Handler;
 use status::Tally;
 use store::Store;
@@ -36,6 +38,9 @@ use wait::Wait;
 
 /// Between two memberships, after one that could not go on.
 const BACKOFF: Backoff = Backoff { first: Duration::from_secs(1), max: Duration::from_secs(30) };
+
+/// Who waits before the first join.
+const SET_UP: &str = "set-up";
 
 /// What a group works with.
 pub struct GroupContext {
@@ -89,19 +94,20 @@ enum SessionError {
     Kafka(#[from] KafkaFailure),
     #[error("Kafka's client gave up: {0}")]
     Fatal(String),
-    #[error("the worker of {0} has ended")]
-    WorkerEnded(String),
+    #[error("the engine has ended")]
+    EngineEnded,
 }
 
 /// A group at work.
 struct Group {
-    name: String,
+    name: Arc<str>,
     config: config::Group,
     kafka: config::Kafka,
     handler: Handler,
     topics: Topics,
     store: Store,
     status: Arc<GroupStatus>,
+    control: Control,
 }
 
 impl Group {
@@ -134,35 +140,45 @@ pub async fn run(
 }
 
 async fn work(context: GroupContext, drain: &CancellationToken) -> Result<(), ConsumerError> {
+    let (control, desk) = control::control();
     let group = tokio::select! {
-        group = set_up(context) => Arc::new(group?),
+        group = set_up(context, control) => Arc::new(group?),
         () = drain.cancelled() => return Ok(()),
     };
+    let _desk = AbortOnDropHandle::new(tokio::spawn(desk.run(Arc::clone(&group))));
+    be_member(&group, drain).await;
+    group.handler.close().await;
+    if let Err(error) = group.store.leave().await {
+        tracing::debug!(group = &*group.name, "no goodbye: {error}");
+    }
+    Ok(())
+}
+
+/// One membership after the other.
+async fn be_member(group: &Arc<Group>, drain: &CancellationToken) {
     let mut failures = 0;
     while !drain.is_cancelled() {
         let started = tokio::time::Instant::now();
-        let Err(error) = session::work(&group, drain).await else { break };
+        let Err(error) = session::work(group, drain).await else { return };
         failures = if started.elapsed() > BACKOFF.max { 1 } else { failures + 1 };
-        tracing::error!(group = group.name, failures, "the group joins again: {error}");
-        group.status.wait_for(&error.to_string());
+        tracing::error!(group = &*group.name, failures, "the group joins again: {error}");
+        group.status.wait_for("membership", &error.to_string());
         tokio::select! {
             () = tokio::time::sleep(BACKOFF.delay(failures, fastrand::f64())) => {}
             () = drain.cancelled() => {}
         }
     }
-    group.handler.close().await;
-    Ok(())
 }
 
 /// Everything before the first join. What only the operator can mend is an error, the rest is waited for.
-async fn set_up(context: GroupContext) -> Result<Group, ConsumerError> {
+async fn set_up(context: GroupContext, control: Control) -> Result<Group, ConsumerError> {
     let GroupContext { name, config, handler, connector, kafka, agent, agent_name, status } = context;
     let kafka_group = config.kafka_group.as_deref().unwrap_or(&name);
     let topics = Topics::of_group(&kafka, &client_id(&agent_name), kafka_group)
         .map_err(|source| ConsumerError::Kafka { group: name.clone(), source })?;
     let pool =
         Pool::new(&connector).map_err(|source| ConsumerError::Postgres { group: name.clone(), source })?;
-    let mut wait = Wait::new(&name, &status);
+    let mut wait = Wait::new(&name, &status, SET_UP);
     let cluster_id = loop {
         match topics.cluster_id().await {
             Ok(id) => break id,
@@ -170,9 +186,10 @@ async fn set_up(context: GroupContext) -> Result<Group, ConsumerError> {
         }
     };
     wait.end();
-    let store = Store { pool, group: name.clone(), cluster_id, agent, agent_name };
-    let group = Group { name, config, kafka, handler, topics, store, status };
-    let mut wait = Wait::new(&group.name, &group.status);
+    let name: Arc<str> = name.into();
+    let store = Store { pool, group: Arc::clone(&name), cluster_id, agent, agent_name };
+    let group = Group { name, config, kafka, handler, topics, store, status, control };
+    let mut wait = Wait::new(&group.name, &group.status, SET_UP);
     loop {
         match enter(&group).await {
             Ok(()) => break,
@@ -181,7 +198,7 @@ async fn set_up(context: GroupContext) -> Result<Group, ConsumerError> {
         }
     }
     wait.end();
-    group.status.go_on();
+    group.status.go_on(SET_UP);
     Ok(group)
 }
 
@@ -189,7 +206,7 @@ async fn enter(group: &Group) -> Result<(), SetupError> {
     if let Handler::Sql(handler) = &group.handler
         && !group.store.function_exists(&handler.function).await?
     {
-        let (group, function) = (group.name.clone(), handler.function.clone());
+        let (group, function) = (group.name.to_string(), handler.function.clone());
         return Err(ConsumerError::NoFunction { group, function }.into());
     }
     start::declare(group).await

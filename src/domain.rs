@@ -2,6 +2,8 @@
 
 pub mod acks;
 pub mod backoff;
+pub mod breaker;
+pub mod chains;
 pub mod cursor;
 pub mod delivery;
 pub mod doctor;
@@ -17,6 +19,7 @@ pub mod offsets;
 pub mod partition;
 pub mod payload;
 pub mod priority;
+pub mod rate;
 pub mod rebase;
 pub mod schedule;
 pub mod snapshot;

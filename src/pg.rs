@@ -3,11 +3,15 @@
 pub mod agents;
 pub mod aside;
 pub mod benching;
+pub mod claims;
+pub mod completing;
 pub mod connect;
 pub mod consuming;
+pub mod control;
 pub mod doctor;
 pub mod effect;
 pub mod evidence;
+pub mod failing;
 pub mod groups;
 pub mod inspect;
 pub mod lanes;
@@ -21,6 +25,7 @@ pub mod rebase;
 pub mod retention;
 pub mod retry;
 pub mod sql;
+pub mod starts;
 
 pub use connect::{Connector, PgError};
 pub use pool::Pool;

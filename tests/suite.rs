@@ -32,6 +32,7 @@ mod suite {
     mod oversize;
     mod pgbouncer;
     mod plans;
+    mod plans_consuming;
     mod poison;
     mod promoting;
     mod publications;

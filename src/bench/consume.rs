@@ -24,6 +24,8 @@ pub struct ConsumeOptions {
     pub messages: u64,
     pub rounds: u32,
     pub shape: Shape,
+    /// An idempotency key on every message.
+    pub keys: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -31,10 +33,13 @@ pub struct ConsumeReport {
     pub bench: &'static str,
     pub messages: u64,
     pub rounds: u32,
+    pub idempotency_keys: bool,
     pub reading_per_second: f64,
     /// Between the first and the last tenth, by the database's clock.
     pub handled_per_second: f64,
     pub ratio: f64,
+    /// Of the database, each of several statements.
+    pub transactions_per_message: f64,
     pub cpu_seconds_per_million: Option<f64>,
     pub peak_memory_bytes: Option<u64>,
     pub lost: u64,
@@ -44,6 +49,10 @@ pub struct ConsumeReport {
 pub async fn run(bench: &mut Workbench, options: ConsumeOptions) -> anyhow::Result<ConsumeReport> {
     let messages = options.messages;
     let source = Source::filled(bench, options.shape, messages).await?;
+    if options.keys {
+        benching::give_keys(&source.client).await?;
+        benching::settle(&source.client).await?;
+    }
     bench.progress.say("publishing it");
     let before = source.sink.ends().await?;
     let Backlog { outbox, .. } = source.backlog();
@@ -52,7 +61,7 @@ pub async fn run(bench: &mut Workbench, options: ConsumeOptions) -> anyhow::Resu
     child.stop().await?;
     let ends = source.sink.ends().await?;
     let (mut reading, mut handling, mut lost) = (Vec::new(), Vec::new(), 0);
-    let (mut cpu, mut peak_memory_bytes) = (Vec::new(), None);
+    let (mut cpu, mut peak_memory_bytes, mut transactions) = (Vec::new(), None, Vec::new());
     for round in 1..=options.rounds {
         let say = |what: &str| bench.progress.say(format!("round {round} of {}: {what}", options.rounds));
         say("reading alone");
@@ -62,14 +71,19 @@ pub async fn run(bench: &mut Workbench, options: ConsumeOptions) -> anyhow::Resu
         say("a group");
         let group = format!("bench-{round}");
         let file = source.outbox.with_group(&group, &source.topic)?;
+        let transactions_before = benching::transactions(&source.client).await?;
         let mut child =
             Child::start(&["consumer", "--group", &group, "--log", "warn"], &file, &source.outbox.log)?;
-        wait_until_finished(&source, &group, messages, &mut child).await?;
+        let looks = wait_until_finished(&source, &group, messages, &mut child).await?;
         if let Some(usage) = child.usage() {
             cpu.push(usage.cpu_seconds * 1e6 / messages as f64);
             peak_memory_bytes = peak_memory_bytes.max(Some(usage.peak_memory_bytes));
         }
         child.stop().await?;
+        // Each look at how far the group is was one of ours.
+        let ours = looks + 1;
+        let seen = benching::transactions(&source.client).await? - transactions_before - ours;
+        transactions.push(seen.max(0) as f64 / messages as f64);
         let (handled, seconds) = benching::handled(&source.client, &group).await?;
         lost += messages.saturating_sub(u64::try_from(handled)?);
         handling.push(0.8 * messages as f64 / seconds);
@@ -79,24 +93,28 @@ pub async fn run(bench: &mut Workbench, options: ConsumeOptions) -> anyhow::Resu
         bench: "consume",
         messages,
         rounds: options.rounds,
+        idempotency_keys: options.keys,
         reading_per_second: median(&reading),
         handled_per_second: median(&handling),
         ratio: median(&ratios),
+        transactions_per_message: median(&transactions),
         cpu_seconds_per_million: (!cpu.is_empty()).then(|| median(&cpu)),
         peak_memory_bytes,
         lost,
     })
 }
 
+/// Says how often it looked.
 async fn wait_until_finished(
     source: &Source,
     group: &str,
     messages: u64,
     child: &mut Child,
-) -> anyhow::Result<()> {
-    let (mut last, mut moved_at) = (0, Instant::now());
+) -> anyhow::Result<i64> {
+    let (mut last, mut moved_at, mut looks) = (0, Instant::now(), 0);
     while last < messages {
         child.check()?;
+        looks += 1;
         let finished = u64::try_from(benching::finished(&source.client, group).await?)?;
         if finished > last {
             (last, moved_at) = (finished, Instant::now());
@@ -105,5 +123,5 @@ async fn wait_until_finished(
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    Ok(())
+    Ok(looks)
 }

@@ -134,7 +134,7 @@ impl Sink {
     pub async fn ends(&self) -> anyhow::Result<Ends> {
         let mut ends = Vec::new();
         for partition in 0..self.partitions {
-            ends.push(self.topics.extent(&(self.topic.clone(), partition)).await?.high);
+            ends.push(self.topics.extent(&(self.topic.as_str().into(), partition)).await?.high);
         }
         Ok(ends)
     }

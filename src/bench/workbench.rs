@@ -156,7 +156,7 @@ impl Workbench {
             return false;
         }
         for partition in 0..partitions {
-            if self.topics.extent(&(topic.to_owned(), partition)).await.is_err() {
+            if self.topics.extent(&(topic.into(), partition)).await.is_err() {
                 return false;
             }
         }

@@ -1,6 +1,8 @@
 //! `outboxd groups`.
 
+mod pause;
 mod reset;
+mod show;
 
 use std::time::Duration;
 
@@ -11,9 +13,11 @@ use super::output;
 use crate::failure::{Exit, Failure, Kind};
 use crate::pg::connect::Connection;
 use crate::pg::groups::{self, Group};
+use pause::{Pause, Resume};
 use reset::Reset;
+use show::Show;
 
-/// Look at the groups that this database knows, move one, forget one
+/// Look at the groups that this database knows, pause one, move one, forget one
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  outboxd groups list")]
 pub struct Options {
@@ -24,6 +28,9 @@ pub struct Options {
 #[derive(Debug, Subcommand)]
 enum Command {
     List(List),
+    Show(Show),
+    Pause(Pause),
+    Resume(Resume),
     Forget(Forget),
     Reset(Reset),
 }
@@ -54,6 +61,9 @@ impl Options {
     pub async fn run(&self, global: &Global) -> anyhow::Result<Exit> {
         match &self.command {
             Command::List(options) => options.run(global).await?,
+            Command::Show(options) => options.run(global).await?,
+            Command::Pause(options) => options.run(global).await?,
+            Command::Resume(options) => options.run(global).await?,
             Command::Forget(options) => options.run(global).await?,
             Command::Reset(options) => options.run(global).await?,
         }

@@ -14,7 +14,13 @@ use super::setting::{DAY, MILLISECOND, Problem, Setting, Written, any, chosen, l
 use crate::domain::message::is_topic_name;
 
 pub const BATCH: usize = 500;
+pub const CONCURRENCY: usize = 16;
 pub const TIMEOUT: Duration = Duration::from_secs(10);
+pub const INLINE_ATTEMPTS: u32 = 1;
+pub const MAX_ATTEMPTS: u32 = 20;
+pub const MAX_STARTS: u32 = 5;
+pub const BREAKER_FAILURES: u32 = 20;
+pub const BREAKER_PAUSE: Duration = Duration::from_secs(30);
 pub const BACKOFF: Duration = Duration::from_secs(1);
 pub const MAX_BACKOFF: Duration = Duration::from_secs(3600);
 
@@ -23,12 +29,18 @@ pub struct Group {
     pub topics: Vec<String>,
     /// Messages looked up and completed at once.
     pub batch: usize,
+    /// Handlers at a time, per agent.
+    pub concurrency: usize,
+    pub ordering: Ordering,
     pub start: Start,
     /// Kafka's name of the group; the group's own by default.
     pub kafka_group: Option<String>,
     pub dedup: Dedup,
     pub handler: Handler,
     pub retry: Retry,
+    pub breaker: Breaker,
+    /// Messages a second, of all its agents together.
+    pub rate: Option<Rate>,
 }
 
 /// Where a group that is new begins.
@@ -37,6 +49,34 @@ pub enum Start {
     #[default]
     Earliest,
     Latest,
+}
+
+/// Which messages wait for each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ordering {
+    /// Those of one key; those without one are free.
+    #[default]
+    Key,
+    Partition,
+    None,
+}
+
+/// What later messages of a key do when one of it has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnFailure {
+    /// They wait until it is handled or given up.
+    HoldKey,
+    /// They overtake it.
+    Continue,
+}
+
+/// What they do when it is given up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnDead {
+    #[default]
+    Release,
+    /// They wait for an operator.
+    Hold,
 }
 
 /// What makes two records one message, besides outboxd's own id and idempotency key.
@@ -89,15 +129,28 @@ pub struct HttpHandler {
     pub client_key: Option<PathBuf>,
 }
 
-/// `[groups.NAME.retry]`: how long to wait between tries.
+/// `[groups.NAME.retry]`: what becomes of a message that fails.
 #[derive(Clone, Copy, Debug)]
 pub struct Retry {
+    /// Tries in place, before the message leaves the line.
+    pub inline_attempts: u32,
+    /// All tries, those in place too.
+    pub max_attempts: u32,
+    /// Of a message that kills the process.
+    pub max_starts: u32,
+    pub on_failure: OnFailure,
+    pub on_dead: OnDead,
     /// The first delay; it doubles, with full jitter.
     pub backoff: Duration,
     pub max_backoff: Duration,
 }
 
 const STARTS: &[(&str, Start)] = &[("earliest", Start::Earliest), ("latest", Start::Latest)];
+const ORDERINGS: &[(&str, Ordering)] =
+    &[("key", Ordering::Key), ("partition", Ordering::Partition), ("none", Ordering::None)];
+const ON_FAILURES: &[(&str, OnFailure)] =
+    &[("hold-key", OnFailure::HoldKey), ("continue", OnFailure::Continue)];
+const ON_DEADS: &[(&str, OnDead)] = &[("release", OnDead::Release), ("hold", OnDead::Hold)];
 const DEDUPS: &[(&str, Dedup)] = &[("outboxd", Dedup::Outboxd), ("id", Dedup::Id)];
 
 impl Group {
@@ -107,21 +160,36 @@ impl Group {
         {
             return Err(section.wrong("topics", &format!("names `{}` twice", twice.1)));
         }
+        let ordering = section.or("ordering", Ordering::default(), any)?;
         Ok(Self {
             topics,
             batch: section.or("batch", BATCH, within(1..=10_000))?,
+            concurrency: section.or("concurrency", CONCURRENCY, within(1..=10_000))?,
+            ordering,
             start: section.or("start", Start::default(), any)?,
             kafka_group: section.optional("kafka_group", |name: &String| check_kafka_group(name))?,
             dedup: section.or("dedup", Dedup::default(), any)?,
             handler: section.table("handler", handler::read)?,
-            retry: section.table("retry", Retry::read)?,
+            retry: section.table("retry", |section| Retry::read(section, ordering))?,
+            breaker: section.table("breaker", Breaker::read)?,
+            rate: section.optional("rate", any)?,
         })
     }
 }
 
 impl Retry {
-    fn read(section: &mut Section<'_>) -> Result<Self, ConfigError> {
+    fn read(section: &mut Section<'_>, ordering: Ordering) -> Result<Self, ConfigError> {
+        // Without an order there is none to keep.
+        let on_failure = match ordering {
+            Ordering::None => OnFailure::Continue,
+            Ordering::Key | Ordering::Partition => OnFailure::HoldKey,
+        };
         let retry = Self {
+            inline_attempts: section.or("inline_attempts", INLINE_ATTEMPTS, within(1..=1_000))?,
+            max_attempts: section.or("max_attempts", MAX_ATTEMPTS, within(1..=1_000_000))?,
+            max_starts: section.or("max_starts", MAX_STARTS, within(1..=1_000))?,
+            on_failure: section.or("on_failure", on_failure, any)?,
+            on_dead: section.or("on_dead", OnDead::default(), any)?,
             backoff: section.or("backoff", BACKOFF, lasting(MILLISECOND..=DAY))?,
             max_backoff: section.or("max_backoff", MAX_BACKOFF, lasting(MILLISECOND..=DAY))?,
         };
@@ -136,6 +204,54 @@ impl Retry {
             });
         }
         Ok(retry)
+    }
+}
+
+/// `[groups.NAME.breaker]`: when to wait for the other side of the handler.
+#[derive(Clone, Copy, Debug)]
+pub struct Breaker {
+    /// In a row.
+    pub failures: u32,
+    pub pause: Duration,
+}
+
+impl Breaker {
+    fn read(section: &mut Section<'_>) -> Result<Self, ConfigError> {
+        Ok(Self {
+            failures: section.or("failures", BREAKER_FAILURES, within(1..=1_000_000))?,
+            pause: section.or("pause", BREAKER_PAUSE, lasting(MILLISECOND..=DAY))?,
+        })
+    }
+}
+
+/// So many a second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rate(pub f64);
+
+impl Setting for Rate {
+    fn read(written: Written<'_>) -> Result<Self, Problem> {
+        const WHAT: &str = "a rate such as \"500/s\" or \"30/m\"";
+        let text = written.text(WHAT)?;
+        let (number, unit) = text.split_once('/').ok_or_else(|| format!("must be {WHAT}"))?;
+        let seconds = match unit.trim() {
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(format!("must be {WHAT}")),
+        };
+        match number.trim().parse::<u32>() {
+            Ok(number) if number > 0 => Ok(Self(f64::from(number) / seconds)),
+            _ => Err(format!("must be {WHAT}")),
+        }
+    }
+
+    fn show(&self) -> Value {
+        let Self(per_second) = self;
+        let shown = [(1.0, "s"), (60.0, "m"), (3600.0, "h")].into_iter().find_map(|(seconds, unit)| {
+            let number = per_second * seconds;
+            ((number - number.round()).abs() < 1e-9).then(|| format!("{}/{unit}", number.round()))
+        });
+        shown.unwrap_or_else(|| format!("{per_second}/s")).into()
     }
 }
 
@@ -192,6 +308,36 @@ impl Setting for Start {
 
     fn show(&self) -> Value {
         chosen(STARTS, self)
+    }
+}
+
+impl Setting for Ordering {
+    fn read(written: Written<'_>) -> Result<Self, Problem> {
+        written.choice(ORDERINGS)
+    }
+
+    fn show(&self) -> Value {
+        chosen(ORDERINGS, self)
+    }
+}
+
+impl Setting for OnFailure {
+    fn read(written: Written<'_>) -> Result<Self, Problem> {
+        written.choice(ON_FAILURES)
+    }
+
+    fn show(&self) -> Value {
+        chosen(ON_FAILURES, self)
+    }
+}
+
+impl Setting for OnDead {
+    fn read(written: Written<'_>) -> Result<Self, Problem> {
+        written.choice(ON_DEADS)
+    }
+
+    fn show(&self) -> Value {
+        chosen(ON_DEADS, self)
     }
 }
 

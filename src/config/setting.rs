@@ -131,6 +131,18 @@ impl Setting for usize {
     }
 }
 
+impl Setting for u32 {
+    fn read(written: Written<'_>) -> Result<Self, Problem> {
+        let DeValue::Integer(integer) = written.value else { return Err(written.not("a whole number")) };
+        Self::from_str_radix(integer.as_str(), integer.radix())
+            .map_err(|_| format!("must be a whole number from 0 to {}", Self::MAX))
+    }
+
+    fn show(&self) -> Value {
+        (*self).into()
+    }
+}
+
 impl Setting for i32 {
     fn read(written: Written<'_>) -> Result<Self, Problem> {
         let DeValue::Integer(integer) = written.value else { return Err(written.not("a whole number")) };

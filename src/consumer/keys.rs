@@ -6,7 +6,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::config::Dedup;
 use crate::domain::delivery::Record;
 use crate::domain::identity::ID_HEADER;
-use crate::pg::consuming::OperationKey;
+use crate::pg::claims::OperationKey;
 
 const IDEMPOTENCY_KEY_HEADER: &str = "idempotency-key";
 

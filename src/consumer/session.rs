@@ -1,5 +1,5 @@
-//! One membership in the Kafka group: polls, hands records to the partitions' workers, and answers what the
-//! coordinator asks for, from joining to leaving or to the first thing that cannot be mended.
+//! One membership in the Kafka group: polls, hands records to the engine, and answers what the coordinator asks for,
+//! from joining to leaving or to the first thing that cannot be mended.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -10,10 +10,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::buffer::{self, Inlet};
-use super::completion::Completion;
+use super::engine::{self, Input, Report, Slot};
+use super::level::Level;
 use super::start;
-use super::worker::{Report, Reporter, Worker};
 use super::{Group, SessionError};
 use crate::domain::delivery::{Record, TopicPartition};
 use crate::domain::start_offset::Extent;
@@ -26,6 +25,16 @@ const REVOKE_MARGIN: Duration = Duration::from_secs(10);
 /// and after this long in any case: other members wait for it.
 const REVOKE_LIMIT: Duration = Duration::from_secs(60);
 
+/// Records that are handed on at once.
+const BURST: usize = 1_000;
+
+/// How long polling waits for a full partition before that one is paused: a pause throws away what the client has read
+/// ahead.
+const PAUSE_AFTER: Duration = Duration::from_millis(100);
+
+/// How often offsets are committed while there is work.
+const COMMIT_EVERY: Duration = Duration::from_millis(200);
+
 /// The loop turns at least this often.
 const TICK: Duration = Duration::from_secs(5);
 
@@ -35,12 +44,19 @@ const LOOK_FOR_TOPICS: Duration = Duration::from_secs(15);
 /// How often they are told.
 const TELL_MISSING: Duration = Duration::from_secs(60);
 
-/// What the session's tasks tell its loop. The number is that of the assignment that they work for: what comes from
-/// an earlier one is of no interest.
+/// A group that finishes nothing for so long, while more and more waits, is told.
+const STANDS_STILL: Duration = Duration::from_secs(60);
+const WATCHDOG: &str = "watchdog";
+
+/// Who waits while no broker answers.
+const KAFKA: &str = "Kafka";
+
+/// What the session's tasks tell its loop.
 #[derive(Debug)]
 pub(super) enum Event {
+    /// Where it begins. The number is that of the assignment: what comes from an earlier one is of no interest.
     Found(TopicPartition, u64, i64),
-    Worker(TopicPartition, u64, Report),
+    Engine(Report),
     /// With the offset after the last record that was polled when it was asked for.
     Extents(Vec<(TopicPartition, i64, Extent)>),
     Missing(Vec<String>),
@@ -50,12 +66,13 @@ pub(super) type Events = mpsc::UnboundedSender<Event>;
 
 /// A partition that is read.
 struct Partition {
-    inlet: Inlet,
-    stop: CancellationToken,
+    slot: Slot,
+    level: Arc<Level>,
+    /// Nothing of it is taken in any more.
+    stopping: bool,
+    paused: bool,
     /// The offset after the last record that was polled, or the first to come.
     next: i64,
-    assignment: u64,
-    _worker: AbortOnDropHandle<()>,
 }
 
 /// Partitions that the coordinator wants back.
@@ -70,7 +87,15 @@ struct Session {
     group: Arc<Group>,
     subscription: Subscription,
     assignment: u64,
+    engine: mpsc::UnboundedSender<Input>,
     partitions: HashMap<TopicPartition, Partition>,
+    slots: Slot,
+    /// Those that are full, and since when polling waits for them.
+    full: HashSet<Slot>,
+    full_since: Option<Instant>,
+    /// Completed, not committed yet.
+    positions: HashMap<TopicPartition, i64>,
+    commit_at: Option<Instant>,
     /// Assigned, and not read yet: where they begin is looked up.
     starting: HashMap<TopicPartition, u64>,
     searches: HashMap<u64, AbortOnDropHandle<()>>,
@@ -86,6 +111,7 @@ struct Session {
 #[derive(Default)]
 struct Told {
     away: bool,
+    still: bool,
     troubles: BTreeSet<String>,
     missing: Option<(Instant, Vec<String>)>,
 }
@@ -95,11 +121,18 @@ pub(super) async fn work(group: &Arc<Group>, drain: &CancellationToken) -> Resul
     let subscription =
         Subscription::new(&group.kafka, &group.client_id(), group.kafka_group(), &group.config.topics)?;
     let (events, mut received) = mpsc::unbounded_channel();
+    let (engine, _running) = engine::start(group, &events);
     let session = Session {
         group: Arc::clone(group),
         subscription,
         assignment: 0,
+        engine,
         partitions: HashMap::new(),
+        slots: 0,
+        full: HashSet::new(),
+        full_since: None,
+        positions: HashMap::new(),
+        commit_at: None,
         starting: HashMap::new(),
         searches: HashMap::new(),
         revocation: None,
@@ -124,30 +157,45 @@ impl Session {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut looked_for_topics = None;
         while !self.draining || !self.partitions.is_empty() {
-            let until = self.revocation.as_ref().map(|revocation| revocation.until);
-            let late = async {
-                match until {
-                    Some(until) => tokio::time::sleep_until(until).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let late = at(self.revocation.as_ref().map(|revocation| revocation.until));
+            let too_full = at(self.full_since.map(|since| since + PAUSE_AFTER));
+            let commit = at(self.commit_at);
             tokio::select! {
                 biased;
                 () = drain.cancelled(), if !self.draining => self.drain(),
                 Some(event) = received.recv() => self.event(event)?,
                 () = late => self.cut_revocation()?,
+                () = too_full => self.pause_full()?,
+                () = commit => self.commit(),
                 _ = tick.tick() => {
                     self.group.status.turn();
+                    self.watch();
                     if looked_for_topics.is_none_or(|at: Instant| at.elapsed() >= LOOK_FOR_TOPICS) {
                         looked_for_topics = Some(Instant::now());
                         self.look_for_topics();
                     }
                 }
-                polled = self.subscription.next() => self.polled(polled)?,
+                polled = self.subscription.next(), if self.full_since.is_none() => self.polled(polled)?,
             }
         }
+        self.commit();
         self.subscription.leave().await;
         Ok(())
+    }
+
+    /// Assigned, and nothing comes of it: to be told, whatever the cause.
+    fn watch(&mut self) {
+        match self.group.status.stands_still(STANDS_STILL) {
+            Some(lag) if !self.told.still => {
+                self.told.still = true;
+                let what =
+                    format!("{lag} messages wait, more than before, and none was finished for a minute");
+                tracing::warn!(group = &*self.group.name, "{what}");
+                self.group.status.wait_for(WATCHDOG, &what);
+            }
+            None if std::mem::take(&mut self.told.still) => self.group.status.go_on(WATCHDOG),
+            Some(_) | None => {}
+        }
     }
 
     /// Takes nothing new on; what runs is finished.
@@ -155,14 +203,15 @@ impl Session {
         self.draining = true;
         self.starting.clear();
         self.searches.clear();
-        for partition in self.partitions.values() {
-            partition.stop.cancel();
+        for partition in self.partitions.values_mut() {
+            partition.stopping = true;
+            let _ = self.engine.send(Input::Stop(partition.slot));
         }
     }
 
     fn polled(&mut self, polled: Polled) -> Result<(), SessionError> {
         match polled {
-            Polled::Record(record) => self.record(record)?,
+            Polled::Record(record) => self.records(record),
             Polled::Rebalance(Rebalance::Assigned(partitions)) => self.assigned(partitions)?,
             Polled::Rebalance(Rebalance::Revoked(partitions)) => self.revoked(partitions)?,
             Polled::Rebalance(Rebalance::Lost(partitions)) => self.lost(partitions)?,
@@ -171,7 +220,7 @@ impl Session {
             Polled::Standing { connected, ends } => self.standing(connected, &ends),
             Polled::Trouble(reason) => {
                 if self.told.troubles.insert(reason.clone()) {
-                    tracing::warn!(group = self.group.name, "Kafka says: {reason}");
+                    tracing::warn!(group = &*self.group.name, "Kafka says: {reason}");
                 }
             }
             Polled::Fatal(reason) => return Err(SessionError::Fatal(reason)),
@@ -179,63 +228,133 @@ impl Session {
         Ok(())
     }
 
-    /// A record of a partition that is not ours any more, or already ends, is another's.
-    fn record(&mut self, record: Record) -> Result<(), SessionError> {
+    /// That one, and what else is here already.
+    fn records(&mut self, first: Record) {
         self.told.troubles.clear();
+        let mut burst = Vec::new();
+        let mut next = Some(first);
+        while let Some(record) = next {
+            self.record(record, &mut burst);
+            let has_room = burst.len() < BURST && self.full_since.is_none();
+            next = if has_room { self.subscription.next_record() } else { None };
+        }
+        if !burst.is_empty() {
+            // An engine that has ended tells so.
+            let _ = self.engine.send(Input::Records(burst));
+        }
+    }
+
+    /// A record of a partition that is not ours any more, or already ends, is another's.
+    fn record(&mut self, record: Record, burst: &mut Vec<(Slot, Record)>) {
         let at = (record.topic.clone(), record.partition);
-        let Some(partition) = self.partitions.get_mut(&at).filter(|partition| !partition.stop.is_cancelled())
-        else {
-            return Ok(());
+        let Some(partition) = self.partitions.get_mut(&at).filter(|partition| !partition.stopping) else {
+            return;
         };
         partition.next = record.offset + 1;
-        if partition.inlet.push(record) {
-            self.subscription.pause(&at)?;
+        if partition.level.push(&record) {
+            self.full.insert(partition.slot);
+            self.full_since.get_or_insert_with(Instant::now);
+        }
+        burst.push((partition.slot, record));
+    }
+
+    /// They had their time to be emptied: the others go on without them.
+    fn pause_full(&mut self) -> Result<(), SessionError> {
+        self.full_since = None;
+        for (at, partition) in &mut self.partitions {
+            if self.full.contains(&partition.slot) && !partition.paused {
+                partition.paused = true;
+                self.subscription.pause(at)?;
+            }
         }
         Ok(())
+    }
+
+    fn has_room(&mut self, slot: Slot) -> Result<(), SessionError> {
+        self.full.remove(&slot);
+        let found = self.partitions.iter_mut().find(|(_, partition)| partition.slot == slot);
+        if let Some((at, partition)) = found
+            && std::mem::take(&mut partition.paused)
+        {
+            self.subscription.resume(at)?;
+        }
+        self.look_whether_full();
+        Ok(())
+    }
+
+    /// Polling goes on if it waits for nobody.
+    fn look_whether_full(&mut self) {
+        let waits = |partition: &Partition| self.full.contains(&partition.slot) && !partition.paused;
+        if !self.partitions.values().any(waits) {
+            self.full_since = None;
+        }
     }
 
     fn event(&mut self, event: Event) -> Result<(), SessionError> {
         match event {
             Event::Found(at, assignment, offset) if self.starting.get(&at) == Some(&assignment) => {
-                self.begin(at, assignment, offset)?;
+                self.begin(at, offset)?;
             }
-            Event::Worker(at, assignment, report)
-                if self.partitions.get(&at).is_some_and(|partition| partition.assignment == assignment) =>
-            {
-                self.report(at, report)?;
-            }
-            Event::Found(..) | Event::Worker(..) => {}
+            Event::Found(..) => {}
+            Event::Engine(report) => self.report(report)?,
             Event::Extents(extents) => self.mend(&extents)?,
             Event::Missing(topics) => self.tell_missing(topics),
         }
         Ok(())
     }
 
-    fn report(&mut self, at: TopicPartition, report: Report) -> Result<(), SessionError> {
+    fn report(&mut self, report: Report) -> Result<(), SessionError> {
         match report {
-            Report::Completed(next) => {
-                if let Err(error) = self.subscription.commit(&[(at, next)]) {
-                    tracing::info!(group = self.group.name, "an offset is not committed: {error}");
-                }
-                failpoint::hit("consumer-after-commit");
+            Report::Completed(positions) => {
+                // What was taken from us is another's to commit.
+                let ours = positions.into_iter().filter(|(at, _)| self.partitions.contains_key(at));
+                self.positions.extend(ours);
+                self.commit_at.get_or_insert_with(|| Instant::now() + COMMIT_EVERY);
             }
-            Report::Room => {
-                let has_room = |partition: &Partition| partition.inlet.has_room(self.group.config.batch);
-                if self.partitions.get(&at).is_some_and(has_room) {
-                    self.subscription.resume(&at)?;
-                }
-            }
-            Report::Ended => {
-                self.partitions.remove(&at);
-                self.group.status.gave_back(&at);
-                let awaited = self.revocation.as_mut().is_some_and(|revocation| revocation.busy.remove(&at));
-                if !awaited && !self.draining {
-                    return Err(SessionError::WorkerEnded(format!("{}[{}]", at.0, at.1)));
+            Report::Room(slot) => self.has_room(slot)?,
+            Report::Ended(slot) => {
+                let found = self.partitions.iter().find(|(_, partition)| partition.slot == slot);
+                let Some((at, _)) = found else { return Ok(()) };
+                let at = at.clone();
+                self.remove(&at);
+                if let Some(revocation) = &mut self.revocation {
+                    revocation.busy.remove(&at);
                 }
                 self.end_revocation()?;
             }
+            Report::Down => return Err(SessionError::EngineEnded),
         }
         Ok(())
+    }
+
+    /// Tells Kafka what the database knows.
+    fn commit(&mut self) {
+        self.commit_at = None;
+        let positions: Vec<(TopicPartition, i64)> = self.positions.drain().collect();
+        if positions.is_empty() {
+            return;
+        }
+        if let Err(error) = self.subscription.commit(&positions) {
+            tracing::info!(group = &*self.group.name, "offsets are not committed: {error}");
+        }
+        failpoint::hit("consumer-after-commit");
+    }
+
+    /// It is not ours any more.
+    fn remove(&mut self, at: &TopicPartition) -> Option<Slot> {
+        self.group.status.gave_back(at);
+        let slot = self.partitions.remove(at)?.slot;
+        self.full.remove(&slot);
+        self.look_whether_full();
+        Some(slot)
+    }
+
+    /// Nothing of it counts any more.
+    fn lose(&mut self, at: &TopicPartition) {
+        if let Some(slot) = self.remove(at) {
+            self.positions.remove(at);
+            let _ = self.engine.send(Input::Lose(slot));
+        }
     }
 
     /// The group goes on at once; each partition follows when it is known where it begins.
@@ -244,7 +363,7 @@ impl Session {
         if self.draining || partitions.is_empty() {
             return Ok(());
         }
-        tracing::info!(group = self.group.name, partitions = names(&partitions), "assigned");
+        tracing::info!(group = &*self.group.name, partitions = names(&partitions), "assigned");
         self.assignment += 1;
         self.starting.extend(partitions.iter().map(|at| (at.clone(), self.assignment)));
         let (group, events, assignment) = (Arc::clone(&self.group), self.events.clone(), self.assignment);
@@ -254,22 +373,17 @@ impl Session {
         Ok(())
     }
 
-    fn begin(&mut self, at: TopicPartition, assignment: u64, start: i64) -> Result<(), SessionError> {
+    fn begin(&mut self, at: TopicPartition, start: i64) -> Result<(), SessionError> {
         self.starting.remove(&at);
         self.prune_searches();
-        let (inlet, outlet) = buffer::buffer(self.group.config.batch);
-        let stop = CancellationToken::new();
+        self.slots += 1;
+        let (slot, level) = (self.slots, Arc::new(Level::new(self.group.config.batch)));
         self.group.status.assigned(&at, start);
-        let worker = Worker {
-            group: Arc::clone(&self.group),
-            outlet,
-            reporter: Reporter { at: at.clone(), assignment, events: self.events.clone() },
-            completion: Completion::new(at.clone(), start),
-            stop: stop.clone(),
-        };
-        let worker = AbortOnDropHandle::new(tokio::spawn(worker.run()));
+        let begin = Input::Begin { slot, at: at.clone(), start, level: Arc::clone(&level) };
+        let _ = self.engine.send(begin);
         self.subscription.assign(&[(at.clone(), start)])?;
-        self.partitions.insert(at, Partition { inlet, stop, next: start, assignment, _worker: worker });
+        let partition = Partition { slot, level, stopping: false, paused: false, next: start };
+        self.partitions.insert(at, partition);
         Ok(())
     }
 
@@ -279,7 +393,7 @@ impl Session {
     }
 
     fn revoked(&mut self, partitions: Vec<TopicPartition>) -> Result<(), SessionError> {
-        tracing::info!(group = self.group.name, partitions = names(&partitions), "revoked");
+        tracing::info!(group = &*self.group.name, partitions = names(&partitions), "revoked");
         let patience = (self.group.handler.timeout() + REVOKE_MARGIN).min(REVOKE_LIMIT);
         let revocation = self.revocation.get_or_insert_with(|| Revocation {
             all: Vec::new(),
@@ -288,8 +402,9 @@ impl Session {
         });
         for at in &partitions {
             self.starting.remove(at);
-            if let Some(partition) = self.partitions.get(at) {
-                partition.stop.cancel();
+            if let Some(partition) = self.partitions.get_mut(at) {
+                partition.stopping = true;
+                let _ = self.engine.send(Input::Stop(partition.slot));
                 revocation.busy.insert(at.clone());
             }
         }
@@ -300,19 +415,16 @@ impl Session {
 
     /// Another member may be at work on them: nothing of ours counts any more.
     fn lost(&mut self, partitions: Vec<TopicPartition>) -> Result<(), SessionError> {
-        tracing::warn!(group = self.group.name, partitions = names(&partitions), "lost to another member");
+        tracing::warn!(group = &*self.group.name, partitions = names(&partitions), "lost to another member");
         for at in &partitions {
             self.starting.remove(at);
-            self.partitions.remove(at);
-            self.group.status.gave_back(at);
+            self.lose(at);
         }
         self.prune_searches();
-        let mut revocation = self.revocation.take();
-        let mut all =
-            revocation.as_mut().map(|revocation| std::mem::take(&mut revocation.all)).unwrap_or_default();
+        let revocation = self.revocation.take();
+        let mut all = revocation.map(|revocation| revocation.all).unwrap_or_default();
         for at in &all {
-            self.partitions.remove(at);
-            self.group.status.gave_back(at);
+            self.lose(at);
         }
         all.extend(partitions);
         Ok(self.subscription.unassign(&all)?)
@@ -321,23 +433,22 @@ impl Session {
     /// Gives the partitions back once all are at their end; their offsets have been committed.
     fn end_revocation(&mut self) -> Result<(), SessionError> {
         if let Some(revocation) = self.revocation.take_if(|revocation| revocation.busy.is_empty()) {
+            self.commit();
             self.subscription.unassign(&revocation.all)?;
         }
         Ok(())
     }
 
     fn cut_revocation(&mut self) -> Result<(), SessionError> {
-        if let Some(revocation) = &mut self.revocation {
-            for at in revocation.busy.drain() {
-                tracing::warn!(
-                    group = self.group.name,
-                    topic = at.0,
-                    partition = at.1,
-                    "given back in the middle of a message, which its next owner handles again"
-                );
-                self.partitions.remove(&at);
-                self.group.status.gave_back(&at);
-            }
+        let busy = self.revocation.as_mut().map(|revocation| std::mem::take(&mut revocation.busy));
+        for at in busy.unwrap_or_default() {
+            tracing::warn!(
+                group = &*self.group.name,
+                topic = &*at.0,
+                partition = at.1,
+                "given back in the middle of its messages, which its next owner handles again"
+            );
+            self.lose(&at);
         }
         self.end_revocation()
     }
@@ -361,13 +472,13 @@ impl Session {
     /// what was not polled yet: librdkafka may stand at another offset than we do, so that none can be left out.
     fn mend(&mut self, extents: &[(TopicPartition, i64, Extent)]) -> Result<(), SessionError> {
         for (at, asked, extent) in extents {
-            let reads = self.partitions.get_mut(at).filter(|partition| !partition.stop.is_cancelled());
+            let reads = self.partitions.get_mut(at).filter(|partition| !partition.stopping);
             let Some(partition) = reads else { continue };
             let start = extent.read_on(*asked, partition.next);
             start::tell_reset(&self.group.name, at, start);
             partition.next = start.offset();
             self.subscription.read_on(at, partition.next)?;
-            if partition.inlet.is_paused() {
+            if partition.paused {
                 self.subscription.pause(at)?;
             }
         }
@@ -380,15 +491,15 @@ impl Session {
         }
         if connected {
             if self.told.away {
-                tracing::info!(group = self.group.name, "Kafka answers again");
+                tracing::info!(group = &*self.group.name, "Kafka answers again");
             }
-            self.group.status.go_on();
+            self.group.status.go_on(KAFKA);
         } else {
             let away = format!("Kafka at {} cannot be reached", self.group.kafka.brokers);
             if !self.told.away {
-                tracing::warn!(group = self.group.name, "waiting: {away}");
+                tracing::warn!(group = &*self.group.name, "waiting: {away}");
             }
-            self.group.status.wait_for(&away);
+            self.group.status.wait_for(KAFKA, &away);
         }
         self.told.away = !connected;
     }
@@ -411,16 +522,24 @@ impl Session {
         self.group.status.missing(missing.clone());
         if missing.is_empty() {
             if self.told.missing.take().is_some() {
-                tracing::info!(group = self.group.name, "all topics are there now");
+                tracing::info!(group = &*self.group.name, "all topics are there now");
             }
             return;
         }
         let told = &self.told.missing;
         if told.as_ref().is_none_or(|(at, what)| *what != missing || at.elapsed() >= TELL_MISSING) {
             let missing_topics = missing.join(", ");
-            tracing::warn!(group = self.group.name, "{missing_topics}: waiting, other topics go on");
+            tracing::warn!(group = &*self.group.name, "{missing_topics}: waiting, other topics go on");
             self.told.missing = Some((Instant::now(), missing));
         }
+    }
+}
+
+/// Returns then, or never.
+pub(super) async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
     }
 }
 

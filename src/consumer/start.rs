@@ -1,6 +1,7 @@
 //! Where a group begins: entered in the database once in its life, and looked up for every assignment.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::session::{Event, Events};
 use super::wait::Wait;
@@ -25,7 +26,8 @@ pub(super) async fn inventory(topics: &Topics, wanted: &[String]) -> Result<Inve
     for topic in wanted {
         match topics.check(topic).await? {
             TopicState::Ready { partitions } => {
-                inventory.partitions.extend((0..partitions).map(|partition| (topic.clone(), partition)));
+                let name: Arc<str> = topic.as_str().into();
+                inventory.partitions.extend((0..partitions).map(|partition| (Arc::clone(&name), partition)));
             }
             TopicState::Missing => inventory.missing.push(format!("topic {topic} does not exist")),
             TopicState::Forbidden => inventory.missing.push(format!("topic {topic} is forbidden to us")),
@@ -54,7 +56,7 @@ pub(super) async fn declare(group: &Group) -> Result<(), SetupError> {
             let declared = group.store.declare(group.kafka_group(), &starts).await?;
             if declared == Declared::New {
                 tracing::info!(
-                    group = group.name,
+                    group = &*group.name,
                     partitions = starts.len(),
                     "a new group: its start is stored"
                 );
@@ -77,7 +79,7 @@ pub(super) async fn find_starts(
     assignment: u64,
     events: &Events,
 ) {
-    let mut wait = Wait::new(&group.name, &group.status);
+    let mut wait = Wait::new(&group.name, &group.status, "start");
     loop {
         let problem = match find_once(group, &mut partitions, assignment, events).await {
             Ok(()) => break,
@@ -130,7 +132,7 @@ pub(super) async fn extents(
     group: &Group,
     partitions: Vec<(TopicPartition, i64)>,
 ) -> Vec<(TopicPartition, i64, Extent)> {
-    let mut wait = Wait::new(&group.name, &group.status);
+    let mut wait = Wait::new(&group.name, &group.status, "extents");
     let mut extents = Vec::with_capacity(partitions.len());
     for (at, next) in partitions {
         loop {
@@ -149,7 +151,7 @@ pub(super) fn tell_reset(group: &str, (topic, partition): &TopicPartition, start
     if let StartOffset::Reset { wanted, low } = start {
         tracing::error!(
             group,
-            topic,
+            topic = &**topic,
             partition,
             "offset {wanted} is not in the log (records have gone by retention, or the topic is another): \
              reading on from the earliest record, {low}"

@@ -1,19 +1,22 @@
 //! What a group says of itself, for its agent's health.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
-use crate::domain::delivery::{Record, TopicPartition};
+use crate::domain::delivery::TopicPartition;
 use crate::domain::health::Vitals;
 
 /// Written by the group's tasks, read by the heartbeat and the health check.
 #[derive(Debug)]
 pub struct GroupStatus {
     group: String,
+    /// Its reader of the retry topic moves.
+    takes_retries: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -26,8 +29,18 @@ struct Inner {
     duplicates: u64,
     other_payloads: u64,
     last_progress: Option<DateTime<Utc>>,
-    waiting_for: Option<String>,
+    /// By who waits.
+    waiting_for: BTreeMap<&'static str, String>,
     turned_at: Instant,
+    still: Option<Still>,
+}
+
+/// Since when nothing was finished.
+#[derive(Debug)]
+struct Still {
+    done: u64,
+    lag: i64,
+    since: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -35,16 +48,22 @@ struct Partition {
     next: i64,
     /// Where the log ended when last heard of.
     end: Option<i64>,
-    /// A message that a handler has now, and those that are finished without evidence yet.
+    /// Messages that a handler has now, and those that are finished without evidence yet.
     in_flight: u64,
-    /// The last message that was started: its offset, and the time of its record.
-    last_started: Option<(i64, DateTime<Utc>)>,
+    /// When the oldest message was written that was taken in and is not finished.
+    pending_since: Option<DateTime<Utc>>,
 }
 
-impl Partition {
-    /// When the message was written that is started and not finished, also while it waits for its next try.
-    fn pending_since(&self) -> Option<DateTime<Utc>> {
-        self.last_started.filter(|(offset, _)| *offset >= self.next).map(|(_, timestamp)| timestamp)
+impl Inner {
+    /// Messages of its partitions that are not finished.
+    fn lag(&self) -> i64 {
+        self.partitions.values().filter_map(|at| Some((at.end? - at.next).max(0))).sum()
+    }
+
+    /// What is waited for, each thing once.
+    fn reasons(&self) -> Option<String> {
+        let reasons: BTreeSet<&str> = self.waiting_for.values().map(String::as_str).collect();
+        (!reasons.is_empty()).then(|| reasons.into_iter().collect::<Vec<_>>().join("; "))
     }
 }
 
@@ -64,6 +83,7 @@ impl GroupStatus {
     pub fn new(group: impl Into<String>) -> Self {
         Self {
             group: group.into(),
+            takes_retries: AtomicBool::new(false),
             inner: Mutex::new(Inner {
                 partitions: BTreeMap::new(),
                 missing_topics: Vec::new(),
@@ -72,8 +92,9 @@ impl GroupStatus {
                 duplicates: 0,
                 other_payloads: 0,
                 last_progress: None,
-                waiting_for: Some("Kafka has not been asked yet".into()),
+                waiting_for: BTreeMap::from([(super::SET_UP, "Kafka has not been asked yet".into())]),
                 turned_at: Instant::now(),
+                still: None,
             }),
         }
     }
@@ -87,17 +108,17 @@ impl GroupStatus {
     }
 
     /// Waiting is turning: the loop lives.
-    pub(super) fn wait_for(&self, what: &str) {
+    pub(super) fn wait_for(&self, who: &'static str, what: &str) {
         let mut inner = self.inner();
         inner.turned_at = Instant::now();
-        inner.waiting_for = Some(what.to_owned());
+        inner.waiting_for.insert(who, what.to_owned());
     }
 
-    /// Nothing is waited for.
-    pub(super) fn go_on(&self) {
+    /// That one waits for nothing.
+    pub(super) fn go_on(&self, who: &'static str) {
         let mut inner = self.inner();
         inner.turned_at = Instant::now();
-        inner.waiting_for = None;
+        inner.waiting_for.remove(who);
     }
 
     pub(super) fn missing(&self, topics: Vec<String>) {
@@ -122,37 +143,64 @@ impl GroupStatus {
         }
     }
 
-    pub(super) fn started(&self, at: &TopicPartition, record: &Record) {
+    /// So many of its messages are under way.
+    pub(super) fn at_work(&self, at: &TopicPartition, in_flight: u64, pending_since: Option<DateTime<Utc>>) {
         if let Some(partition) = self.inner().partitions.get_mut(at) {
-            partition.in_flight += 1;
-            partition.last_started = record.timestamp.map(|timestamp| (record.offset, timestamp));
+            (partition.in_flight, partition.pending_since) = (in_flight, pending_since);
         }
     }
 
-    /// What was started came to nothing.
-    pub(super) fn stopped(&self, at: &TopicPartition) {
-        if let Some(partition) = self.inner().partitions.get_mut(at) {
-            partition.in_flight = partition.in_flight.saturating_sub(1);
-        }
-    }
-
-    /// So many of those in flight have their evidence now.
-    pub(super) fn completed(&self, at: &TopicPartition, next: i64, finished: u64) {
+    /// The database knows it.
+    pub(super) fn completed(&self, positions: &[(TopicPartition, i64)]) {
         let mut inner = self.inner();
         inner.last_progress = Some(Utc::now());
-        if let Some(partition) = inner.partitions.get_mut(at) {
-            partition.next = next;
-            partition.in_flight = partition.in_flight.saturating_sub(finished);
+        for (at, next) in positions {
+            if let Some(partition) = inner.partitions.get_mut(at) {
+                partition.next = *next;
+            }
         }
     }
 
-    pub(super) fn count(&self, tally: Tally) {
-        let mut inner = self.inner();
+    pub(super) fn count(&self, tally: Tally, times: usize) {
+        let (mut inner, times) = (self.inner(), times as u64);
         match tally {
-            Tally::Processed => inner.processed += 1,
-            Tally::Failed => inner.failed += 1,
-            Tally::Duplicate => inner.duplicates += 1,
-            Tally::OtherPayload => inner.other_payloads += 1,
+            Tally::Processed => inner.processed += times,
+            Tally::Failed => inner.failed += times,
+            Tally::Duplicate => inner.duplicates += times,
+            Tally::OtherPayload => inner.other_payloads += times,
+        }
+    }
+
+    /// In flight, processed, failed.
+    pub(super) fn counts(&self) -> (u64, u64, u64) {
+        let inner = self.inner();
+        let in_flight = inner.partitions.values().map(|partition| partition.in_flight).sum();
+        (in_flight, inner.processed, inner.failed)
+    }
+
+    /// Said by whoever reads the retry topic: only then is this agent given retries.
+    pub fn take_retries(&self, takes: bool) {
+        self.takes_retries.store(takes, Ordering::Relaxed);
+    }
+
+    pub(super) fn takes_retries(&self) -> bool {
+        self.takes_retries.load(Ordering::Relaxed)
+    }
+
+    /// To be called about once in a few seconds. Says how much waits in its partitions if nothing was finished for so
+    /// long, and it became more.
+    pub(super) fn stands_still(&self, patience: Duration) -> Option<i64> {
+        let mut inner = self.inner();
+        let done = inner.processed + inner.failed + inner.duplicates;
+        let lag = inner.lag();
+        match inner.still {
+            Some(Still { done: before, lag: then, since }) if before == done && lag > 0 => {
+                (since.elapsed() >= patience && lag > then).then_some(lag)
+            }
+            _ => {
+                inner.still = Some(Still { done, lag, since: Instant::now() });
+                None
+            }
         }
     }
 
@@ -183,12 +231,11 @@ impl Vitals for ConsumerStatus {
         let mut groups = serde_json::Map::new();
         for group in &self.0 {
             let inner = group.inner();
-            let behind =
-                inner.partitions.values().filter_map(|at| Some((at.end? - at.next).max(0))).sum::<i64>();
+            let behind = inner.lag();
             let running = inner.partitions.values().map(|at| at.in_flight).sum::<u64>();
             let names: Vec<String> =
                 inner.partitions.keys().map(|(topic, partition)| format!("{topic}[{partition}]")).collect();
-            let oldest = inner.partitions.values().filter_map(Partition::pending_since).min();
+            let oldest = inner.partitions.values().filter_map(|at| at.pending_since).min();
             pending_since = pending_since.into_iter().chain(oldest).min();
             assigned += names.len();
             lag += behind;
@@ -208,7 +255,7 @@ impl Vitals for ConsumerStatus {
                     "duplicates": inner.duplicates,
                     "duplicates_with_other_payload": inner.other_payloads,
                     "last_progress_at": inner.last_progress,
-                    "waiting_for": inner.waiting_for,
+                    "waiting_for": inner.reasons(),
                 }),
             );
         }
@@ -232,9 +279,7 @@ impl Vitals for ConsumerStatus {
         let waiting: Vec<String> = self
             .0
             .iter()
-            .filter_map(|group| {
-                Some(format!("group {}: {}", group.group, group.inner().waiting_for.as_ref()?))
-            })
+            .filter_map(|group| Some(format!("group {}: {}", group.group, group.inner().reasons()?)))
             .collect();
         (!waiting.is_empty()).then(|| waiting.join("; "))
     }

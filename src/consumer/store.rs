@@ -1,41 +1,50 @@
 //! The group's part of the database. An answer that does not come in time is an error like any other.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio_postgres::Client;
 use uuid::Uuid;
 
-use crate::domain::delivery::TopicPartition;
-use crate::pg::consuming::{self, Claim, Claimant, Claimed, Declared, Finished, OperationKey, Place};
+use crate::domain::breaker::Change;
+use crate::domain::delivery::{Delivery, TopicPartition};
+use crate::pg::claims::{self, Claimant, Claimed, Wanted};
+use crate::pg::completing::{self, Completion, LookedFor, Scope, Standing};
+use crate::pg::consuming::{self, Declared};
+use crate::pg::control::{self, Member, Orders};
 use crate::pg::effect::{self, Affected, Effect};
+use crate::pg::failing;
+use crate::pg::pool::Lent;
+use crate::pg::starts;
 use crate::pg::{PgError, Pool};
 
 /// How long one call may take: far more than it does, so that a dead connection is told from a busy server.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long a goodbye may take: who is silent is not at work either.
+const GOODBYE: Duration = Duration::from_secs(2);
+
 /// What every statement of a group names.
 pub(super) struct Store {
     pub(super) pool: Pool,
-    pub(super) group: String,
+    pub(super) group: Arc<str>,
     pub(super) cluster_id: String,
     pub(super) agent: Uuid,
     pub(super) agent_name: String,
 }
 
 impl Store {
-    fn place<'a>(&'a self, (topic, partition): &'a TopicPartition) -> Place<'a> {
-        Place {
+    fn scope(&self) -> Scope<'_> {
+        Scope {
             group: &self.group,
             cluster_id: &self.cluster_id,
-            topic,
-            partition: *partition,
+            agent: self.agent,
             agent_name: &self.agent_name,
         }
     }
 
     pub(super) async fn standing(&self, kafka_group: &str) -> Result<Declared, PgError> {
-        let call = async |client: &mut Client| {
+        let call = async |client: &mut Lent| {
             consuming::standing(client, &self.group, kafka_group, &self.cluster_id).await
         };
         self.pool.ask(PATIENCE, call).await
@@ -46,68 +55,99 @@ impl Store {
         kafka_group: &str,
         starts: &[(TopicPartition, i64)],
     ) -> Result<Declared, PgError> {
-        let call = async |client: &mut Client| {
+        let call = async |client: &mut Lent| {
             consuming::declare(client, &self.group, kafka_group, &self.cluster_id, starts).await
         };
         self.pool.ask(PATIENCE, call).await
     }
 
     pub(super) async fn subscribe(&self, topics: &[String]) -> Result<(), PgError> {
-        let call = async |client: &mut Client| consuming::subscribe(client, &self.group, topics).await;
+        let call = async |client: &mut Lent| consuming::subscribe(client, &self.group, topics).await;
         self.pool.ask(PATIENCE, call).await
     }
 
     pub(super) async fn function_exists(&self, function: &str) -> Result<bool, PgError> {
-        let call = async |client: &mut Client| consuming::function_exists(client, function).await;
+        let call = async |client: &mut Lent| consuming::function_exists(client, function).await;
         self.pool.ask(PATIENCE, call).await
     }
 
     pub(super) async fn positions(&self, topics: &[String]) -> Result<HashMap<TopicPartition, i64>, PgError> {
-        let call = async |client: &mut Client| {
+        let call = async |client: &mut Lent| {
             consuming::positions(client, &self.group, &self.cluster_id, topics).await
         };
         self.pool.ask(PATIENCE, call).await
     }
 
-    pub(super) async fn look_up(&self, ids: &[Uuid]) -> Result<HashSet<Uuid>, PgError> {
-        let call = async |client: &mut Client| consuming::look_up(client, &self.group, ids).await;
+    pub(super) async fn look_up(&self, messages: &[LookedFor<'_>]) -> Result<Vec<Standing>, PgError> {
+        let call = async |client: &mut Lent| completing::look_up(client, &self.group, messages).await;
         self.pool.ask(PATIENCE, call).await
     }
 
-    pub(super) async fn claim(
+    /// See `starts::note`.
+    pub(super) async fn note(&self, ids: &[Uuid]) -> Result<HashSet<Uuid>, PgError> {
+        let call = async |client: &mut Lent| starts::note(client, &self.group, ids).await;
+        self.pool.ask(PATIENCE, call).await
+    }
+
+    pub(super) async fn count_start(&self, id: Uuid) -> Result<u32, PgError> {
+        let call = async |client: &mut Lent| starts::start(client, &self.group, id).await;
+        self.pool.ask(PATIENCE, call).await
+    }
+
+    /// See `control::control`.
+    pub(super) async fn control(
         &self,
-        message_id: Uuid,
-        payload_hash: i64,
-        keys: &[OperationKey],
-        ttl: Duration,
-    ) -> Result<Claimed, PgError> {
-        let claimant = Claimant { group: &self.group, agent: self.agent, message_id, payload_hash };
-        let call = async |client: &mut Client| consuming::claim(client, claimant, keys, ttl).await;
+        in_flight: u64,
+        error_rate: f64,
+        takes_retries: bool,
+    ) -> Result<Option<Orders>, PgError> {
+        let (group, agent, agent_name) = (&*self.group, self.agent, &*self.agent_name);
+        let member = Member { group, agent, agent_name, in_flight, error_rate, takes_retries };
+        let call = async |client: &mut Lent| control::control(client, member).await;
         self.pool.ask(PATIENCE, call).await
     }
 
-    pub(super) async fn release(&self, claims: &[Claim]) -> Result<(), PgError> {
-        let call = async |client: &mut Client| consuming::release(client, &self.group, claims).await;
-        self.pool.ask(PATIENCE, call).await
-    }
-
-    /// See `consuming::complete`; may be repeated.
-    pub(super) async fn complete(
+    pub(super) async fn change_breaker(
         &self,
-        at: &TopicPartition,
-        finished: &[Finished],
-        next_offset: i64,
-    ) -> Result<usize, PgError> {
-        let call = async |client: &mut Client| {
-            consuming::complete(client, self.place(at), finished, next_offset).await
+        change: Change,
+        pause: Duration,
+        reason: &str,
+    ) -> Result<(), PgError> {
+        let call = async |client: &mut Lent| match change {
+            Change::Open => control::open_breaker(client, &self.group, pause, reason).await,
+            Change::Close => control::close_breaker(client, &self.group).await,
         };
         self.pool.ask(PATIENCE, call).await
     }
 
+    /// Says that this agent is not at work any more.
+    pub(super) async fn leave(&self) -> Result<(), PgError> {
+        let call = async |client: &mut Lent| control::leave(client, &self.group, self.agent).await;
+        self.pool.ask(GOODBYE, call).await
+    }
+
+    /// See `failing::hold`; may be repeated.
+    pub(super) async fn hold(&self, held: &[&Delivery]) -> Result<Vec<bool>, PgError> {
+        let call = async |client: &mut Lent| failing::hold(client, self.scope(), held).await;
+        self.pool.ask(PATIENCE, call).await
+    }
+
+    pub(super) async fn claim(&self, wanted: &[Wanted<'_>], ttl: Duration) -> Result<Vec<Claimed>, PgError> {
+        let claimant = Claimant { group: &self.group, agent: self.agent };
+        let call = async |client: &mut Lent| claims::claim(client, claimant, wanted, ttl).await;
+        self.pool.ask(PATIENCE, call).await
+    }
+
+    /// See `completing::complete`; may be repeated.
+    pub(super) async fn complete(&self, completion: &Completion) -> Result<usize, PgError> {
+        let call = async |client: &mut Lent| completing::complete(client, self.scope(), completion).await;
+        self.pool.ask(PATIENCE, call).await
+    }
+
     /// See `effect::apply`; may be repeated.
-    pub(super) async fn apply(&self, at: &TopicPartition, effect: Effect<'_>) -> Result<Affected, PgError> {
+    pub(super) async fn apply(&self, effect: Effect<'_>) -> Result<Affected, PgError> {
         let limit = Duration::from_millis(u64::try_from(effect.statement_timeout).unwrap_or(0));
-        let call = async |client: &mut Client| effect::apply(client, self.place(at), effect).await;
+        let call = async |client: &mut Lent| effect::apply(client, self.scope(), effect).await;
         self.pool.ask(limit + PATIENCE, call).await
     }
 }

@@ -15,19 +15,21 @@ const TELL_EVERY: Duration = Duration::from_secs(30);
 pub(super) struct Wait<'a> {
     group: &'a str,
     status: &'a GroupStatus,
+    /// Who waits: the reasons of several stand side by side.
+    who: &'static str,
     failures: u32,
     told: Option<(Instant, String)>,
 }
 
 impl<'a> Wait<'a> {
-    pub(super) fn new(group: &'a str, status: &'a GroupStatus) -> Self {
-        Self { group, status, failures: 0, told: None }
+    pub(super) fn new(group: &'a str, status: &'a GroupStatus, who: &'static str) -> Self {
+        Self { group, status, who, failures: 0, told: None }
     }
 
     /// Lets some time pass before the next try.
     pub(super) async fn pause(&mut self, reason: &str) {
         self.failures += 1;
-        self.status.wait_for(reason);
+        self.status.wait_for(self.who, reason);
         if self.told.as_ref().is_none_or(|(at, what)| what != reason || at.elapsed() >= TELL_EVERY) {
             tracing::warn!(group = self.group, "waiting: {reason}");
             self.told = Some((Instant::now(), reason.to_owned()));
@@ -40,7 +42,7 @@ impl<'a> Wait<'a> {
     /// It is over.
     pub(super) fn end(self) {
         if self.failures > 0 {
-            self.status.go_on();
+            self.status.go_on(self.who);
         }
         if self.told.is_some() {
             tracing::info!(group = self.group, "the wait is over");

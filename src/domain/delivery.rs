@@ -1,5 +1,6 @@
 //! What a handler is given, and what it answers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -7,12 +8,12 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 /// A partition of a topic.
-pub type TopicPartition = (String, i32);
+pub type TopicPartition = (Arc<str>, i32);
 
 /// A Kafka record as it was read: nothing decoded, headers in their order, repeated ones kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    pub topic: String,
+    pub topic: Arc<str>,
     pub partition: i32,
     pub offset: i64,
     pub timestamp: Option<DateTime<Utc>>,
@@ -44,7 +45,7 @@ impl Record {
 /// One start of a handler for a message of a group.
 #[derive(Clone, Debug)]
 pub struct Delivery {
-    pub group: String,
+    pub group: Arc<str>,
     pub message_id: Uuid,
     pub idempotency_key: Option<String>,
     /// 1 for the first try of this process.

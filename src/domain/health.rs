@@ -50,16 +50,30 @@ impl Report {
 const RECENT_BEATS: usize = 10;
 
 /// The share of tries that failed lately, from counts that only rise.
-#[derive(Clone, Debug, Default)]
-pub struct ErrorRate(VecDeque<(u64, u64)>);
+#[derive(Clone, Debug)]
+pub struct ErrorRate {
+    beats: usize,
+    counts: VecDeque<(u64, u64)>,
+}
+
+impl Default for ErrorRate {
+    fn default() -> Self {
+        Self::over(RECENT_BEATS)
+    }
+}
 
 impl ErrorRate {
+    /// What is longer ago than so many beats does not count.
+    pub fn over(beats: usize) -> Self {
+        Self { beats, counts: VecDeque::new() }
+    }
+
     /// Takes the counts of another beat; 0 to 1, and 0 as well if nothing was tried.
     pub fn after(&mut self, processed: u64, failed: u64) -> f64 {
-        let (processed_before, failed_before) = self.0.front().copied().unwrap_or_default();
-        self.0.push_back((processed, failed));
-        if self.0.len() > RECENT_BEATS {
-            self.0.pop_front();
+        let (processed_before, failed_before) = self.counts.front().copied().unwrap_or_default();
+        self.counts.push_back((processed, failed));
+        if self.counts.len() > self.beats {
+            self.counts.pop_front();
         }
         let share = |count: u64| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
         let (processed, failed) = (share(processed - processed_before), share(failed - failed_before));

@@ -2,19 +2,34 @@
 
 use std::collections::VecDeque;
 
+use chrono::{DateTime, Utc};
+
 /// Offsets come in order of delivery and have gaps (transaction markers, compaction): the neighbour of an offset is
-/// the one that was delivered next, not the next number.
+/// the one that was delivered next, not the next number. So what was delivered is known by its ticket.
 #[derive(Debug)]
 pub struct Watermark {
     next: i64,
-    /// What was delivered behind the prefix, and whether it is finished.
-    delivered: VecDeque<(i64, bool)>,
+    /// Of the first one behind the prefix.
+    first: u64,
+    /// What was delivered behind the prefix.
+    delivered: VecDeque<Delivered>,
 }
+
+#[derive(Debug)]
+struct Delivered {
+    offset: i64,
+    timestamp: Option<DateTime<Utc>>,
+    finished: bool,
+}
+
+/// Names a delivery within its partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket(u64);
 
 impl Watermark {
     /// Nothing is delivered yet; the first offset may be `start`.
     pub fn new(start: i64) -> Self {
-        Self { next: start, delivered: VecDeque::new() }
+        Self { next: start, first: 0, delivered: VecDeque::new() }
     }
 
     /// Where to go on after a restart: everything delivered below it is finished.
@@ -22,24 +37,31 @@ impl Watermark {
         self.next
     }
 
-    pub fn deliver(&mut self, offset: i64) {
-        self.delivered.push_back((offset, false));
+    /// How many were delivered behind the prefix, finished or not.
+    pub fn span(&self) -> usize {
+        self.delivered.len()
     }
 
-    pub fn finish(&mut self, offset: i64) {
-        if let Some(entry) = self.delivered.iter_mut().find(|entry| **entry == (offset, false)) {
-            entry.1 = true;
+    /// The time of the record that the prefix waits for.
+    pub fn waits_for(&self) -> Option<DateTime<Utc>> {
+        self.delivered.front()?.timestamp
+    }
+
+    pub fn deliver(&mut self, offset: i64, timestamp: Option<DateTime<Utc>>) -> Ticket {
+        self.delivered.push_back(Delivered { offset, timestamp, finished: false });
+        Ticket(self.first + self.delivered.len() as u64 - 1)
+    }
+
+    pub fn finish(&mut self, Ticket(number): Ticket) {
+        let place = number.checked_sub(self.first).and_then(|place| usize::try_from(place).ok());
+        if let Some(delivered) = place.and_then(|place| self.delivered.get_mut(place)) {
+            delivered.finished = true;
         }
-        while let Some((offset, true)) = self.delivered.front() {
+        while let Some(Delivered { offset, finished: true, .. }) = self.delivered.front() {
             self.next = offset + 1;
+            self.first += 1;
             self.delivered.pop_front();
         }
-    }
-
-    /// What `next` would be if this one were finished too.
-    pub fn next_with(&self, offset: i64) -> i64 {
-        let finished = self.delivered.iter().take_while(|(other, finished)| *finished || *other == offset);
-        finished.last().map_or(self.next, |(last, _)| last + 1)
     }
 }
 
@@ -59,21 +81,19 @@ mod tests {
             let mut order: Vec<usize> = (0..offsets.len()).collect();
             fastrand::Rng::with_seed(seed).shuffle(&mut order);
             let mut watermark = Watermark::new(start);
-            let mut delivered = 0;
+            let mut tickets = Vec::new();
             let mut finished = vec![false; offsets.len()];
             for place in order {
                 // Delivered only as far as needed: taking and finishing interleave.
-                while delivered <= place {
-                    watermark.deliver(offsets[delivered]);
-                    delivered += 1;
+                while tickets.len() <= place {
+                    tickets.push(watermark.deliver(offsets[tickets.len()], None));
                 }
-                let foreseen = watermark.next_with(offsets[place]);
-                watermark.finish(offsets[place]);
+                watermark.finish(tickets[place]);
                 finished[place] = true;
                 let prefix = finished.iter().take_while(|finished| **finished).count();
                 let expected = prefix.checked_sub(1).map_or(start, |last| offsets[last] + 1);
                 prop_assert_eq!(watermark.next(), expected);
-                prop_assert_eq!(foreseen, expected);
+                prop_assert_eq!(watermark.span(), tickets.len() - prefix);
             }
         }
     }
@@ -81,12 +101,10 @@ mod tests {
     #[test]
     fn a_log_that_begins_anew_is_followed_back() {
         let mut watermark = Watermark::new(500);
-        for offset in [500, 0, 1] {
-            watermark.deliver(offset);
-        }
-        watermark.finish(0);
+        let [old, first, _] = [500, 0, 1].map(|offset| watermark.deliver(offset, None));
+        watermark.finish(first);
         assert_eq!(watermark.next(), 500);
-        watermark.finish(500);
+        watermark.finish(old);
         assert_eq!(watermark.next(), 1);
     }
 }

@@ -1,12 +1,13 @@
 //! A member of a consumer group. The rebalance callback never waits: it hands on what is to be done, and the one who
 //! polls does it, while polling goes on.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use chrono::DateTime;
+use futures_util::FutureExt;
 use rdkafka::bindings::rd_kafka_resp_err_t as ResponseCode;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, StreamConsumer};
@@ -72,7 +73,7 @@ impl ClientContext for Context {
         for (name, topic) in statistics.topics {
             for (partition, state) in topic.partitions {
                 if partition >= 0 && state.ls_offset >= 0 {
-                    ends.insert((name.clone(), partition), state.ls_offset);
+                    ends.insert((name.as_str().into(), partition), state.ls_offset);
                 }
             }
         }
@@ -106,7 +107,7 @@ impl ConsumerContext for Context {
 }
 
 fn partitions(list: &TopicPartitionList) -> Vec<TopicPartition> {
-    list.elements().iter().map(|element| (element.topic().to_owned(), element.partition())).collect()
+    list.elements().iter().map(|element| (element.topic().into(), element.partition())).collect()
 }
 
 /// Answers whatever librdkafka waits for, and gives everything back: it would not close before.
@@ -124,6 +125,9 @@ fn settle<C: Consumer<Context>>(consumer: &C) {
 pub struct Subscription {
     consumer: Option<Arc<StreamConsumer<Context>>>,
     events: mpsc::UnboundedReceiver<Polled>,
+    copier: Copier,
+    /// What came in between records, and is to be told next.
+    troubles: VecDeque<Polled>,
 }
 
 impl Subscription {
@@ -141,20 +145,39 @@ impl Subscription {
             .map_err(|error| KafkaFailure::Setup(format!("the consumer cannot be made: {error}")))?;
         let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics)?;
-        Ok(Self { consumer: Some(Arc::new(consumer)), events: received })
+        let copier =
+            Copier { topics: topics.iter().map(|topic| Arc::from(*topic)).collect(), space: BytesMut::new() };
+        Ok(Self { consumer: Some(Arc::new(consumer)), events: received, copier, troubles: VecDeque::new() })
     }
 
     /// The next thing that happens. Must be called again and again for the member to stay in its group; nothing is
     /// lost if the call is dropped.
     pub async fn next(&mut self) -> Polled {
+        if let Some(trouble) = self.troubles.pop_front() {
+            return trouble;
+        }
         let Some(consumer) = &self.consumer else { return std::future::pending().await };
         tokio::select! {
             biased;
             Some(event) = self.events.recv() => event,
             received = consumer.recv() => match received {
-                Ok(message) => Polled::Record(record(&message)),
+                Ok(message) => Polled::Record(self.copier.record(&message)),
                 Err(error) => trouble(&error),
             },
+        }
+    }
+
+    /// A record that is here already, if nothing else has happened.
+    pub fn next_record(&mut self) -> Option<Record> {
+        if !self.events.is_empty() {
+            return None;
+        }
+        match self.consumer.as_ref()?.recv().now_or_never()? {
+            Ok(message) => Some(self.copier.record(&message)),
+            Err(error) => {
+                self.troubles.push_back(trouble(&error));
+                None
+            }
         }
     }
 
@@ -243,21 +266,49 @@ pub(super) fn offsets(positions: &[(TopicPartition, i64)]) -> KafkaResult<TopicP
     Ok(list)
 }
 
-fn record(message: &BorrowedMessage<'_>) -> Record {
-    let headers = message.headers().map_or_else(Vec::new, |headers| {
-        headers
-            .iter()
-            .map(|header| (header.key.to_owned(), header.value.map(Bytes::copy_from_slice)))
-            .collect()
-    });
-    Record {
-        topic: message.topic().to_owned(),
-        partition: message.partition(),
-        offset: message.offset(),
-        timestamp: message.timestamp().to_millis().and_then(DateTime::from_timestamp_millis),
-        key: message.key().map(Bytes::copy_from_slice),
-        payload: message.payload().map(Bytes::copy_from_slice),
-        headers,
+/// Space for copies of small things is taken in pieces of this size.
+const PIECE: usize = 64 << 10;
+
+/// Copies records out of the client's memory, with few allocations: topics are known, bytes lie side by side.
+struct Copier {
+    topics: Vec<Arc<str>>,
+    space: BytesMut,
+}
+
+impl Copier {
+    fn record(&mut self, message: &BorrowedMessage<'_>) -> Record {
+        let headers = message.headers().map_or_else(Vec::new, |headers| {
+            headers
+                .iter()
+                .map(|header| (header.key.to_owned(), header.value.map(|value| self.bytes(value))))
+                .collect()
+        });
+        Record {
+            topic: self.topic(message.topic()),
+            partition: message.partition(),
+            offset: message.offset(),
+            timestamp: message.timestamp().to_millis().and_then(DateTime::from_timestamp_millis),
+            key: message.key().map(|key| self.bytes(key)),
+            payload: message.payload().map(|payload| self.bytes(payload)),
+            headers,
+        }
+    }
+
+    fn topic(&self, name: &str) -> Arc<str> {
+        let known = self.topics.iter().find(|topic| ***topic == *name);
+        known.map_or_else(|| name.into(), Arc::clone)
+    }
+
+    /// What is large has memory of its own, which is not kept for the sake of a neighbour.
+    fn bytes(&mut self, bytes: &[u8]) -> Bytes {
+        if bytes.len() > PIECE / 8 {
+            return Bytes::copy_from_slice(bytes);
+        }
+        if self.space.capacity() < bytes.len() {
+            self.space = BytesMut::with_capacity(PIECE);
+        }
+        self.space.extend_from_slice(bytes);
+        self.space.split().freeze()
     }
 }
 

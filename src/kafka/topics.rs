@@ -179,7 +179,7 @@ impl Topics {
             // An offset that could not be told is not one that is missing.
             element.error().map_err(|error| self.unreachable(&error))?;
             if let Offset::Offset(offset) = element.offset() {
-                committed.insert((element.topic().to_owned(), element.partition()), offset);
+                committed.insert((element.topic().into(), element.partition()), offset);
             }
         }
         Ok(committed)
@@ -210,7 +210,7 @@ impl Topics {
         for element in found.elements() {
             element.error().map_err(|error| self.unreachable(&error))?;
             if let Offset::Offset(offset) = element.offset() {
-                first.insert((element.topic().to_owned(), element.partition()), offset);
+                first.insert((element.topic().into(), element.partition()), offset);
             }
         }
         Ok(first)

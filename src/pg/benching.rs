@@ -49,6 +49,13 @@ statements! {
         from (select handled_at, cume_dist() over (order by handled_at) as place
           from outboxd.handled where consumer_group = $1) evidence";
 
+    /// An operation of its own for each message.
+    GIVE_KEYS = "update outboxd.messages set idempotency_key = 'order-' || seq";
+
+    /// Of this database so far.
+    TRANSACTIONS = "
+        select xact_commit + xact_rollback from pg_stat_database where datname = current_database()";
+
     FINISHED = "select coalesce(sum(next_offset), 0)::bigint from outboxd.group_positions where consumer_group = $1";
 
     TAG = "select tag_high, tag_low from outboxd.outbox";
@@ -150,6 +157,17 @@ pub async fn waiting(client: &Client) -> Result<i64, PgError> {
 /// The processes that serve this database's producer.
 pub async fn sessions(client: &Client) -> Result<Vec<i32>, PgError> {
     Ok(client.query(SESSIONS, &[]).await?.iter().map(|row| row.get(0)).collect())
+}
+
+/// Gives every message an idempotency key of its own.
+pub async fn give_keys(client: &Client) -> Result<(), PgError> {
+    client.execute(GIVE_KEYS, &[]).await?;
+    Ok(())
+}
+
+/// How many transactions this database has seen; a session tells its own about once a second.
+pub async fn transactions(client: &Client) -> Result<i64, PgError> {
+    Ok(client.query_one(TRANSACTIONS, &[]).await?.get(0))
 }
 
 /// How many records a group has finished.

@@ -17,6 +17,7 @@ use postgres_openssl::MakeTlsConnector;
 use secrecy::ExposeSecret;
 use tokio::task::JoinHandle;
 use tokio_postgres::config::SslMode as WireSslMode;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{AsyncMessage, Client, Config as ClientConfig, NoTls};
 
 pub use self::connection::{Connection, Prepared};
@@ -56,6 +57,11 @@ impl PgError {
             Self::Query(QueryError(error)) => is_connection(error),
             Self::Setup(_) => false,
         }
+    }
+
+    /// A row with the same key is there already.
+    pub fn is_duplicate(&self) -> bool {
+        matches!(self, Self::Query(QueryError(error)) if error.code() == Some(&SqlState::UNIQUE_VIOLATION))
     }
 
     /// A conflict between transactions (serialization, deadlock): nobody's failure, to be tried again.

@@ -1,11 +1,12 @@
 //! The effect of an `sql` handler and its evidence: one transaction, so that it happens exactly once.
 
+use deadpool_postgres::Transaction;
 use serde_json::{Map, Value};
-use tokio_postgres::{Client, Transaction};
-use uuid::Uuid;
 
+use super::claims::{self, Claimant, Claimed, OperationKey, Wanted};
+use super::completing::{self, Finished, Scope};
 use super::connect::{PgError, is_conflict, is_connection};
-use super::consuming::{self, Claimant, Claimed, Finished, OperationKey, Place};
+use super::pool::Lent;
 use crate::domain::delivery::Delivery;
 
 /// A message whose effect is a function of the database.
@@ -18,9 +19,6 @@ pub struct Effect<'a> {
     pub delivery: &'a Delivery,
     pub keys: &'a [OperationKey],
     pub payload_hash: i64,
-    pub agent: Uuid,
-    /// The group's position once this message is finished.
-    pub next_offset: i64,
 }
 
 /// What became of it; only `Done` has left anything behind.
@@ -31,7 +29,7 @@ pub enum Affected {
     Repeat,
     /// Another message has done this operation.
     Duplicate {
-        by: Uuid,
+        by: uuid::Uuid,
         same_payload: bool,
     },
     /// Another start holds a key now.
@@ -42,29 +40,19 @@ pub enum Affected {
 
 /// Does it. An error of the connection, or of COMMIT, leaves open whether it was done: the next try finds out, for the
 /// evidence comes first and waits for whoever is inserting the same.
-pub async fn apply(client: &mut Client, place: Place<'_>, effect: Effect<'_>) -> Result<Affected, PgError> {
+pub async fn apply(client: &mut Lent, scope: Scope<'_>, effect: Effect<'_>) -> Result<Affected, PgError> {
     let Effect { delivery, keys, .. } = effect;
     let message_id = delivery.message_id;
     let transaction = client.transaction().await?;
-    let finished = Finished {
-        message_id,
-        offset: delivery.record.offset,
-        attempt: i32::try_from(delivery.attempt).unwrap_or(i32::MAX),
-        duplicate_of: None,
-        took: None,
-        claims: Vec::new(),
-    };
-    if consuming::evidence(&transaction, place, &[finished]).await?.is_empty() {
+    completing::be_durable(&transaction).await?;
+    let finished = Finished::new(message_id, &delivery.record, delivery.attempt);
+    if completing::write(&transaction, scope, &[finished]).await? == 0 {
         return Ok(Affected::Repeat);
     }
     if !keys.is_empty() {
-        let claimant = Claimant {
-            group: place.group,
-            agent: effect.agent,
-            message_id,
-            payload_hash: effect.payload_hash,
-        };
-        match consuming::claim_done(&transaction, claimant, keys).await? {
+        let claimant = Claimant { group: scope.group, agent: scope.agent };
+        let wanted = Wanted { message_id, payload_hash: effect.payload_hash, keys };
+        match claims::claim_done(&transaction, claimant, wanted).await? {
             Claimed::All(_) => {}
             Claimed::Done { by, same_payload } => return Ok(Affected::Duplicate { by, same_payload }),
             Claimed::Busy => return Ok(Affected::Busy),
@@ -82,7 +70,6 @@ pub async fn apply(client: &mut Client, place: Place<'_>, effect: Effect<'_>) ->
         return Ok(Affected::Failed(error));
     }
     transaction.batch_execute("set local statement_timeout to default").await?;
-    consuming::move_to(&transaction, place, effect.next_offset).await?;
     transaction.commit().await?;
     Ok(Affected::Done)
 }
@@ -106,16 +93,17 @@ async fn call(
         "select {function}(row($1::text, $2::uuid, $3::text, $4::text, $5::bytea, $6::text, $7::integer, $8::bigint, \
          $9::integer, $10::text, $11::jsonb, $12::bytea)::outboxd.delivery)"
     );
+    let statement = transaction.prepare_cached(&sql).await?;
     transaction
         .query(
-            &sql,
+            &statement,
             &[
-                &delivery.group,
+                &&*delivery.group,
                 &delivery.message_id,
                 &delivery.event_type().filter(|event_type| !event_type.contains('\0')),
                 &record.key.as_deref().and_then(text),
                 &record.key.as_deref(),
-                &record.topic,
+                &&*record.topic,
                 &record.partition,
                 &record.offset,
                 &i32::try_from(delivery.attempt).unwrap_or(i32::MAX),

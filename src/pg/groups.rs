@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::connect::{Connection, PgError};
@@ -18,6 +19,23 @@ statements! {
             and a.last_heartbeat_at > clock_timestamp() - $1::bigint * interval '1 ms' order by a.name),
           g.cluster_id
         from outboxd.groups g order by g.name";
+
+    SHOWN = "
+        select g.paused_at, g.paused_by, case when g.breaker_until > clock_timestamp() then g.breaker_until end,
+          g.breaker_reason,
+          (select count(*) from outboxd.failures f where f.consumer_group = $1 and f.state in ('due', 'retrying', 'running')),
+          (select count(*) from outboxd.failures f where f.consumer_group = $1 and f.state = 'held'),
+          (select count(*) from outboxd.failures f where f.consumer_group = $1 and f.state = 'dead'),
+          (select count(*) from outboxd.held_keys h where h.consumer_group = $1)
+        from outboxd.groups g where g.name = $1";
+
+    STANDS_AT = "
+        select topic, partition, next_offset, updated_at from outboxd.group_positions
+        where consumer_group = $1 order by topic, partition";
+
+    MEMBERS = "
+        select agent, in_flight, error_rate::double precision, takes_retries from outboxd.members
+        where consumer_group = $1 and seen_at > clock_timestamp() - interval '5 s' order by agent";
 
     /// Nothing while an agent of it is alive, asked by the same statement.
     FORGET = "
@@ -82,6 +100,79 @@ pub struct Group {
     pub agents: Vec<String>,
 }
 
+/// One group, for `groups show`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Shown {
+    #[serde(flatten)]
+    pub group: Group,
+    pub paused_at: Option<DateTime<Utc>>,
+    pub paused_by: Option<String>,
+    pub breaker_open_until: Option<DateTime<Utc>>,
+    pub breaker_reason: Option<String>,
+    /// To be tried again.
+    pub failures: i64,
+    /// Behind a failed one of their key.
+    pub held: i64,
+    pub dead_letters: i64,
+    pub held_keys: i64,
+    pub at_work: Vec<AtWork>,
+    pub partitions: Vec<Position>,
+}
+
+/// An agent that works for it.
+#[derive(Clone, Debug, Serialize)]
+pub struct AtWork {
+    pub agent: String,
+    pub in_flight: i32,
+    /// Of the last minute, 0 to 1.
+    pub error_rate: f64,
+    pub takes_retries: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Position {
+    pub topic: String,
+    pub partition: i32,
+    pub next_offset: i64,
+    pub updated_at: DateTime<Utc>,
+}
+
+/// What is known of that group besides its line in the list.
+pub async fn show(client: &Connection, group: Group) -> Result<Shown, PgError> {
+    let row = client.query_one(SHOWN, &[&group.name]).await?;
+    let members = client.query(MEMBERS, &[&group.name]).await?;
+    let positions = client.query(STANDS_AT, &[&group.name]).await?;
+    Ok(Shown {
+        group,
+        paused_at: row.get(0),
+        paused_by: row.get(1),
+        breaker_open_until: row.get(2),
+        breaker_reason: row.get(3),
+        failures: row.get(4),
+        held: row.get(5),
+        dead_letters: row.get(6),
+        held_keys: row.get(7),
+        at_work: members
+            .iter()
+            .map(|row| AtWork {
+                agent: row.get(0),
+                in_flight: row.get(1),
+                error_rate: row.get(2),
+                takes_retries: row.get(3),
+            })
+            .collect(),
+        partitions: positions
+            .iter()
+            .map(|row| Position {
+                topic: row.get(0),
+                partition: row.get(1),
+                next_offset: row.get(2),
+                updated_at: row.get(3),
+            })
+            .collect(),
+    })
+}
+
 /// All of them. An agent that was not heard of for `inactive_after` is not alive.
 pub async fn list(client: &Connection, inactive_after: Duration) -> Result<Vec<Group>, PgError> {
     let rows = client.query(GROUPS, &[&millis(inactive_after)]).await?;
@@ -114,7 +205,7 @@ pub struct Move {
 }
 
 fn columns(moves: &[Move]) -> (Vec<&str>, Vec<i32>, Vec<i64>) {
-    let topics = moves.iter().map(|wanted| wanted.at.0.as_str()).collect();
+    let topics = moves.iter().map(|wanted| &*wanted.at.0).collect();
     let partitions = moves.iter().map(|wanted| wanted.at.1).collect();
     (topics, partitions, moves.iter().map(|wanted| wanted.to).collect())
 }
@@ -122,7 +213,7 @@ fn columns(moves: &[Move]) -> (Vec<&str>, Vec<i32>, Vec<i64>) {
 /// Where the group stands, by topic and partition.
 pub async fn positions(client: &Connection, group: &Group) -> Result<HashMap<TopicPartition, i64>, PgError> {
     let rows = client.query(POSITIONS, &[&group.name, &group.cluster_id]).await?;
-    Ok(rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect())
+    Ok(rows.iter().map(|row| ((row.get::<_, &str>(0).into(), row.get(1)), row.get(2))).collect())
 }
 
 /// How much evidence the group has from these places on. Reads all of its evidence.

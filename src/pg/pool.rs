@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use deadpool_postgres::{Object, PoolError};
-use tokio_postgres::Client;
 
 use super::connect::{Connector, PgError, QueryError, describe, is_connection};
+
+/// A connection on loan. It keeps the statements that it was asked to prepare.
+pub type Lent = Object;
 
 /// Makes connections when they are needed, up to `pool_size`, and keeps them.
 pub struct Pool {
@@ -18,12 +20,17 @@ impl Pool {
         Ok(Self { inner: connector.pool()?, connector: connector.clone() })
     }
 
+    /// How many connections there may be.
+    pub fn max_size(&self) -> usize {
+        self.inner.status().max_size
+    }
+
     /// Waits for a free connection, or makes one, and asks the database for at most `patience`. A connection that
     /// failed, did not answer, or was left in the middle of a statement is closed.
     pub async fn ask<T>(
         &self,
         patience: Duration,
-        question: impl AsyncFnOnce(&mut Client) -> Result<T, PgError>,
+        question: impl AsyncFnOnce(&mut Lent) -> Result<T, PgError>,
     ) -> Result<T, PgError> {
         let mut loan = Loan(Some(self.lend().await?));
         let Some(client) = &mut loan.0 else {

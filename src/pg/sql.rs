@@ -15,10 +15,14 @@ pub fn all() -> Vec<(&'static str, &'static str)> {
     [
         super::agents::SQL,
         super::aside::SQL,
+        super::claims::SQL,
+        super::completing::SQL,
         super::consuming::SQL,
+        super::control::SQL,
         super::doctor::SQL,
         super::doctor::rights::SQL,
         super::evidence::SQL,
+        super::failing::SQL,
         super::groups::SQL,
         super::inspect::SQL,
         super::lanes::SQL,
@@ -28,6 +32,7 @@ pub fn all() -> Vec<(&'static str, &'static str)> {
         super::operations::SQL,
         super::parked::SQL,
         super::retention::SQL,
+        super::starts::SQL,
     ]
     .concat()
 }

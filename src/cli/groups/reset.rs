@@ -138,7 +138,7 @@ impl Reset {
         {
             match topics.check(topic).await? {
                 TopicState::Ready { partitions: count } => {
-                    partitions.extend((0..count).map(|partition| (topic.clone(), partition)));
+                    partitions.extend((0..count).map(|partition| (topic.as_str().into(), partition)));
                 }
                 state => {
                     let message =

@@ -11,11 +11,11 @@ impl Handle for LogHandler {
     fn handle<'a>(&'a self, delivery: &'a Delivery) -> Answer<'a> {
         let record = &delivery.record;
         tracing::info!(
-            group = delivery.group,
+            group = &*delivery.group,
             id = %delivery.message_id,
             "type" = delivery.event_type(),
             key = record.key.as_deref().map(String::from_utf8_lossy).as_deref(),
-            topic = record.topic,
+            topic = &*record.topic,
             partition = record.partition,
             offset = record.offset,
             size = record.payload.as_ref().map(bytes::Bytes::len),

@@ -11,12 +11,12 @@ pub fn of(delivery: &Delivery) -> Vec<(&'static str, Option<OsString>)> {
     let record = &delivery.record;
     let key = record.key.as_deref();
     [
-        ("OUTBOXD_GROUP", Some(delivery.group.clone())),
+        ("OUTBOXD_GROUP", Some(delivery.group.to_string())),
         ("OUTBOXD_ID", Some(delivery.message_id.to_string())),
         ("OUTBOXD_TYPE", delivery.event_type().map(str::to_owned)),
         ("OUTBOXD_KEY", key.and_then(|key| std::str::from_utf8(key).ok()).map(str::to_owned)),
         ("OUTBOXD_KEY_BASE64", key.map(openssl::base64::encode_block)),
-        ("OUTBOXD_TOPIC", Some(record.topic.clone())),
+        ("OUTBOXD_TOPIC", Some(record.topic.to_string())),
         ("OUTBOXD_PARTITION", Some(record.partition.to_string())),
         ("OUTBOXD_OFFSET", Some(record.offset.to_string())),
         ("OUTBOXD_ATTEMPT", Some(delivery.attempt.to_string())),

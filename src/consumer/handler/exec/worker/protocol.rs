@@ -18,7 +18,7 @@ pub fn request(delivery: &Delivery, timeout: Duration) -> Vec<u8> {
         "id": delivery.message_id,
         "group": &*delivery.group,
         "type": delivery.event_type(),
-        "topic": record.topic,
+        "topic": &*record.topic,
         "partition": record.partition,
         "offset": record.offset,
         "attempt": delivery.attempt,

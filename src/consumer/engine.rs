@@ -1,0 +1,344 @@
+//! The engine of a membership, over all of its partitions, in three stages that overlap: a batch is looked up, messages
+//! whose turn it is are handled, what is finished is completed.
+//!
+//! One task owns all of this state, so that there is nothing to lock; the database is asked by tasks of their own.
+
+#![allow(clippy::vec_box, reason = "a message is large, and goes from queue to queue")]
+
+mod asking;
+mod attempt;
+mod gathering;
+mod intake;
+mod message;
+mod orders;
+mod outcomes;
+mod recording;
+mod suspects;
+mod turns;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
+
+use self::asking::LookedUp;
+use self::attempt::End;
+use self::gathering::{Gathering, Written};
+use self::message::{Ending, Message};
+use super::Group;
+use super::control::Heard;
+use super::handler::Handler;
+use super::level::{HIGH_SPAN, Level};
+use super::session::{Event, Events, at};
+use crate::config::Rate;
+use crate::domain::breaker::Breaker;
+use crate::domain::chains::Chains;
+use crate::domain::delivery::{Record, TopicPartition};
+use crate::domain::rate::Pace;
+use crate::domain::watermark::Watermark;
+use crate::pg::claims::Claimed;
+
+/// Connections that effects leave to look-up, claims and completion.
+const SPARED_CONNECTIONS: usize = 3;
+
+/// An assignment of a partition; never used twice.
+pub(super) type Slot = u64;
+
+/// What the engine is told.
+#[derive(Debug)]
+pub(super) enum Input {
+    Begin {
+        slot: Slot,
+        at: TopicPartition,
+        start: i64,
+        level: Arc<Level>,
+    },
+    Records(Vec<(Slot, Record)>),
+    /// What runs is finished, nothing more is started.
+    Stop(Slot),
+    /// Nothing of it counts any more.
+    Lose(Slot),
+}
+
+/// What the engine tells.
+#[derive(Debug)]
+pub(super) enum Report {
+    /// Everything below is finished and recorded.
+    Completed(Vec<(TopicPartition, i64)>),
+    /// It was full, and has room again.
+    Room(Slot),
+    /// Nothing more comes from it.
+    Ended(Slot),
+    /// The engine itself is at its end.
+    Down,
+}
+
+/// Tells the session; the engine's end is told even by a panic.
+struct Reporter(Events);
+
+impl Reporter {
+    fn tell(&self, report: Report) {
+        // Without a session there is nobody to tell.
+        let _ = self.0.send(Event::Engine(report));
+    }
+}
+
+impl Drop for Reporter {
+    fn drop(&mut self) {
+        self.tell(Report::Down);
+    }
+}
+
+struct Partition {
+    at: TopicPartition,
+    watermark: Watermark,
+    level: Arc<Level>,
+    ending: Arc<Ending>,
+    /// Records to come that whoever had it before may have begun.
+    in_doubt: usize,
+    /// Those of them that are noted, and not finished.
+    noted: HashSet<Uuid>,
+    /// Messages that were begun and are not recorded.
+    busy: u64,
+    changed: bool,
+}
+
+/// An id that is under way.
+enum Id {
+    /// With those that have the same: they wait for what becomes of it.
+    Working(Vec<Box<Message>>),
+    /// A look-up that began before may not have seen it.
+    Recorded,
+}
+
+type Work<T> = Option<AbortOnDropHandle<T>>;
+/// Messages, and what became of their claims, if that is known.
+type Asked = (Vec<Box<Message>>, Option<Vec<Claimed>>);
+type Handled = (Box<Message>, End);
+type Running = Pin<Box<dyn Future<Output = Handled> + Send>>;
+type Delayed = Pin<Box<dyn Future<Output = Box<Message>> + Send>>;
+
+pub(super) struct Engine {
+    group: Arc<Group>,
+    inputs: mpsc::UnboundedReceiver<Input>,
+    reporter: Reporter,
+    concurrency: usize,
+    partitions: HashMap<Slot, Partition>,
+    /// Polled, not looked up.
+    waiting: VecDeque<(Slot, Record)>,
+    /// To be looked up again.
+    again: Vec<Box<Message>>,
+    look_up: Work<LookedUp>,
+    ids: HashMap<Uuid, Id>,
+    /// Recorded while a look-up was under way.
+    recorded: Vec<Uuid>,
+    chains: Chains<Box<Message>>,
+    /// Keys that are held, as far as this engine knows: it hears of their release when it writes.
+    held: HashSet<u64>,
+    /// Their turn has come in their chains.
+    free: VecDeque<Box<Message>>,
+    /// Of keys that a message of this engine has: who waits for them.
+    operations: HashMap<u64, Vec<Box<Message>>>,
+    /// Their keys are to be claimed.
+    unclaimed: VecDeque<Box<Message>>,
+    claim: Work<Asked>,
+    /// They lack only a handler.
+    startable: VecDeque<Box<Message>>,
+    running: FuturesUnordered<Running>,
+    heard: watch::Receiver<Heard>,
+    /// Why nothing may start, by an order.
+    closed: Option<String>,
+    breaker: Breaker,
+    /// They run one by one, and nothing beside them.
+    suspects: VecDeque<Box<Message>>,
+    counting: Work<(Box<Message>, u32)>,
+    suspect: Option<Uuid>,
+    /// What this engine has told of the breaker.
+    changes: u64,
+    pace: Option<Pace>,
+    /// When the next one may start, if the pace is what holds it.
+    next_at: Option<Instant>,
+    delayed: FuturesUnordered<Delayed>,
+    gathering: Gathering,
+    completion: Work<Written>,
+}
+
+/// Starts it; dropped, it leaves what runs without evidence.
+pub(super) fn start(
+    group: &Arc<Group>,
+    events: &Events,
+) -> (mpsc::UnboundedSender<Input>, AbortOnDropHandle<()>) {
+    let (sender, inputs) = mpsc::unbounded_channel();
+    let concurrency = match group.handler {
+        Handler::Outside(_) => group.config.concurrency,
+        // Each has a connection while it runs.
+        Handler::Sql(_) => group
+            .config
+            .concurrency
+            .min(group.store.pool.max_size().saturating_sub(SPARED_CONNECTIONS).max(1)),
+    };
+    let engine = Engine {
+        group: Arc::clone(group),
+        inputs,
+        reporter: Reporter(events.clone()),
+        concurrency,
+        partitions: HashMap::new(),
+        waiting: VecDeque::new(),
+        again: Vec::new(),
+        look_up: None,
+        ids: HashMap::new(),
+        recorded: Vec::new(),
+        chains: Chains::default(),
+        held: HashSet::new(),
+        free: VecDeque::new(),
+        operations: HashMap::new(),
+        unclaimed: VecDeque::new(),
+        claim: None,
+        startable: VecDeque::new(),
+        running: FuturesUnordered::new(),
+        heard: group.control.heard.clone(),
+        closed: None,
+        breaker: Breaker::new(group.config.breaker.failures),
+        suspects: VecDeque::new(),
+        counting: None,
+        suspect: None,
+        changes: 0,
+        pace: group.config.rate.map(|Rate(rate)| Pace::new(rate, std::time::Instant::now())),
+        next_at: None,
+        delayed: FuturesUnordered::new(),
+        gathering: Gathering::default(),
+        completion: None,
+    };
+    (sender, AbortOnDropHandle::new(tokio::spawn(engine.run())))
+}
+
+/// The answer of a task, if there is one; it is taken off. A task that panicked is the end of the engine.
+async fn answer<T>(work: &mut Work<T>) -> Option<T> {
+    match work {
+        Some(handle) => {
+            let answer = handle.await;
+            *work = None;
+            answer.ok()
+        }
+        None => std::future::pending().await,
+    }
+}
+
+impl Engine {
+    async fn run(mut self) {
+        let mut inputs = Vec::new();
+        self.hear();
+        loop {
+            self.advance();
+            let due = if self.completion.is_none() { self.gathering.due() } else { None };
+            let due = at(due);
+            tokio::select! {
+                biased;
+                written = answer(&mut self.completion) => match written {
+                    Some(written) => self.written(written),
+                    None => return,
+                },
+                looked_up = answer(&mut self.look_up) => match looked_up {
+                    Some(looked_up) => self.looked_up(looked_up),
+                    None => return,
+                },
+                claimed = answer(&mut self.claim) => match claimed {
+                    Some((messages, claimed)) => self.claimed(messages, claimed),
+                    None => return,
+                },
+                counted = answer(&mut self.counting) => match counted {
+                    Some((message, starts)) => self.counted(message, starts),
+                    None => return,
+                },
+                Some(handled) = self.running.next() => {
+                    self.handled(handled);
+                    while let Some(Some(handled)) = self.running.next().now_or_never() {
+                        self.handled(handled);
+                    }
+                }
+                Some(message) = self.delayed.next() => self.free.push_back(message),
+                count = self.inputs.recv_many(&mut inputs, 64) => {
+                    if count == 0 {
+                        return;
+                    }
+                    for input in inputs.drain(..) {
+                        self.input(input);
+                    }
+                }
+                () = due => {}
+                () = at(self.next_at) => {}
+                Ok(()) = self.heard.changed() => self.hear(),
+            }
+        }
+    }
+
+    fn input(&mut self, input: Input) {
+        match input {
+            Input::Begin { slot, at, start, level } => {
+                let partition = Partition {
+                    at,
+                    watermark: Watermark::new(start),
+                    level,
+                    ending: Arc::default(),
+                    in_doubt: HIGH_SPAN,
+                    noted: HashSet::new(),
+                    busy: 0,
+                    changed: false,
+                };
+                self.partitions.insert(slot, partition);
+            }
+            Input::Records(records) => self.waiting.extend(records),
+            Input::Stop(slot) => {
+                if let Some(partition) = self.partitions.get(&slot) {
+                    partition.ending.stop();
+                    self.drop_unstarted(slot);
+                    self.end(slot);
+                }
+            }
+            Input::Lose(slot) => {
+                if let Some(partition) = self.partitions.remove(&slot) {
+                    partition.ending.lose();
+                    self.drop_unstarted(slot);
+                }
+            }
+        }
+    }
+
+    /// Others are dropped when their turn comes.
+    fn drop_unstarted(&mut self, slot: Slot) {
+        self.waiting.retain(|(of, _)| *of != slot);
+        for queue in [&mut self.unclaimed, &mut self.startable, &mut self.suspects] {
+            let (gone, stays): (VecDeque<_>, _) = queue.drain(..).partition(|message| message.slot == slot);
+            *queue = stays;
+            self.free.extend(gone);
+        }
+    }
+
+    /// Does all that can be done without waiting.
+    fn advance(&mut self) {
+        loop {
+            while let Some(message) = self.free.pop_front() {
+                self.proceed(message);
+            }
+            if self.running.len() >= self.places() || self.startable.is_empty() || !self.is_in_pace() {
+                break;
+            }
+            let Some(message) = self.startable.pop_front() else { break };
+            self.start(message);
+        }
+        self.begin_suspect();
+        self.begin_claim();
+        self.begin_look_up();
+        self.begin_completion();
+        for partition in self.partitions.values_mut().filter(|partition| partition.changed) {
+            partition.changed = false;
+            self.group.status.at_work(&partition.at, partition.busy, partition.watermark.waits_for());
+        }
+    }
+}

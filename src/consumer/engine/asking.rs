@@ -1,0 +1,104 @@
+//! What the engine asks the database before anything is handled. Without an answer nothing is.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::Asked;
+use super::message::{Message, Taken};
+use crate::consumer::Group;
+use crate::consumer::wait::Wait;
+use crate::pg::PgError;
+use crate::pg::claims::Wanted;
+use crate::pg::completing::{LookedFor, Standing};
+
+/// A claim outlives its handler's time limit by this much: waiting for its turn and the completion have to fit in.
+pub(super) const CLAIM_MARGIN: Duration = Duration::from_secs(60);
+
+/// A batch, and what the group knows of it.
+pub(super) type LookedUp = Vec<(Box<Message>, Standing)>;
+
+/// `again` are those that were looked up before something changed.
+pub(super) async fn look_up(group: Arc<Group>, again: Vec<Box<Message>>, taken: Vec<Taken>) -> LookedUp {
+    let mut messages = again;
+    messages.extend(taken.into_iter().map(|taken| Box::new(Message::new(&group, taken))));
+    let mut wait = Wait::new(&group.name, &group.status, "look-up");
+    loop {
+        let wanted: Vec<LookedFor<'_>> = messages
+            .iter()
+            .map(|message| LookedFor {
+                id: message.id(),
+                topic: &message.delivery.record.topic,
+                key: message.hold.and(message.delivery.record.key.as_deref()),
+            })
+            .collect();
+        match look_up_once(&group, &wanted, &messages).await {
+            Ok((standings, noted)) => {
+                wait.end();
+                for (message, standing) in messages.iter_mut().zip(&standings) {
+                    message.in_doubt &= *standing == Standing::New;
+                    message.suspect = message.in_doubt && !noted.contains(&message.id());
+                }
+                return messages.into_iter().zip(standings).collect();
+            }
+            Err(error) => wait.pause(&error.to_string()).await,
+        }
+    }
+}
+
+/// With those that were not noted before.
+async fn look_up_once(
+    group: &Group,
+    wanted: &[LookedFor<'_>],
+    messages: &[Box<Message>],
+) -> Result<(Vec<Standing>, HashSet<Uuid>), PgError> {
+    let standings = group.store.look_up(wanted).await?;
+    let new = messages.iter().zip(&standings).filter(|(_, standing)| **standing == Standing::New);
+    let in_doubt: Vec<Uuid> =
+        new.filter(|(message, _)| message.in_doubt).map(|(message, _)| message.id()).collect();
+    let noted = if in_doubt.is_empty() { HashSet::new() } else { group.store.note(&in_doubt).await? };
+    Ok((standings, noted))
+}
+
+/// Counts a start of a suspect, however long that takes.
+pub(super) async fn count_start(group: Arc<Group>, message: Box<Message>) -> (Box<Message>, u32) {
+    let mut wait = Wait::new(&group.name, &group.status, "starts");
+    loop {
+        match group.store.count_start(message.id()).await {
+            Ok(starts) => {
+                wait.end();
+                return (message, starts);
+            }
+            Err(error) => wait.pause(&error.to_string()).await,
+        }
+    }
+}
+
+/// Each message with what became of its claims; `None` if one of their partitions is at its end, and it is to be seen
+/// anew who starts.
+pub(super) async fn claim(group: Arc<Group>, messages: Vec<Box<Message>>) -> Asked {
+    let ttl = group.handler.timeout() + CLAIM_MARGIN;
+    let mut wait = Wait::new(&group.name, &group.status, "claims");
+    loop {
+        let wanted: Vec<Wanted<'_>> = messages
+            .iter()
+            .map(|message| Wanted {
+                message_id: message.id(),
+                payload_hash: message.payload_hash,
+                keys: &message.keys,
+            })
+            .collect();
+        match group.store.claim(&wanted, ttl).await {
+            Ok(claimed) => {
+                wait.end();
+                return (messages, Some(claimed));
+            }
+            Err(error) => wait.pause(&error.to_string()).await,
+        }
+        if messages.iter().any(|message| message.ending.is_stopping()) {
+            return (messages, None);
+        }
+    }
+}

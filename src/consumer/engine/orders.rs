@@ -1,0 +1,74 @@
+//! What an operator, the breaker and the rate let start.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::Engine;
+use crate::config::Rate;
+use crate::domain::breaker::{Change, State};
+
+/// Who waits for an operator, and for the other side of the handler.
+const ORDERS: &str = "orders";
+const BREAKER: &str = "breaker";
+
+impl Engine {
+    /// How many may run at a time now.
+    pub(super) fn places(&self) -> usize {
+        let is_alone = self.counting.is_some() || self.suspect.is_some() || !self.suspects.is_empty();
+        if self.closed.is_some() || is_alone { 0 } else { self.breaker.places(self.concurrency) }
+    }
+
+    pub(super) fn is_in_pace(&mut self) -> bool {
+        self.next_at = None;
+        let Some(pace) = &mut self.pace else { return true };
+        let wait = pace.take(std::time::Instant::now()).err();
+        self.next_at = wait.map(|wait| Instant::now() + wait);
+        wait.is_none()
+    }
+
+    /// What was ordered since.
+    pub(super) fn hear(&mut self) {
+        let heard = self.heard.borrow_and_update().clone();
+        let status = Arc::clone(&self.group.status);
+        if let (Some(pace), Some(Rate(rate))) = (&mut self.pace, self.group.config.rate) {
+            #[allow(clippy::cast_precision_loss, reason = "a number of agents")]
+            pace.set(rate / heard.members as f64, std::time::Instant::now());
+        }
+        if heard.closed != self.closed {
+            if let Some(why) = &heard.closed {
+                tracing::info!(group = &*self.group.name, "nothing more is started: {why}");
+                status.wait_for(ORDERS, why);
+            } else {
+                tracing::info!(group = &*self.group.name, "messages are started again");
+                status.go_on(ORDERS);
+            }
+            self.closed = heard.closed;
+        }
+        // An answer from before a change of our own undoes nothing.
+        if heard.changes == self.changes {
+            self.breaker.hear(heard.breaker);
+        }
+        match self.breaker.state() {
+            State::Closed => status.go_on(BREAKER),
+            State::Open | State::HalfOpen => {
+                let reason = heard.breaker_reason.unwrap_or_default();
+                status.wait_for(BREAKER, &format!("the breaker is open: {reason}"));
+            }
+        }
+    }
+
+    pub(super) fn change_breaker(&mut self, change: Option<Change>, reason: &str) {
+        let Some(change) = change else { return };
+        match change {
+            Change::Open => tracing::warn!(
+                group = &*self.group.name,
+                "the breaker opens, nothing is started for {}: {reason}",
+                humantime::format_duration(self.group.config.breaker.pause)
+            ),
+            Change::Close => tracing::info!(group = &*self.group.name, "the breaker closes"),
+        }
+        self.changes += 1;
+        self.group.control.tell(change, reason.to_owned());
+    }
+}

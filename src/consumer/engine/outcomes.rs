@@ -1,0 +1,180 @@
+//! What becomes of a message, and of those that wait for its turn to end.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::gathering::Trace;
+use super::message::Message;
+use super::{Engine, Report, Slot};
+use crate::config::OnDead;
+use crate::consumer::Tally;
+use crate::domain::backoff::Backoff;
+use crate::pg::failing::{Failed, Fate, Reason};
+
+impl Engine {
+    /// Nothing is called for it; the evidence names the message that did its operation.
+    pub(super) fn duplicate(&mut self, mut message: Box<Message>, by: Uuid, same_payload: bool) {
+        let (group, id) = (&*self.group.name, message.id());
+        let key = message.delivery.idempotency_key.as_deref();
+        if same_payload {
+            tracing::debug!(group, %id, %by, key, "a duplicate, skipped");
+        } else {
+            tracing::warn!(group, %id, %by, key, "skipped as a duplicate, though its payload is another");
+            self.group.status.count(Tally::OtherPayload, 1);
+        }
+        self.begin(&mut message);
+        self.finish(message, None, Some(by));
+    }
+
+    /// There is evidence of it.
+    pub(super) fn skip(&mut self, mut message: Box<Message>) {
+        tracing::debug!(group = &*self.group.name, id = %message.id(), "a repeat, skipped");
+        self.group.status.count(Tally::Duplicate, 1);
+        self.begin(&mut message);
+        let trace = Trace { id: None, ..Trace::of(&message) };
+        self.gathering.leave(trace);
+        self.let_go(message.slot, message.size);
+    }
+
+    pub(super) fn finish(
+        &mut self,
+        mut message: Box<Message>,
+        took: Option<Duration>,
+        duplicate_of: Option<Uuid>,
+    ) {
+        let mut finished = message.finished();
+        (finished.took, finished.duplicate_of) = (took, duplicate_of);
+        let claims = std::mem::take(&mut message.claims);
+        self.gathering.finish(Trace::of(&message), finished, claims);
+        self.end_of_turn(&message);
+    }
+
+    /// What is to be written of it is written already.
+    pub(super) fn leave(&mut self, message: &Message) {
+        self.gathering.leave(Trace::of(message));
+        self.end_of_turn(message);
+    }
+
+    /// It waits behind one of its key that failed.
+    pub(super) fn hold(&mut self, mut message: Box<Message>) {
+        self.begin(&mut message);
+        self.end_of_turn(&message);
+        self.gathering.hold(message);
+    }
+
+    pub(super) fn failed(
+        &mut self,
+        mut message: Box<Message>,
+        reason: String,
+        after: Option<Duration>,
+        is_permanent: bool,
+    ) {
+        let retry = self.group.config.retry;
+        let backoff = Backoff { first: retry.backoff, max: retry.max_backoff };
+        // What the handler asks for is obeyed, within reason: a server may say a year.
+        let asked = after.unwrap_or_default().min(retry.max_backoff);
+        let attempt = message.delivery.attempt;
+        let delay = backoff.delay(attempt, fastrand::f64()).max(asked);
+        self.group.status.count(Tally::Failed, 1);
+        if !is_permanent {
+            let change = self.breaker.failed();
+            self.change_breaker(change, &reason);
+        }
+        let fate = if is_permanent {
+            Fate::Dead(Reason::Permanent)
+        } else if attempt >= retry.max_attempts {
+            Fate::Dead(Reason::Attempts)
+        } else {
+            Fate::Due(delay)
+        };
+        let stays = attempt < retry.inline_attempts && matches!(fate, Fate::Due(_));
+        tell_failure(&message, fate, stays, &reason);
+        message.errors.push((attempt, reason));
+        if stays {
+            message.delivery.attempt += 1;
+            return self.delay(message, delay);
+        }
+        self.leave_line(message, fate);
+    }
+
+    /// It counts as finished, and its failure is written with the rest.
+    pub(super) fn leave_line(&mut self, message: Box<Message>, fate: Fate) {
+        let retry = self.group.config.retry;
+        let holds_key = match fate {
+            Fate::Due(_) => message.hold.is_some(),
+            Fate::Dead(_) => message.hold.is_some() && retry.on_dead == OnDead::Hold,
+        };
+        if holds_key {
+            self.held.extend(message.hold);
+        }
+        let trace = Trace::of(&message);
+        self.end_of_turn(&message);
+        let Message { delivery, errors, claims, .. } = *message;
+        self.gathering.fail(trace, Failed { delivery, fate, errors, holds_key }, claims);
+    }
+
+    /// It was not handled, and will not be by us.
+    pub(super) fn give_up(&mut self, mut message: Box<Message>) {
+        let claims = std::mem::take(&mut message.claims);
+        let trace = Trace { ticket: None, ..Trace::of(&message) };
+        if message.begun {
+            self.gathering.release(trace, claims);
+        } else {
+            self.forget(trace);
+        }
+        self.end_of_turn(&message);
+    }
+
+    pub(super) fn end_of_turn(&mut self, message: &Message) {
+        if let Some(chain) = message.chain {
+            self.free.extend(self.chains.leave(chain));
+        }
+        self.let_go(message.slot, message.size);
+    }
+
+    /// Its memory is free.
+    pub(super) fn let_go(&mut self, slot: Slot, size: usize) {
+        if let Some(partition) = self.partitions.get(&slot) {
+            partition.level.release(size);
+        }
+        self.look_for_room(slot);
+    }
+
+    /// It is needed again.
+    pub(super) fn take_up(&mut self, message: &Message) {
+        if let Some(partition) = self.partitions.get(&message.slot) {
+            partition.level.take_up(message.size);
+        }
+    }
+
+    pub(super) fn look_for_room(&self, slot: Slot) {
+        if self.partitions.get(&slot).is_some_and(|partition| partition.level.has_room()) {
+            self.reporter.tell(Report::Room(slot));
+        }
+    }
+}
+
+pub(super) fn tell_failure(message: &Message, fate: Fate, stays: bool, reason: &str) {
+    let (record, attempt) = (&message.delivery.record, message.delivery.attempt);
+    // The first, the second, the fourth, the eighth: a message that keeps failing does not fill the log.
+    if stays && !attempt.is_power_of_two() {
+        return;
+    }
+    let fate = match fate {
+        Fate::Due(delay) => {
+            let delay = Duration::from_millis(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
+            format!("tried again in {}", humantime::format_duration(delay))
+        }
+        Fate::Dead(reason) => format!("given up ({})", reason.name()),
+    };
+    tracing::warn!(
+        group = &*message.delivery.group,
+        id = %message.id(),
+        topic = &*record.topic,
+        partition = record.partition,
+        offset = record.offset,
+        attempt,
+        "the handler failed, the message is {fate}: {reason}"
+    );
+}

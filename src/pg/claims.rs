@@ -1,0 +1,220 @@
+//! Operations that groups do once: idempotency keys and messages' own ids, claimed while they are done, done for good.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use deadpool_postgres::GenericClient;
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::connect::PgError;
+use super::pool::Lent;
+use super::sql::statements;
+
+statements! {
+    /// Takes keys that are free, whose claim has ended, or that an earlier start of this message left behind: it died, or
+    /// its partition was taken from it. Sorted, all in one statement; shows the others.
+    CLAIM = "
+        with wanted as (
+          select * from unnest($2::text[], $3::text[], $4::uuid[], $5::bigint[]) as w (namespace, key, message_id, payload_hash)
+          where (select outboxd.durable()) order by namespace, key
+        ), taken as (
+          insert into outboxd.idempotency_keys as k
+            (consumer_group, namespace, key, message_id, payload_hash, state, owner, expires_at)
+          select $1, w.namespace, w.key, w.message_id, w.payload_hash, 'claimed', $6,
+            clock_timestamp() + $7::bigint * interval '1 ms'
+          from wanted w
+          on conflict (consumer_group, namespace, key) do update set message_id = excluded.message_id,
+            payload_hash = excluded.payload_hash, claim = excluded.claim, owner = excluded.owner,
+            expires_at = excluded.expires_at
+          where k.state = 'claimed' and (k.expires_at < clock_timestamp() or k.message_id = excluded.message_id)
+          returning k.namespace, k.key, k.claim
+        )
+        select w.namespace, w.key, t.claim, k.state, k.message_id, k.payload_hash = w.payload_hash
+        from wanted w
+        left join taken t using (namespace, key)
+        left join lateral (
+          select state, message_id, payload_hash from outboxd.idempotency_keys k
+          where t.claim is null and k.consumer_group = $1 and k.namespace = w.namespace and k.key = w.key limit 1
+        ) k on true";
+
+    /// As `CLAIM`, but finished at once: for an effect in the same transaction.
+    CLAIM_DONE = "
+        insert into outboxd.idempotency_keys as k
+          (consumer_group, namespace, key, message_id, payload_hash, state, owner, done_at)
+        select $1, w.namespace, w.key, $2, $5, 'done', $6, clock_timestamp()
+        from unnest($3::text[], $4::text[]) as w (namespace, key) order by w.namespace, w.key
+        on conflict (consumer_group, namespace, key) do update set message_id = excluded.message_id,
+          payload_hash = excluded.payload_hash, state = 'done', claim = excluded.claim, owner = excluded.owner,
+          expires_at = null, done_at = excluded.done_at
+        where k.state = 'claimed' and (k.expires_at < clock_timestamp() or k.message_id = excluded.message_id)";
+
+    FIND_KEYS = "
+        select w.namespace, w.key, null::bigint, k.state, k.message_id, k.payload_hash = $4
+        from unnest($2::text[], $3::text[]) as w (namespace, key)
+        cross join lateral (
+          select state, message_id, payload_hash from outboxd.idempotency_keys k
+          where k.consumer_group = $1 and k.namespace = w.namespace and k.key = w.key limit 1
+        ) k";
+
+    /// These two find each key by itself, whatever the planner believes of the table.
+    RELEASE_CLAIMS = "
+        delete from outboxd.idempotency_keys k
+        using unnest($2::text[], $3::text[], $4::bigint[]) as c (namespace, key, claim)
+        cross join lateral (
+          select ctid from outboxd.idempotency_keys h
+          where h.consumer_group = $1 and h.namespace = c.namespace and h.key = c.key and h.claim = c.claim
+            and h.state = 'claimed' limit 1
+        ) held
+        where k.ctid = held.ctid and k.claim = c.claim and k.state = 'claimed'";
+
+    FINISH_CLAIMS = "
+        update outboxd.idempotency_keys k set state = 'done', done_at = clock_timestamp(), expires_at = null
+        from unnest($2::text[], $3::text[], $4::bigint[]) as c (namespace, key, claim)
+        cross join lateral (
+          select ctid from outboxd.idempotency_keys h
+          where h.consumer_group = $1 and h.namespace = c.namespace and h.key = c.key and h.claim = c.claim
+            and h.state = 'claimed' limit 1
+        ) held
+        where k.ctid = held.ctid and k.claim = c.claim and k.state = 'claimed'";
+}
+
+/// An operation as a group knows it: an idempotency key, or a message's own id.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OperationKey {
+    pub namespace: &'static str,
+    pub key: String,
+}
+
+/// A key that this agent holds until it completes or releases it.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    pub key: OperationKey,
+    pub number: i64,
+}
+
+/// What became of an attempt to claim the keys of a message.
+#[derive(Debug)]
+pub enum Claimed {
+    All(Vec<Claim>),
+    /// Another message has done this operation.
+    Done {
+        by: Uuid,
+        same_payload: bool,
+    },
+    /// Another start holds a key now; nothing is held by this one.
+    Busy,
+}
+
+/// Who claims.
+#[derive(Clone, Copy, Debug)]
+pub struct Claimant<'a> {
+    pub group: &'a str,
+    pub agent: Uuid,
+}
+
+/// For which message, and what. Of the messages of one statement no two may want the same key.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    pub message_id: Uuid,
+    pub payload_hash: i64,
+    pub keys: &'a [OperationKey],
+}
+
+/// Claims all keys of a message or none, for each of these messages, in one statement. A claim that nobody completes
+/// ends after `ttl`.
+pub async fn claim(
+    client: &Lent,
+    claimant: Claimant<'_>,
+    wanted: &[Wanted<'_>],
+    ttl: Duration,
+) -> Result<Vec<Claimed>, PgError> {
+    let pairs = || wanted.iter().flat_map(|message| message.keys.iter().map(move |key| (message, key)));
+    let namespaces: Vec<&str> = pairs().map(|(_, key)| key.namespace).collect();
+    let names: Vec<&str> = pairs().map(|(_, key)| &*key.key).collect();
+    let ids: Vec<Uuid> = pairs().map(|(message, _)| message.message_id).collect();
+    let hashes: Vec<i64> = pairs().map(|(message, _)| message.payload_hash).collect();
+    let ttl = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
+    let Claimant { group, agent } = claimant;
+    let statement = client.prepare_cached(CLAIM).await?;
+    let rows = client.query(&statement, &[&group, &namespaces, &names, &ids, &hashes, &agent, &ttl]).await?;
+    let rows: HashMap<(&str, &str), &Row> = rows.iter().map(|row| ((row.get(0), row.get(1)), row)).collect();
+    let mut given_up = Vec::new();
+    let outcomes = wanted.iter().map(|message| claimed(message.keys, &rows, &mut given_up)).collect();
+    release(client, group, &given_up).await?;
+    Ok(outcomes)
+}
+
+/// What was claimed for a message that does not have all of its keys is to be given up.
+fn claimed(keys: &[OperationKey], rows: &HashMap<(&str, &str), &Row>, given_up: &mut Vec<Claim>) -> Claimed {
+    let found = || keys.iter().filter_map(|key| Some((key, rows.get(&(key.namespace, &*key.key))?)));
+    let claims = found()
+        .filter_map(|(key, row)| Some(Claim { key: key.clone(), number: row.get::<_, Option<i64>>(2)? }));
+    let mut claims: Vec<Claim> = claims.collect();
+    if claims.len() == keys.len() {
+        return Claimed::All(claims);
+    }
+    given_up.append(&mut claims);
+    found().find_map(|(_, row)| done(row)).unwrap_or(Claimed::Busy)
+}
+
+/// The message that finished this key. If it is this very message, its evidence has gone by retention: state and
+/// evidence commit together.
+fn done(row: &Row) -> Option<Claimed> {
+    let is_done = row.get::<_, Option<&str>>(3) == Some("done");
+    is_done.then(|| Claimed::Done { by: row.get(4), same_payload: row.get(5) })
+}
+
+fn columns(keys: &[OperationKey]) -> (Vec<&'static str>, Vec<&str>) {
+    keys.iter().map(|key| (key.namespace, key.key.as_str())).unzip()
+}
+
+fn claim_columns(claims: &[Claim]) -> (Vec<&'static str>, Vec<&str>, Vec<i64>) {
+    let namespaces = claims.iter().map(|claim| claim.key.namespace).collect();
+    let names = claims.iter().map(|claim| claim.key.key.as_str()).collect();
+    let numbers = claims.iter().map(|claim| claim.number).collect();
+    (namespaces, names, numbers)
+}
+
+/// Gives claims back, so that a later message of that operation can do it.
+pub async fn release(client: &impl GenericClient, group: &str, claims: &[Claim]) -> Result<(), PgError> {
+    if claims.is_empty() {
+        return Ok(());
+    }
+    let (namespaces, names, numbers) = claim_columns(claims);
+    let statement = client.prepare_cached(RELEASE_CLAIMS).await?;
+    client.execute(&statement, &[&group, &namespaces, &names, &numbers]).await?;
+    Ok(())
+}
+
+/// Their operations are done. Says how many of the claims had been lost to another agent.
+pub async fn finish(client: &impl GenericClient, group: &str, claims: &[Claim]) -> Result<usize, PgError> {
+    if claims.is_empty() {
+        return Ok(0);
+    }
+    let (namespaces, names, numbers) = claim_columns(claims);
+    let statement = client.prepare_cached(FINISH_CLAIMS).await?;
+    let kept = client.execute(&statement, &[&group, &namespaces, &names, &numbers]).await?;
+    Ok(claims.len().saturating_sub(usize::try_from(kept).unwrap_or(usize::MAX)))
+}
+
+/// Finishes the keys of a message whose effect is part of this transaction.
+pub async fn claim_done(
+    transaction: &impl GenericClient,
+    claimant: Claimant<'_>,
+    wanted: Wanted<'_>,
+) -> Result<Claimed, PgError> {
+    let (namespaces, names) = columns(wanted.keys);
+    let Claimant { group, agent } = claimant;
+    let Wanted { message_id, payload_hash, keys } = wanted;
+    let statement = transaction.prepare_cached(CLAIM_DONE).await?;
+    let taken = transaction
+        .execute(&statement, &[&group, &message_id, &namespaces, &names, &payload_hash, &agent])
+        .await?;
+    if usize::try_from(taken).is_ok_and(|taken| taken == keys.len()) {
+        return Ok(Claimed::All(Vec::new()));
+    }
+    let statement = transaction.prepare_cached(FIND_KEYS).await?;
+    let rows = transaction.query(&statement, &[&group, &namespaces, &names, &payload_hash]).await?;
+    Ok(rows.iter().find_map(done).unwrap_or(Claimed::Busy))
+}

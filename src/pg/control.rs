@@ -1,0 +1,126 @@
+//! What a group's agents say and hear once a second: who is at work, and what an operator or a breaker has ordered.
+
+use std::time::Duration;
+
+use tokio_postgres::GenericClient;
+use uuid::Uuid;
+
+use super::connect::PgError;
+use super::pool::Lent;
+use super::sql::statements;
+
+statements! {
+    CONTROL = "
+        with me as (
+          insert into outboxd.members as m (consumer_group, agent_id, agent, in_flight, error_rate, takes_retries)
+          values ($1, $2, $3, $4, $5, $6)
+          on conflict (consumer_group, agent_id) do update set agent = excluded.agent, seen_at = clock_timestamp(),
+            in_flight = excluded.in_flight, error_rate = excluded.error_rate, takes_retries = excluded.takes_retries
+        )
+        select g.paused_at is not null, g.paused_by,
+          (extract(epoch from g.breaker_until - clock_timestamp()) * 1000)::bigint, g.breaker_reason,
+          1 + (select count(*) from outboxd.members m where m.consumer_group = $1 and m.agent_id <> $2
+            and m.seen_at > clock_timestamp() - $7::bigint * interval '1 ms'),
+          exists (select from outboxd.agents a where a.id = $2 and a.drain_ordered_at is not null)
+        from outboxd.groups g where g.name = $1";
+
+    LEAVE = "delete from outboxd.members where consumer_group = $1 and agent_id = $2";
+
+    OPEN_BREAKER = "
+        update outboxd.groups set breaker_until = clock_timestamp() + $2::bigint * interval '1 ms', breaker_reason = $3
+        where name = $1";
+
+    CLOSE_BREAKER = "
+        update outboxd.groups set breaker_until = null, breaker_reason = null where name = $1 and breaker_until is not null";
+
+    PAUSE = "
+        update outboxd.groups set paused_at = clock_timestamp(), paused_by = $2 where name = $1 and paused_at is null";
+
+    RESUME = "
+        update outboxd.groups set paused_at = null, paused_by = null, breaker_until = null, breaker_reason = null
+        where name = $1 and (paused_at is not null or breaker_until is not null)";
+}
+
+/// Who says nothing for so long is not at work.
+const SILENT: Duration = Duration::from_secs(5);
+
+/// What an agent says of itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Member<'a> {
+    pub group: &'a str,
+    pub agent: Uuid,
+    pub agent_name: &'a str,
+    pub in_flight: u64,
+    /// Of the last minute, 0 to 1.
+    pub error_rate: f64,
+    pub takes_retries: bool,
+}
+
+/// What is ordered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Orders {
+    /// By whom the group is paused.
+    pub paused_by: Option<String>,
+    /// In milliseconds, how long the breaker stays open; past that it is half open. `None`: closed.
+    pub breaker: Option<i64>,
+    pub breaker_reason: Option<String>,
+    /// Agents at work for the group, this one too.
+    pub members: i64,
+    /// This agent takes nothing new on.
+    pub drain: bool,
+}
+
+/// Says and hears; `None` if the group is not there any more.
+pub async fn control(client: &Lent, member: Member<'_>) -> Result<Option<Orders>, PgError> {
+    let Member { group, agent, agent_name, in_flight, error_rate, takes_retries } = member;
+    let in_flight = i32::try_from(in_flight).unwrap_or(i32::MAX);
+    #[allow(clippy::cast_possible_truncation, reason = "a share from 0 to 1")]
+    let error_rate = error_rate as f32;
+    let silent = i64::try_from(SILENT.as_millis()).unwrap_or(i64::MAX);
+    let statement = client.prepare_cached(CONTROL).await?;
+    let row = client
+        .query_opt(
+            &statement,
+            &[&group, &agent, &agent_name, &in_flight, &error_rate, &takes_retries, &silent],
+        )
+        .await?;
+    Ok(row.map(|row| {
+        let paused: bool = row.get(0);
+        let by: Option<String> = row.get(1);
+        Orders {
+            paused_by: paused.then(|| by.unwrap_or_else(|| "an operator".into())),
+            breaker: row.get(2),
+            breaker_reason: row.get(3),
+            members: row.get(4),
+            drain: row.get(5),
+        }
+    }))
+}
+
+/// It is not at work any more.
+pub async fn leave(client: &Lent, group: &str, agent: Uuid) -> Result<(), PgError> {
+    client.execute(LEAVE, &[&group, &agent]).await?;
+    Ok(())
+}
+
+/// Opens the group's breaker for all of its agents.
+pub async fn open_breaker(client: &Lent, group: &str, pause: Duration, reason: &str) -> Result<(), PgError> {
+    let pause = i64::try_from(pause.as_millis()).unwrap_or(i64::MAX);
+    client.execute(OPEN_BREAKER, &[&group, &pause, &reason.replace('\0', "")]).await?;
+    Ok(())
+}
+
+pub async fn close_breaker(client: &Lent, group: &str) -> Result<(), PgError> {
+    client.execute(CLOSE_BREAKER, &[&group]).await?;
+    Ok(())
+}
+
+/// Orders the group's agents to start nothing; false: it was paused already.
+pub async fn pause(client: &impl GenericClient, group: &str, by: &str) -> Result<bool, PgError> {
+    Ok(client.execute(PAUSE, &[&group, &by]).await? > 0)
+}
+
+/// Takes that back, and closes the breaker; false: neither was so.
+pub async fn resume(client: &impl GenericClient, group: &str) -> Result<bool, PgError> {
+    Ok(client.execute(RESUME, &[&group]).await? > 0)
+}

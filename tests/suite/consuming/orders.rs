@@ -1,0 +1,99 @@
+//! What an operator or the breaker orders: nothing more starts, what runs is finished, no attempt is spent.
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use outboxd::consumer::ConsumerStatus;
+use outboxd::domain::health::Vitals;
+
+use super::{Consumer, PATIENCE, Receiver, evidence, posting, unique};
+use crate::support::{Database, Kafka, Postgres, eventually};
+
+fn waiting_for(consumer: &Consumer) -> String {
+    ConsumerStatus(vec![consumer.status.clone()]).waiting_for().unwrap_or_default()
+}
+
+async fn call(database: &Database, statement: &str, group: &str) {
+    database.execute(statement, &[&group]).await;
+}
+
+#[tokio::test]
+async fn a_paused_group_starts_nothing_and_goes_on_when_it_is_resumed() {
+    let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
+    let topic = kafka.topic(2).await;
+    let receiver = Receiver::default();
+    let url = receiver.clone().listen().await;
+    let group = unique("orders");
+    let consumer = Consumer::start(&database.agent_url(), kafka, &group, &posting(&[&topic], &url));
+    consumer.assigned(2).await;
+    eventually("it is at work", PATIENCE, async || {
+        database.count("select count(*) from outboxd.members where not takes_retries").await == 1
+    })
+    .await;
+    let pause = "update outboxd.groups set paused_at = now(), paused_by = 'ann' where name = $1";
+    call(&database, pause, &group).await;
+    eventually("it hears", PATIENCE, async || waiting_for(&consumer).contains("paused by ann")).await;
+    for n in 0..10 {
+        kafka.produce(&topic, Some(&format!("k{n}")), Some(format!("m{n}").as_bytes()), &[]).await;
+    }
+    eventually("the lag is seen", PATIENCE, async || consumer.number("lag") == 10).await;
+    assert_eq!(receiver.handled().len(), 0);
+    call(&database, "update outboxd.groups set paused_at = null where name = $1", &group).await;
+    eventually("all are handled", PATIENCE, async || evidence(&database).await == 10).await;
+    assert_eq!(waiting_for(&consumer), "");
+    consumer.drained().await;
+    assert_eq!(database.count("select count(*) from outboxd.members").await, 0, "it has said goodbye");
+}
+
+#[tokio::test]
+async fn a_breaker_waits_for_the_other_side_instead_of_using_up_attempts() {
+    let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
+    let topic = kafka.topic(2).await;
+    let receiver = Receiver { takes: Duration::from_millis(10), ..Receiver::default() };
+    let url = receiver.clone().listen().await;
+    for n in 0..60 {
+        let payload = format!("m{n}");
+        receiver.tell(&payload, StatusCode::SERVICE_UNAVAILABLE);
+        kafka.produce(&topic, None, Some(payload.as_bytes()), &[]).await;
+    }
+    let group = unique("orders");
+    let settings = format!(
+        "topics = [\"{topic}\"]\nconcurrency = 2\nhandler = {{ kind = \"http\", url = \"{url}\" }}\n\
+         breaker = {{ failures = 5, pause = \"2s\" }}"
+    );
+    let consumer = Consumer::start(&database.agent_url(), kafka, &group, &settings);
+    eventually("it opens", PATIENCE, async || waiting_for(&consumer).contains("the breaker is open")).await;
+    let open =
+        "select count(*) from outboxd.groups where breaker_until > now() and breaker_reason like '%503%'";
+    eventually("all agents know", PATIENCE, async || database.count(open).await == 1).await;
+    let failed = consumer.number("failed");
+    assert!((5..=7).contains(&failed), "those that ran when it opened at the most: {failed}");
+    eventually("one is let through", PATIENCE, async || consumer.number("failed") > failed).await;
+    receiver.answers.lock().unwrap().clear();
+    eventually("the rest is handled", PATIENCE, async || {
+        let failures = database.count("select count(*) from outboxd.failures").await;
+        evidence(&database).await + failures == 60
+    })
+    .await;
+    assert!(database.count("select count(*) from outboxd.failures").await < 20, "few attempts were spent");
+    assert_eq!(database.count("select count(*) from outboxd.groups where breaker_until is null").await, 1);
+    consumer.drained().await;
+}
+
+#[tokio::test]
+async fn no_more_start_in_a_second_than_the_rate_allows() {
+    let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
+    let topic = kafka.topic(1).await;
+    let receiver = Receiver::default();
+    let url = receiver.clone().listen().await;
+    for n in 0..40 {
+        kafka.produce(&topic, None, Some(format!("m{n}").as_bytes()), &[]).await;
+    }
+    let settings = format!("rate = \"10/s\"\n{}", posting(&[&topic], &url));
+    let consumer = Consumer::start(&database.agent_url(), kafka, &unique("orders"), &settings);
+    eventually("all are handled", PATIENCE, async || evidence(&database).await == 40).await;
+    consumer.drained().await;
+    let took = "select extract(epoch from max(handled_at) - min(handled_at))::bigint from outboxd.handled";
+    let took = database.count(took).await;
+    assert!(took >= 3, "40 at 10 a second, of which one second's worth may come at once: {took} s");
+}
