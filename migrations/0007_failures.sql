@@ -26,8 +26,11 @@ create table outboxd.failures (
   failed_at timestamptz,          -- first
   next_attempt_at timestamptz,    -- of one that is due
   dispatch bigint not null default 0,    -- fencing number: whoever starts or completes an attempt names it
+  dispatch_seq bigint,            -- its message in the outbox, in the lane of priority 0
   target uuid,                    -- the agent that this dispatch is for
-  expires_at timestamptz,         -- of a dispatch that nobody starts, or of a lease that nobody renews
+  published_at timestamptz,       -- when its message was seen to be published
+  expires_at timestamptz,         -- of a published dispatch that nobody starts, or of a lease that nobody renews
+  undelivered smallint not null default 0,  -- dispatches in a row that an agent was given and did not start
   place bigint not null default nextval('outboxd.failures_place'),  -- among those held for one key
   changed_at timestamptz not null default clock_timestamp(),
   primary key (consumer_group, message_id),
@@ -36,7 +39,7 @@ create table outboxd.failures (
   check ((state in ('retrying', 'running')) <= (target is not null)),
   check ((state in ('dead', 'discarded')) = (reason is not null))
 );
-create index failures_due on outboxd.failures (next_attempt_at) where state = 'due';
+create index failures_due on outboxd.failures (consumer_group, next_attempt_at) where state = 'due';
 create index failures_out on outboxd.failures (expires_at) where state in ('retrying', 'running');
 create index failures_held on outboxd.failures (consumer_group, topic, key_digest, place) where state = 'held';
 create index failures_given_up on outboxd.failures (changed_at) where state in ('dead', 'discarded');
@@ -100,3 +103,5 @@ create view outboxd.dead_letters as
 select consumer_group, message_id, topic, partition, "offset", recorded_at, type, idempotency_key, attempts, reason, error,
   failed_at, changed_at as died_at
 from outboxd.failures where state = 'dead';
+
+insert into outboxd.upkeep (job) values ('process-retry');

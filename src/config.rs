@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 
 pub use agent::Agent;
 pub use error::ConfigError;
-pub use group::{Dedup, Group, Handler, Retry, Start};
+pub use group::{Dedup, Group, Handler, OnDead, Retry, Start};
 pub use http::Http;
 pub use job::Job;
 pub use kafka::{Kafka, Properties};

@@ -3,6 +3,7 @@
 pub mod cleanup;
 mod evidence;
 pub mod partitions;
+pub mod process_retry;
 pub mod reap_agents;
 
 use std::pin::Pin;

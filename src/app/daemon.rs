@@ -224,7 +224,8 @@ impl Daemon {
         let mut jobs = vec![jobs::reap_agents::job(connector.clone(), &self.config.agent)];
         if self.role == "producer" {
             jobs.push(jobs::partitions::job(connector.clone(), &self.config.retention));
-            jobs.push(jobs::cleanup::job(connector, self.config.retention.clone()));
+            jobs.push(jobs::cleanup::job(connector.clone(), self.config.retention.clone()));
+            jobs.push(jobs::process_retry::job(connector, self.config.groups.clone()));
         }
         for job in jobs {
             let configured = self.config.jobs.get(job.name);

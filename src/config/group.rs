@@ -10,13 +10,17 @@ use serde_json::Value;
 
 use super::error::ConfigError;
 use super::section::Section;
-use super::setting::{DAY, MILLISECOND, Problem, Setting, Written, any, chosen, lasting, within};
+use super::setting::{DAY, MILLISECOND, Problem, SECOND, Setting, Written, any, chosen, lasting, within};
+use crate::domain::backoff::Backoff;
+use crate::domain::dispatch;
 use crate::domain::message::is_topic_name;
 
 pub const BATCH: usize = 500;
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 pub const BACKOFF: Duration = Duration::from_secs(1);
 pub const MAX_BACKOFF: Duration = Duration::from_secs(3600);
+pub const MAX_ATTEMPTS: usize = 20;
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug)]
 pub struct Group {
@@ -75,15 +79,32 @@ pub struct HttpHandler {
     pub client_key: Option<PathBuf>,
 }
 
-/// `[groups.NAME.retry]`: how long to wait between tries.
+/// `[groups.NAME.retry]`: how often a message is tried, how long to wait between tries, and what becomes of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Retry {
+    /// All tries, the first one too.
+    pub max_attempts: usize,
     /// The first delay; it doubles, with full jitter.
     pub backoff: Duration,
     pub max_backoff: Duration,
+    /// How long a target may take to start, from the publication of the dispatch.
+    pub deadline: Duration,
+    pub on_dead: OnDead,
+    /// A copy of each dead letter goes to `<topic>-dlt`.
+    pub dead_letter_topic: bool,
+}
+
+/// What becomes of a key that waits behind a dead letter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnDead {
+    #[default]
+    Release,
+    /// It waits until an operator replays or discards it.
+    Hold,
 }
 
 const STARTS: &[(&str, Start)] = &[("earliest", Start::Earliest), ("latest", Start::Latest)];
+const ON_DEAD: &[(&str, OnDead)] = &[("release", OnDead::Release), ("hold", OnDead::Hold)];
 const DEDUPS: &[(&str, Dedup)] = &[("outboxd", Dedup::Outboxd), ("id", Dedup::Id)];
 
 impl Group {
@@ -105,11 +126,40 @@ impl Group {
     }
 }
 
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            max_attempts: MAX_ATTEMPTS,
+            backoff: BACKOFF,
+            max_backoff: MAX_BACKOFF,
+            deadline: DEADLINE,
+            on_dead: OnDead::default(),
+            dead_letter_topic: false,
+        }
+    }
+}
+
 impl Retry {
+    /// The delay after so many failures; what the handler asked for is obeyed, within reason: a server may say a year.
+    /// `draw` is evenly distributed over 0.0..1.0.
+    pub fn delay(&self, failures: u32, asked: Option<Duration>, draw: f64) -> Duration {
+        let backoff = Backoff { first: self.backoff, max: self.max_backoff };
+        backoff.delay(failures, draw).max(asked.unwrap_or_default().min(self.max_backoff))
+    }
+
+    /// No try is left after so many.
+    pub fn is_over(&self, attempts: u32) -> bool {
+        usize::try_from(attempts).unwrap_or(usize::MAX) >= self.max_attempts
+    }
+
     fn read(section: &mut Section<'_>) -> Result<Self, ConfigError> {
         let retry = Self {
+            max_attempts: section.or("max_attempts", MAX_ATTEMPTS, within(1..=1_000_000))?,
             backoff: section.or("backoff", BACKOFF, lasting(MILLISECOND..=DAY))?,
             max_backoff: section.or("max_backoff", MAX_BACKOFF, lasting(MILLISECOND..=DAY))?,
+            deadline: section.or("deadline", DEADLINE, lasting(SECOND..=DAY))?,
+            on_dead: section.or("on_dead", OnDead::default(), any)?,
+            dead_letter_topic: section.or("dead_letter_topic", false, any)?,
         };
         if retry.max_backoff < retry.backoff {
             let [backoff, max] = [retry.backoff, retry.max_backoff].map(humantime::format_duration);
@@ -144,10 +194,11 @@ impl KafkaGroups {
 }
 
 pub(super) fn check_name(name: &str) -> Result<(), Problem> {
-    if is_plain_name(name) {
+    // Its retries have a topic that is named after it.
+    if is_plain_name(name) && is_topic_name(&dispatch::topic(name)) {
         return Ok(());
     }
-    Err(format!("`{name}` is not a name for a group: 1 to 249 letters, digits, dots, dashes and underscores"))
+    Err(format!("`{name}` is not a name for a group: 1 to 235 letters, digits, dots, dashes and underscores"))
 }
 
 fn check_topic(name: &str) -> Result<(), Problem> {
@@ -188,5 +239,15 @@ impl Setting for Dedup {
 
     fn show(&self) -> Value {
         chosen(DEDUPS, self)
+    }
+}
+
+impl Setting for OnDead {
+    fn read(written: Written<'_>) -> Result<Self, Problem> {
+        written.choice(ON_DEAD)
+    }
+
+    fn show(&self) -> Value {
+        chosen(ON_DEAD, self)
     }
 }

@@ -32,11 +32,11 @@ statements! {
     HELD_TOPICS = "select topic, min(reason) from outboxd.set_aside where priority = $1 and state = 'held' group by topic";
 
     READ_HELD = "
-        select seq, id, topic, key, payload, headers, type, idempotency_key, false, created_at from outboxd.set_aside
+        select seq, id, topic, key, payload, headers, type, idempotency_key, false, created_at, retry from outboxd.set_aside
         where priority = $1 and state = 'held' and topic = $2 order by seq limit $3";
 
     READ_DUE = "
-        select seq, id, topic, key, payload, headers, type, idempotency_key, false, created_at from outboxd.set_aside
+        select seq, id, topic, key, payload, headers, type, idempotency_key, false, created_at, retry from outboxd.set_aside
         where priority = $1 and state = 'scheduled' and due_at <= clock_timestamp() order by due_at, seq limit $2";
 
     FORGET_ASIDE = "

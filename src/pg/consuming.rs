@@ -328,13 +328,19 @@ pub async fn complete(
     let transaction = client.transaction().await?;
     evidence(&transaction, place, finished).await?;
     let claims: Vec<Claim> = finished.iter().flat_map(|message| message.claims.clone()).collect();
-    let mut kept = 0;
-    if !claims.is_empty() {
-        let (namespaces, names, numbers) = claim_columns(&claims);
-        kept = transaction.execute(FINISH_CLAIMS, &[&place.group, &namespaces, &names, &numbers]).await?;
-    }
+    let lost = finish(&transaction, place.group, &claims).await?;
     move_to(&transaction, place, next_offset).await?;
     transaction.commit().await?;
+    Ok(lost)
+}
+
+/// Their operations are done. Says how many of the claims had been lost to another agent.
+pub async fn finish(client: &impl GenericClient, group: &str, claims: &[Claim]) -> Result<usize, PgError> {
+    if claims.is_empty() {
+        return Ok(0);
+    }
+    let (namespaces, names, numbers) = claim_columns(claims);
+    let kept = client.execute(FINISH_CLAIMS, &[&group, &namespaces, &names, &numbers]).await?;
     Ok(claims.len().saturating_sub(usize::try_from(kept).unwrap_or(usize::MAX)))
 }
 

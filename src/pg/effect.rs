@@ -87,7 +87,7 @@ pub async fn apply(client: &mut Client, place: Place<'_>, effect: Effect<'_>) ->
     Ok(Affected::Done)
 }
 
-async fn call(
+pub(super) async fn call(
     transaction: &Transaction<'_>,
     function: &str,
     delivery: &Delivery,
