@@ -8,7 +8,10 @@
 mod buffer;
 mod completion;
 pub mod handler;
+mod inbox;
 mod keys;
+mod retry_store;
+mod retrying;
 mod session;
 mod start;
 pub mod status;
@@ -20,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 pub use status::{ConsumerStatus, GroupStatus};
@@ -139,10 +143,11 @@ async fn work(context: GroupContext, drain: &CancellationToken) -> Result<(), Co
         group = set_up(context) => Arc::new(group?),
         () = drain.cancelled() => return Ok(()),
     };
+    let retries = AbortOnDropHandle::new(tokio::spawn(retrying::work(Arc::clone(&group), drain.clone())));
     let mut failures = 0;
     while !drain.is_cancelled() {
         let started = tokio::time::Instant::now();
-        let Err(error) = session::work(&group, drain).await else { return Ok(()) };
+        let Err(error) = session::work(&group, drain).await else { break };
         failures = if started.elapsed() > BACKOFF.max { 1 } else { failures + 1 };
         tracing::error!(group = group.name, failures, "the group joins again: {error}");
         group.status.wait_for(&error.to_string());
@@ -151,6 +156,7 @@ async fn work(context: GroupContext, drain: &CancellationToken) -> Result<(), Co
             () = drain.cancelled() => {}
         }
     }
+    retries.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
     Ok(())
 }
 

@@ -5,5 +5,6 @@ pub mod error;
 pub mod publish;
 pub mod subscribe;
 pub mod topics;
+pub mod whole_topic;
 
 pub use error::KafkaFailure;

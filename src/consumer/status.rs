@@ -1,6 +1,7 @@
 //! What a group says of itself, for its agent's health.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,10 @@ use crate::domain::health::Vitals;
 #[derive(Debug)]
 pub struct GroupStatus {
     group: String,
+    /// Its reader of the retry topic moves, and it does not drain.
+    pub(super) takes_retries: AtomicBool,
+    /// Retries at work.
+    pub(super) retries: AtomicU32,
     inner: Mutex<Inner>,
 }
 
@@ -64,6 +69,8 @@ impl GroupStatus {
     pub fn new(group: impl Into<String>) -> Self {
         Self {
             group: group.into(),
+            takes_retries: AtomicBool::new(false),
+            retries: AtomicU32::new(0),
             inner: Mutex::new(Inner {
                 partitions: BTreeMap::new(),
                 missing_topics: Vec::new(),

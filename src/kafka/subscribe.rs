@@ -243,7 +243,7 @@ fn offsets(positions: &[(TopicPartition, i64)]) -> KafkaResult<TopicPartitionLis
     Ok(list)
 }
 
-fn record(message: &BorrowedMessage<'_>) -> Record {
+pub(super) fn record(message: &BorrowedMessage<'_>) -> Record {
     let headers = message.headers().map_or_else(Vec::new, |headers| {
         headers
             .iter()

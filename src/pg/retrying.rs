@@ -40,6 +40,11 @@ statements! {
         where outboxd.durable() and consumer_group = $1 and message_id = $2 and dispatch = $3 and target = $4
           and state in ('retrying', 'running')";
 
+    SAY = "
+        insert into outboxd.members as m (consumer_group, agent_id, agent, in_flight, takes_retries) values ($1, $2, $3, $4, $5)
+        on conflict (consumer_group, agent_id) do update set seen_at = clock_timestamp(), in_flight = excluded.in_flight,
+          takes_retries = excluded.takes_retries";
+
     HAND_BACK_ALL = "
         update outboxd.failures set state = 'due', next_attempt_at = clock_timestamp(), target = null, expires_at = null,
           changed_at = clock_timestamp()
@@ -181,6 +186,18 @@ pub async fn hand_back(client: &Client, fence: Fence<'_>, after: Duration) -> Re
     Ok(())
 }
 
+/// Says that this agent is there.
+pub async fn say(
+    client: &Client,
+    group: &str,
+    (agent, agent_name): (Uuid, &str),
+    in_flight: i32,
+    takes_retries: bool,
+) -> Result<(), PgError> {
+    client.execute(SAY, &[&group, &agent, &agent_name, &in_flight, &takes_retries]).await?;
+    Ok(())
+}
+
 /// The same for all that this agent was given and has not started.
 pub async fn hand_back_all(client: &Client, group: &str, agent: Uuid) -> Result<u64, PgError> {
     Ok(client.execute(HAND_BACK_ALL, &[&group, &agent]).await?)
@@ -204,18 +221,23 @@ pub async fn close(
 pub async fn succeed(
     client: &mut Client,
     place: Place<'_>,
-    finished: Finished,
+    finished: &Finished,
     successor: Successor,
 ) -> Result<Option<Next>, PgError> {
-    let message_id = finished.message_id;
     let transaction = begin(client).await?;
-    let finished = [finished];
-    consuming::evidence(&transaction, place, &finished).await?;
-    let next = close_in(&transaction, place.group, message_id, successor).await?;
-    let [finished] = finished;
+    consuming::evidence(&transaction, place, std::slice::from_ref(finished)).await?;
+    let next = close_in(&transaction, place.group, finished.message_id, successor).await?;
     consuming::finish(&transaction, place.group, &finished.claims).await?;
     transaction.commit().await?;
     Ok(next)
+}
+
+/// An attempt that failed, with the claims that it gives up.
+#[derive(Clone, Copy, Debug)]
+pub struct Failed<'a> {
+    pub error: &'a str,
+    pub claims: &'a [Claim],
+    pub verdict: Verdict,
 }
 
 /// Records that an attempt failed.
@@ -223,11 +245,10 @@ pub async fn fail(
     client: &mut Client,
     fence: Fence<'_>,
     agent_name: &str,
-    error: &str,
-    claims: &[Claim],
-    verdict: Verdict,
+    failed: Failed<'_>,
     successor: Successor,
 ) -> Result<Completed, PgError> {
+    let Failed { error, claims, verdict } = failed;
     let Fence { group, message_id, dispatch, agent } = fence;
     let (reason, after) = match verdict {
         Verdict::Again(after) => (None, millis(after)),
