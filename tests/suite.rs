@@ -32,6 +32,7 @@ mod suite {
     mod relay_faults;
     mod relay_waits;
     mod retention;
+    mod retrying;
     mod send;
     mod send_lines;
     mod soak;
