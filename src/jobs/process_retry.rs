@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
@@ -25,6 +25,12 @@ const MOST_PER_AGENT: u32 = 16;
 
 /// Failures of one group that a run gives out.
 const MOST_PER_RUN: u32 = 500;
+
+/// A run begins nothing more after this,
+const ENOUGH: Duration = Duration::from_millis(900);
+
+/// and looks so often who has room again.
+const REST: Duration = Duration::from_millis(50);
 
 /// Dispatches in a row that an agent has read and not started: then something is wrong with the message, or with us.
 const MOST_UNDELIVERED: i16 = 3;
@@ -62,11 +68,21 @@ async fn run(client: &mut Connection, policies: &Policies) -> Outcome {
     outcome
 }
 
+/// Goes on giving out for about as long as the schedule has it wait for the next run, while there is something to give.
 async fn work(client: &mut Connection, policies: &Policies) -> Outcome {
-    dispatching::see_published(client, &policies.deadlines(), Retry::default().deadline).await?;
-    let dead = settle(client, policies).await?;
+    let until = Instant::now() + ENOUGH;
+    let mut given = 0;
     let let_go = dispatching::let_forsaken_go(client).await?;
-    let given = give_out(client, policies).await?;
+    let dead = loop {
+        dispatching::see_published(client, &policies.deadlines(), Retry::default().deadline).await?;
+        let dead = settle(client, policies).await?;
+        let now_given = give_out(client, policies).await?;
+        given += now_given;
+        if now_given == 0 || dead > 0 || Instant::now() >= until {
+            break dead;
+        }
+        tokio::time::sleep(REST).await;
+    };
     let done: Vec<String> = [
         (given, "retries given out"),
         (u64::try_from(dead).unwrap_or(u64::MAX), "given up"),

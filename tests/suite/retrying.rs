@@ -11,6 +11,10 @@ use axum::routing::post;
 use outboxd::domain::dispatch;
 use uuid::Uuid;
 
+mod ends;
+mod faults;
+mod held;
+
 use crate::support::{Daemon, Database, Kafka, Outboxd, Postgres, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -27,12 +31,15 @@ struct Handler {
 struct Call {
     id: String,
     payload: Vec<u8>,
-    headers: HeaderMap,
 }
 
 impl Handler {
     fn answering(status: StatusCode) -> Self {
         Self { calls: Arc::default(), status, takes: Duration::ZERO }
+    }
+
+    fn taking(takes: Duration) -> Self {
+        Self { takes, ..Self::answering(StatusCode::OK) }
     }
 
     async fn listen(&self) -> String {
@@ -45,7 +52,7 @@ impl Handler {
 
     async fn answer(State(handler): State<Self>, headers: HeaderMap, payload: Bytes) -> StatusCode {
         let id = headers["ce-id"].to_str().unwrap().to_owned();
-        handler.calls.lock().unwrap().push(Call { id, payload: payload.to_vec(), headers });
+        handler.calls.lock().unwrap().push(Call { id, payload: payload.to_vec() });
         // Not a wait: a handler that takes its time.
         tokio::time::sleep(handler.takes).await;
         handler.status
@@ -79,11 +86,38 @@ impl Scene {
         Outboxd::new(&self.database, self.kafka)
     }
 
-    fn consumer(&self, url: &str, settings: &[&str]) -> Daemon {
-        let handler = format!("kind = \"http\"\nurl = \"{url}\"");
-        let outboxd = self.outboxd().group(&self.group, &self.topic, &handler);
+    /// With a group of that handler, and with settings of the group.
+    fn with(&self, outboxd: Outboxd, handler: &str, settings: &[&str]) -> Outboxd {
+        let outboxd = outboxd.group(&self.group, &self.topic, handler);
         let settings = settings.iter().map(|line| format!("groups.{}.{line}", self.group));
-        settings.fold(outboxd, |outboxd, line| outboxd.set(&line)).consumer(&[&self.group])
+        settings.fold(outboxd, |outboxd, line| outboxd.set(&line))
+    }
+
+    /// An agent of that name.
+    async fn consumer(&self, name: &str, handler: &Handler, settings: &[&str]) -> Daemon {
+        let posting = format!("kind = \"http\"\nurl = \"{}\"\ntimeout = \"60s\"", handler.listen().await);
+        let outboxd = self.outboxd().set(&format!("agent.name = \"{name}\""));
+        self.with(outboxd, &posting, settings).consumer(&[&self.group])
+    }
+
+    /// Whose job gives the retries out, by these settings of the group.
+    fn producer(&self, settings: &[&str]) -> Daemon {
+        self.with(self.outboxd(), "kind = \"log\"", settings).producer()
+    }
+
+    async fn agent(&self, name: &str) -> Uuid {
+        self.database.query_one("select agent_id from outboxd.members where agent = $1", &[&name]).await.get(0)
+    }
+
+    /// As if the lease or the deadline of all that is out had ended.
+    async fn expire(&self) {
+        self.database.execute("update outboxd.failures set expires_at = now() where expires_at is not null", &[]).await;
+    }
+
+    /// By whom each message was handled, at which attempt.
+    async fn evidence(&self) -> Vec<(Uuid, String, i32)> {
+        let rows = self.database.query("select message_id, agent, attempt from outboxd.handled", &[]).await;
+        rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
     }
 
     /// The agents that take retries now.
@@ -114,8 +148,8 @@ impl Scene {
         self.database.count("select count(*) from outboxd.failures").await
     }
 
-    async fn handled(&self) -> i64 {
-        self.database.count("select count(*) from outboxd.handled").await
+    async fn all_done(&self) {
+        eventually("all is done with", PATIENCE, async || self.failures().await == 0).await;
     }
 }
 
@@ -123,29 +157,20 @@ impl Scene {
 async fn a_failure_is_given_to_the_other_agent_through_the_outbox() {
     let scene = Scene::new().await;
     let handlers = [Handler::answering(StatusCode::OK), Handler::answering(StatusCode::OK)];
-    let _consumers = [
-        scene.consumer(&handlers[0].listen().await, &[]),
-        scene.consumer(&handlers[1].listen().await, &[]),
-    ];
-    let _producer = scene.outboxd().producer();
+    let _consumers = (scene.consumer("a", &handlers[0], &[]).await, scene.consumer("b", &handlers[1], &[]).await);
+    let _producer = scene.producer(&[]);
     scene.takers_are(2).await;
-    let agents = "select agent_id from outboxd.members order by agent_id limit 1";
-    let last: Uuid = scene.database.query_one(agents, &[]).await.get(0);
-    let id = scene.failure(b"again", Some(last)).await;
-    eventually("it is done with", PATIENCE, async || scene.failures().await == 0).await;
-
-    let evidence = "
-        select h.message_id, h.attempt, m.agent_id from outboxd.handled h join outboxd.members m on m.agent = h.agent";
-    let evidence = scene.database.query_one(evidence, &[]).await;
-    assert_eq!((evidence.get::<_, Uuid>(0), evidence.get::<_, i32>(1)), (id, 2));
-    assert_ne!(evidence.get::<_, Uuid>(2), last, "not the one that failed while another lives");
-    let calls: Vec<Call> = handlers.iter().flat_map(Handler::calls).collect();
+    let id = scene.failure(b"again", Some(scene.agent("a").await)).await;
+    scene.all_done().await;
+    assert_eq!(scene.evidence().await, [(id, "b".to_owned(), 2)], "not the one that failed while another lives");
+    assert_eq!(handlers[0].count(), 0);
+    let calls = handlers[1].calls();
     assert_eq!(calls.len(), 1);
-    assert_eq!((calls[0].id.as_str(), calls[0].payload.as_slice()), (id.to_string().as_str(), &b"again"[..]));
+    assert_eq!((&calls[0].id, calls[0].payload.as_slice()), (&id.to_string(), &b"again"[..]));
     let records = scene.kafka.read_all(&dispatch::topic(&scene.group)).await;
     assert_eq!(records.len(), 1);
     let header = |name: &str| records[0].header(&format!("outboxd-retry-{name}")).unwrap();
-    assert_eq!(header("target"), evidence.get::<_, Uuid>(2).to_string());
+    assert_eq!(header("target"), scene.agent("b").await.to_string());
     assert_eq!((header("original-id"), header("group")), (id.to_string(), scene.group.clone()));
     assert_eq!((header("attempt"), header("dispatch"), header("deadline")), ("2".into(), "1".into(), "60000".into()));
     assert_eq!(records[0].payload, None, "the message itself stays in the database");
