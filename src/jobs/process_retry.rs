@@ -1,7 +1,7 @@
 //! `process-retry`: gives what is due to an agent that can take it, and takes back what was not heard of.
 //!
-//! Of a group no more retries are out at a time than its live agents can run at once, so that however much fails, fresh
-//! messages go on; and each group has its own share of a run, so that none waits for another's failures.
+//! Of a group no more retries are out at a time than twice what its live agents run at once, so that however much fails,
+//! fresh messages go on; and each group has its own share of a run, so that none waits for another's failures.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,8 +20,8 @@ use crate::pg::{Connector, PgError, leaves};
 
 pub const NAME: &str = "process-retry";
 
-/// Retries that an agent has at a time.
-const MOST_PER_AGENT: u32 = 16;
+/// Retries that an agent has at a time: those that run, and as many on their way.
+const MOST_PER_AGENT: u32 = 32;
 
 /// Failures of one group that a run gives out.
 const MOST_PER_RUN: u32 = 500;
@@ -30,7 +30,7 @@ const MOST_PER_RUN: u32 = 500;
 const ENOUGH: Duration = Duration::from_millis(900);
 
 /// and looks so often who has room again.
-const REST: Duration = Duration::from_millis(50);
+const REST: Duration = Duration::from_millis(100);
 
 /// Dispatches in a row that an agent has read and not started: then something is wrong with the message, or with us.
 const MOST_UNDELIVERED: i16 = 3;
@@ -76,9 +76,9 @@ async fn work(client: &mut Connection, policies: &Policies) -> Outcome {
     let dead = loop {
         dispatching::see_published(client, &policies.deadlines(), Retry::default().deadline).await?;
         let dead = settle(client, policies).await?;
-        let now_given = give_out(client, policies).await?;
+        let Some(now_given) = give_out(client, policies).await? else { break dead };
         given += now_given;
-        if now_given == 0 || dead > 0 || Instant::now() >= until {
+        if dead > 0 || Instant::now() >= until {
             break dead;
         }
         tokio::time::sleep(REST).await;
@@ -161,16 +161,17 @@ fn tell(unheard: &Unheard, settlement: &Settlement) {
     }
 }
 
-async fn give_out(client: &Connection, policies: &Policies) -> Result<u64, PgError> {
+/// Returns how many; nothing if none is due that somebody takes.
+async fn give_out(client: &Connection, policies: &Policies) -> Result<Option<u64>, PgError> {
     let mut groups: BTreeMap<String, Vec<Candidate>> = BTreeMap::new();
     for (group, candidate) in dispatching::candidates(client).await? {
         groups.entry(group).or_default().push(candidate);
     }
+    if groups.is_empty() {
+        return Ok(None);
+    }
     let room: Vec<(&str, i64)> =
         groups.iter().map(|(group, candidates)| (group.as_str(), room(candidates))).collect();
-    if room.iter().all(|(_, room)| *room == 0) {
-        return Ok(0);
-    }
     let mut dispatches = Vec::new();
     for due in dispatching::due(client, &room).await? {
         if let Some(candidates) = groups.get_mut(&due.group)
@@ -180,7 +181,7 @@ async fn give_out(client: &Connection, policies: &Policies) -> Result<u64, PgErr
             dispatches.push(dispatch(due, candidates[place].agent, policies));
         }
     }
-    if dispatches.is_empty() { Ok(0) } else { dispatching::dispatch(client, &dispatches).await }
+    Ok(Some(if dispatches.is_empty() { 0 } else { dispatching::dispatch(client, &dispatches).await? }))
 }
 
 fn room(candidates: &[Candidate]) -> i64 {
