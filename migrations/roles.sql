@@ -30,7 +30,8 @@ grant select on sequence outboxd.messages_seq to {agent}, {operator}, {reader};
 grant select, insert on outboxd.messages to {operator};
 grant select (id, priority, seq) on outboxd.messages to {reader};
 grant select, update, delete on outboxd.set_aside to {operator};
-grant update, delete on outboxd.groups, outboxd.group_positions to {operator};
+grant insert, update, delete on outboxd.groups, outboxd.group_positions to {operator};
+grant delete on outboxd.handled, outboxd.idempotency_keys to {operator};
 grant select, update, delete on outboxd.failures, outboxd.held_keys to {operator};
 grant update, delete on outboxd.agents to {operator};
 grant select on outboxd.lanes, outboxd.publications, outboxd.groups, outboxd.group_positions, outboxd.handled, outboxd.idempotency_keys,

@@ -2,13 +2,17 @@
 
 mod agents;
 mod bench;
+mod completions;
 mod config;
 mod confirm;
 mod consumer;
 mod dev;
+mod doctor;
 mod global;
 mod groups;
+mod health;
 mod lanes;
+mod man;
 mod messages;
 mod migrate;
 mod output;
@@ -59,8 +63,12 @@ enum Command {
     Groups(groups::Options),
     Lanes(lanes::Options),
     Config(config::Options),
+    Doctor(doctor::Options),
+    Health(health::Options),
     Dev(dev::Options),
     Bench(bench::Options),
+    Completions(completions::Options),
+    Man(man::Options),
 }
 
 impl Cli {
@@ -78,8 +86,12 @@ impl Cli {
             Command::Groups(options) => options.run(global).await,
             Command::Lanes(options) => options.run(global).await,
             Command::Config(options) => options.run(global),
+            Command::Doctor(options) => options.run(global).await,
+            Command::Health(options) => options.run(global).await,
             Command::Dev(options) => options.run().await,
             Command::Bench(options) => options.run(global).await,
+            Command::Completions(options) => options.run(),
+            Command::Man(options) => options.run(),
         };
         result.unwrap_or_else(|error| self.report(&error))
     }

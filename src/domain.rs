@@ -5,6 +5,7 @@ pub mod backoff;
 pub mod cursor;
 pub mod delivery;
 pub mod dispatch;
+pub mod doctor;
 pub mod evidence;
 pub mod health;
 pub mod identity;

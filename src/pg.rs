@@ -6,6 +6,7 @@ pub mod benching;
 pub mod connect;
 pub mod consuming;
 pub mod dispatching;
+pub mod doctor;
 pub mod effect;
 pub mod evidence;
 pub mod groups;

@@ -11,12 +11,15 @@ mod suite {
     mod cli;
     mod configuring;
     mod consuming;
+    mod consuming_soak;
     mod contract;
     mod developing;
+    mod doctor;
     mod encrypting;
     mod enqueue;
     mod evidence;
     mod harness;
+    mod health;
     mod layers;
     mod leaves;
     mod lifecycle;
@@ -31,6 +34,7 @@ mod suite {
     mod relay_aside;
     mod relay_faults;
     mod relay_waits;
+    mod resetting;
     mod retention;
     mod retrying;
     mod send;

@@ -1,13 +1,19 @@
 //! `outboxd groups`.
 
+mod reset;
+
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 
 use super::global::{Global, connect_to_look};
 use super::output;
 use crate::failure::{Exit, Failure, Kind};
+use crate::pg::connect::Connection;
 use crate::pg::groups::{self, Group};
+use reset::Reset;
 
-/// Look at the groups that this database knows, and forget one
+/// Look at the groups that this database knows, move one, forget one
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  outboxd groups list")]
 pub struct Options {
@@ -17,58 +23,88 @@ pub struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Every group that ever started here: its topics, and its agents that are alive
-    #[command(after_help = "Example:\n  outboxd groups list --json")]
-    List {
-        /// One array of objects
-        #[arg(long)]
-        json: bool,
-    },
-    /// Forget a group that will not come back, so that retention does not wait for it
-    ///
-    /// Removes the group and its positions. Its evidence stays until its own retention ends: should the group come back,
-    /// it begins anew, and what it has handled is not handled again.
-    #[command(after_help = "Example:\n  outboxd groups forget old-reports --yes")]
-    Forget {
-        group: String,
-        /// Do it; without this it is only said what would be forgotten
-        #[arg(long)]
-        yes: bool,
-    },
+    List(List),
+    Forget(Forget),
+    Reset(Reset),
+}
+
+/// Every group that ever started here: its topics, and its agents that are alive
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  outboxd groups list --json")]
+struct List {
+    /// One array of objects
+    #[arg(long)]
+    json: bool,
+}
+
+/// Forget a group that will not come back, so that retention does not wait for it
+///
+/// Removes the group and its positions. Its evidence stays until its own retention ends: should the group come back,
+/// it begins anew, and what it has handled is not handled again.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  outboxd groups forget old-reports --yes")]
+struct Forget {
+    group: String,
+    /// Do it; without this it is only said what would be forgotten
+    #[arg(long)]
+    yes: bool,
 }
 
 impl Options {
     pub async fn run(&self, global: &Global) -> anyhow::Result<Exit> {
-        let config = global.load()?.config;
-        let client = connect_to_look(&config, "groups").await?;
-        let inactive_after = config.agent.inactive_after;
-        let groups = groups::list(&client, inactive_after).await?;
         match &self.command {
-            Command::List { json: true } => output::json(&groups)?,
-            Command::List { json: false } => {
-                let columns = ["NAME", "TOPICS", "KAFKA GROUP", "POSITIONS", "AGENTS"];
-                output::table(columns, groups.iter().map(row))?;
-            }
-            Command::Forget { group, yes } => {
-                let found = groups.iter().find(|found| found.name == *group).ok_or_else(|| {
-                    Failure::not_found(format!(
-                        "no group `{group}` is known here; `outboxd groups list` shows those that are"
-                    ))
-                })?;
-                if !found.agents.is_empty() {
-                    return Err(alive(group, &found.agents.join(", ")).into());
-                }
-                if !yes {
-                    return Err(Failure::new(Kind::Refused, preview(found)).into());
-                }
-                if !groups::forget(&client, group, inactive_after).await? {
-                    return Err(alive(group, "one that has just started").into());
-                }
-                output::line(&format!("forgot group {group}, with {} positions", found.positions))?;
-            }
+            Command::List(options) => options.run(global).await?,
+            Command::Forget(options) => options.run(global).await?,
+            Command::Reset(options) => options.run(global).await?,
         }
         Ok(Exit::Done)
     }
+}
+
+impl List {
+    async fn run(&self, global: &Global) -> anyhow::Result<()> {
+        let config = global.load()?.config;
+        let client = connect_to_look(&config, "groups").await?;
+        let groups = groups::list(&client, config.agent.inactive_after).await?;
+        if self.json {
+            output::json(&groups)?;
+        } else {
+            let columns = ["NAME", "TOPICS", "KAFKA GROUP", "POSITIONS", "AGENTS"];
+            output::table(columns, groups.iter().map(row))?;
+        }
+        Ok(())
+    }
+}
+
+impl Forget {
+    async fn run(&self, global: &Global) -> anyhow::Result<()> {
+        let config = global.load()?.config;
+        let client = connect_to_look(&config, "groups").await?;
+        let inactive_after = config.agent.inactive_after;
+        let found = find(&client, &self.group, inactive_after).await?;
+        if !found.agents.is_empty() {
+            return Err(alive(&found.name, &found.agents.join(", ")).into());
+        }
+        if !self.yes {
+            return Err(Failure::new(Kind::Refused, preview(&found)).into());
+        }
+        if !groups::forget(&client, &found.name, inactive_after).await? {
+            return Err(alive(&found.name, "one that has just started").into());
+        }
+        output::line(&format!("forgot group {}, with {} positions", found.name, found.positions))?;
+        Ok(())
+    }
+}
+
+async fn find(client: &Connection, name: &str, inactive_after: Duration) -> anyhow::Result<Group> {
+    let groups = groups::list(client, inactive_after).await?;
+    let found = groups.into_iter().find(|found| found.name == name);
+    let unknown = || {
+        Failure::not_found(format!(
+            "no group `{name}` is known here; `outboxd groups list` shows those that are"
+        ))
+    };
+    Ok(found.ok_or_else(unknown)?)
 }
 
 fn row(group: &Group) -> [String; 5] {

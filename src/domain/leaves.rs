@@ -91,6 +91,12 @@ pub fn next_step(leaves: &[Leaf], last_seq: i64, rate: Rate, default_is_small: b
     }
 }
 
+/// How many numbers beyond the sequence leaves cover without a gap.
+pub fn covered_ahead(leaves: &[Leaf], last_seq: i64) -> i64 {
+    let next = last_seq.saturating_add(1);
+    end_of_run(leaves, next).map_or(0, |end| end - next)
+}
+
 /// Where the leaves end that cover `next` and what follows without a gap.
 fn end_of_run(leaves: &[Leaf], next: i64) -> Option<i64> {
     leaves.iter().fold(None, |end, leaf| match end {

@@ -235,7 +235,7 @@ impl Drop for Subscription {
     }
 }
 
-fn offsets(positions: &[(TopicPartition, i64)]) -> KafkaResult<TopicPartitionList> {
+pub(super) fn offsets(positions: &[(TopicPartition, i64)]) -> KafkaResult<TopicPartitionList> {
     let mut list = TopicPartitionList::with_capacity(positions.len());
     for ((topic, partition), offset) in positions {
         list.add_partition_offset(topic, *partition, Offset::Offset(*offset))?;

@@ -4,15 +4,19 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
+use uuid::Uuid;
 
 use super::client::{self, Logged};
 use super::error::{KafkaFailure, Refusal, refusal};
 use super::publish::blocking;
+use super::subscribe::offsets;
+use super::topic_ids::topic_ids;
 use crate::config::{Create, Kafka};
 use crate::domain::delivery::TopicPartition;
 use crate::domain::start_offset::Extent;
@@ -133,6 +137,18 @@ impl Topics {
         })
     }
 
+    /// The ids of those topics that are there; a broker that knows no ids (before 2.8) tells none.
+    pub async fn ids(&self, topics: &[String]) -> Result<HashMap<String, Uuid>, KafkaFailure> {
+        let (client, topics) = (Arc::clone(&self.client), topics.to_vec());
+        match blocking(move || topic_ids(client.client().native_ptr(), &topics, PATIENCE)).await {
+            Ok(ids) => Ok(ids),
+            Err(RDKafkaErrorCode::UnsupportedFeature) => Ok(HashMap::new()),
+            Err(code) => {
+                Err(KafkaFailure::Unreachable { brokers: self.brokers.clone(), reason: code.to_string() })
+            }
+        }
+    }
+
     /// What a partition has now.
     pub async fn extent(&self, (topic, partition): &TopicPartition) -> Result<Extent, KafkaFailure> {
         let (client, topic, partition) = (Arc::clone(&self.client), topic.clone(), *partition);
@@ -164,6 +180,45 @@ impl Topics {
             }
         }
         Ok(committed)
+    }
+
+    /// How many consumers the group has, whoever they are.
+    pub async fn members(&self, kafka_group: &str) -> Result<usize, KafkaFailure> {
+        let (client, group) = (Arc::clone(&self.client), kafka_group.to_owned());
+        let found = blocking(move || {
+            let list = client.fetch_group_list(Some(&group), PATIENCE)?;
+            Ok(list.groups().iter().map(|group| group.members().len()).sum())
+        });
+        found.await.map_err(|error| self.unreachable(&error))
+    }
+
+    /// The first record of each from that time on; a partition without one is left out.
+    pub async fn offsets_at(
+        &self,
+        partitions: &[TopicPartition],
+        time: DateTime<Utc>,
+    ) -> Result<HashMap<TopicPartition, i64>, KafkaFailure> {
+        let client = Arc::clone(&self.client);
+        let wanted: Vec<_> = partitions.iter().map(|at| (at.clone(), time.timestamp_millis())).collect();
+        let found = blocking(move || client.offsets_for_times(offsets(&wanted)?, PATIENCE))
+            .await
+            .map_err(|error| self.unreachable(&error))?;
+        let mut first = HashMap::new();
+        for element in found.elements() {
+            element.error().map_err(|error| self.unreachable(&error))?;
+            if let Offset::Offset(offset) = element.offset() {
+                first.insert((element.topic().to_owned(), element.partition()), offset);
+            }
+        }
+        Ok(first)
+    }
+
+    /// Sets the group's offsets, and waits for the answer. For a group that has no members.
+    pub async fn commit(&self, positions: Vec<(TopicPartition, i64)>) -> Result<(), KafkaFailure> {
+        let client = Arc::clone(&self.client);
+        blocking(move || client.commit(&offsets(&positions)?, CommitMode::Sync))
+            .await
+            .map_err(|error| self.unreachable(&error))
     }
 
     /// For a caller that cannot go on without that topic.

@@ -70,7 +70,8 @@ pub const MIGRATIONS: &[Migration] = migrations! {
     8 "0008_evidence" since 7;
 };
 
-const ROLES: &str = include_str!("../../migrations/roles.sql");
+/// Roles and rights, with places for the configured names.
+pub(super) const ROLES: &str = include_str!("../../migrations/roles.sql");
 
 /// The schema version that this program was made for.
 pub fn newest() -> i32 {
@@ -206,7 +207,8 @@ async fn migrate_locked(client: &mut Connection, roles: Option<&Roles>) -> Resul
     Ok(report)
 }
 
-async fn missing_roles(client: &Connection, roles: &Roles) -> Result<Vec<String>, PgError> {
+/// Those of the configured roles that are not there.
+pub(super) async fn missing_roles(client: &Connection, roles: &Roles) -> Result<Vec<String>, PgError> {
     let wanted: Vec<_> = named(roles).into_iter().map(|(role, _)| role).collect();
     Ok(client.query(MISSING_ROLES, &[&wanted]).await?.iter().map(|row| row.get(0)).collect())
 }
@@ -316,7 +318,8 @@ fn grants(roles: &Roles) -> String {
     names.iter().fold(ROLES.to_owned(), |sql, (place, name)| sql.replace(place, name))
 }
 
-fn named(roles: &Roles) -> [(&str, &'static str); 4] {
+/// The configured names, and their places in `ROLES`.
+pub(super) fn named(roles: &Roles) -> [(&str, &'static str); 4] {
     [
         (&roles.app, "{app}"),
         (&roles.agent, "{agent}"),

@@ -1,10 +1,5 @@
 //! Every statement of the daemon, for the test that prepares each against a migrated database.
 
-use super::lanes::read;
-use super::{
-    agents, aside, consuming, dispatching, evidence, groups, held, inspect, lanes, leaves, messages, retention, retrying,
-};
-
 /// Declares statements as constants, and lists them as `SQL` with their names.
 macro_rules! statements {
     ($($(#[$doc:meta])* $name:ident = $sql:expr;)*) => {
@@ -18,20 +13,22 @@ pub(crate) use statements;
 /// Name and text of each.
 pub fn all() -> Vec<(&'static str, &'static str)> {
     [
-        agents::SQL,
-        aside::SQL,
-        consuming::SQL,
-        dispatching::SQL,
-        evidence::SQL,
-        groups::SQL,
-        held::SQL,
-        inspect::SQL,
-        lanes::SQL,
-        leaves::SQL,
-        messages::SQL,
-        read::SQL,
-        retention::SQL,
-        retrying::SQL,
+        super::agents::SQL,
+        super::aside::SQL,
+        super::consuming::SQL,
+        super::dispatching::SQL,
+        super::doctor::SQL,
+        super::doctor::rights::SQL,
+        super::evidence::SQL,
+        super::groups::SQL,
+        super::held::SQL,
+        super::inspect::SQL,
+        super::lanes::SQL,
+        super::lanes::read::SQL,
+        super::leaves::SQL,
+        super::messages::SQL,
+        super::retention::SQL,
+        super::retrying::SQL,
     ]
     .concat()
 }

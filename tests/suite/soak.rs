@@ -17,12 +17,12 @@ const LEASE: &str = "producer.lease = \"1s\"";
 /// Between two faults, and how long one lasts, at the most.
 const PAUSE: u64 = 1_500;
 
-async fn let_pass(time: Duration) {
+pub async fn let_pass(time: Duration) {
     let begun = Instant::now();
     eventually("time passes", time * 4, async || begun.elapsed() > time).await;
 }
 
-fn from_environment(name: &str) -> Option<u64> {
+pub fn from_environment(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }

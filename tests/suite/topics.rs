@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use outboxd::config::Config;
+use outboxd::kafka::topics::Topics;
+
 use crate::support::{Database, Kafka, Outboxd, Postgres, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -80,4 +83,25 @@ async fn a_broker_that_makes_topics_by_itself_makes_none_for_us() {
     // It fails if there is one.
     kafka.create_topic(&missing, 1, &[]).await;
     database.reach(&missing, "published", 50).await;
+}
+
+#[tokio::test]
+async fn a_topic_made_anew_has_another_id_and_one_that_is_missing_has_none() {
+    let kafka = Kafka::shared().await;
+    let (kept, anew) = (kafka.topic(1).await, kafka.topic(1).await);
+    let text = format!(
+        "[postgres]\nurl = \"postgres://localhost/none\"\n[kafka]\nbrokers = \"{}\"\n",
+        kafka.brokers()
+    );
+    let config = Config::parse(&text, None, []).unwrap().config;
+    let topics = Topics::new(&config.kafka, "test").unwrap();
+    let names = [kept.clone(), anew.clone(), name()];
+    let before = topics.ids(&names).await.unwrap();
+    assert_eq!(before.len(), 2, "{before:?}");
+    kafka.delete_topic(&anew).await;
+    kafka.create_topic(&anew, 1, &[]).await;
+    let after = topics.ids(&names).await.unwrap();
+    assert_eq!(before[&kept], after[&kept]);
+    assert_ne!(before[&anew], after[&anew]);
+    kafka.delete_topic(&anew).await;
 }

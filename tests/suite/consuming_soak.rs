@@ -1,0 +1,226 @@
+//! P4 to P7 under faults in any order: a seeded schedule, as that of the relay. Two groups read what applications write:
+//! one has its effects in the database, the other calls a server of this test that is often not well.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use fastrand::Rng;
+
+use super::soak::{from_environment, let_pass};
+use crate::support::ledger::Ledger;
+use crate::support::{Daemon, Database, Direction, Kafka, Outboxd, Postgres, Proxy, database, eventually};
+
+const SECONDS: u64 = 30;
+
+/// After the last fault: failures of the longest backoff, and takeovers.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+const WRITERS: u64 = 2;
+
+/// Between two faults, and how long one lasts, at the most.
+const PAUSE: u64 = 2_000;
+
+/// Of the server and of the function: so many of a hundred calls fail.
+const TROUBLE: u8 = 5;
+
+const FUNCTION: &str = "
+    create table public.effects (n bigserial, id uuid);
+    create table public.well ();
+    create function public.apply(delivery outboxd.delivery) returns void language plpgsql as $$
+    begin
+      insert into public.effects (id) values (delivery.id);
+      if random() < 0.05 and to_regclass('public.well') is not null then
+        raise exception 'not now';
+      end if;
+    end $$;
+    grant insert, select on public.effects to outboxd_agent;
+    grant usage on sequence public.effects_n_seq to outboxd_agent";
+
+/// Where the group `calls` delivers: what it said yes to, by message.
+#[derive(Clone, Default)]
+struct Server {
+    done: Arc<Mutex<HashMap<String, usize>>>,
+    is_well: Arc<AtomicBool>,
+}
+
+impl Server {
+    async fn listen(self) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let router = Router::new().route("/", post(Self::answer)).with_state(self);
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        url
+    }
+
+    async fn answer(State(server): State<Self>, headers: HeaderMap) -> Response {
+        let id = headers["ce-id"].to_str().unwrap().to_owned();
+        if !server.is_well.load(Ordering::Relaxed) && fastrand::u8(0..100) < TROUBLE {
+            match fastrand::u8(0..4) {
+                0 => return StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+                1 => return (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "1")]).into_response(),
+                // Not a wait: longer than the handler's time limit, before and after the effect.
+                2 => tokio::time::sleep(Duration::from_secs(3)).await,
+                _ => {
+                    *server.done.lock().unwrap().entry(id.clone()).or_default() += 1;
+                    tokio::time::sleep(Duration::from_secs(3)).await;
+                    return StatusCode::OK.into_response();
+                }
+            }
+        }
+        *server.done.lock().unwrap().entry(id).or_default() += 1;
+        StatusCode::OK.into_response()
+    }
+}
+
+/// What breaks.
+struct Site {
+    postgres: Postgres,
+    kafka: Kafka,
+    to_postgres: Proxy,
+    to_kafka: Proxy,
+    database: Database,
+    outboxd: Outboxd,
+    _producer: Daemon,
+    consumers: [Daemon; 2],
+    topic: String,
+}
+
+impl Site {
+    async fn new(url: &str) -> Self {
+        let (postgres, kafka) = tokio::join!(Postgres::private(), Kafka::private());
+        let (to_postgres, to_kafka) = (Proxy::to(postgres.port()).await, kafka.proxy().await);
+        let (database, topic) = (postgres.database().await, kafka.topic(4).await);
+        database.batch(FUNCTION).await;
+        let soon = "{ backoff = \"100ms\", max_backoff = \"1s\" }";
+        let outboxd = Outboxd::new(&database, &kafka)
+            .postgres_url(&to_postgres.reroute(&database.agent_url()))
+            .brokers(&kafka.proxied_brokers())
+            .set("producer.lease = \"1s\"")
+            .set("kafka.consumer.\"session.timeout.ms\" = \"6000\"")
+            .set(&format!("groups.effects.retry = {soon}"))
+            .set(&format!("groups.calls.retry = {soon}"))
+            .group("effects", &topic, "kind = \"sql\"\nfunction = \"public.apply\"\ntimeout = \"5s\"")
+            .group("calls", &topic, &format!("kind = \"http\"\nurl = \"{url}\"\ntimeout = \"1s\""));
+        let producer = outboxd.producer();
+        let consumers = [outboxd.consumer(&["effects", "calls"]), outboxd.consumer(&["effects", "calls"])];
+        Self {
+            postgres,
+            kafka,
+            to_postgres,
+            to_kafka,
+            database,
+            outboxd,
+            _producer: producer,
+            consumers,
+            topic,
+        }
+    }
+
+    fn consumer(&self) -> Daemon {
+        self.outboxd.consumer(&["effects", "calls"])
+    }
+
+    async fn fault(&mut self, number: usize, rng: &mut Rng) {
+        let time = Duration::from_millis(rng.u64(50..PAUSE));
+        let which = usize::from(rng.bool());
+        let kind = rng.u8(0..9);
+        println!("fault {number}: kind {kind}, consumer {which}, {time:?}");
+        match kind {
+            0 | 1 => {
+                self.consumers[which].kill();
+                self.consumers[which] = self.consumer();
+            }
+            2 => {
+                // Past its session: the other takes its partitions over, and this one wakes up.
+                self.consumers[which].pause();
+                let_pass(Duration::from_secs(6) + time).await;
+                self.consumers[which].resume();
+            }
+            3 => {
+                self.postgres.kill();
+                self.postgres.start().await;
+            }
+            4 => {
+                self.kafka.kill();
+                self.kafka.start().await;
+            }
+            5 => {
+                self.to_postgres.cut();
+                let_pass(time).await;
+                self.to_kafka.cut();
+            }
+            6 => {
+                let network = if rng.bool() { &self.to_postgres } else { &self.to_kafka };
+                network.swallow(if rng.bool() { Direction::Requests } else { Direction::Answers });
+                let_pass(time).await;
+                network.cut();
+                network.heal();
+            }
+            _ => {
+                self.consumers[which].terminate();
+                self.consumers[which].wait_exit().await;
+                self.consumers[which] = self.consumer();
+            }
+        }
+    }
+}
+
+/// Messages without evidence of that group.
+async fn unhandled(database: &Database, topic: &str, group: &str) -> i64 {
+    let Ok(client) = database::try_connect(&database.url).await else { return i64::MAX };
+    let count = "select count(*) from outboxd.messages m where topic = $1 and not exists (
+        select from outboxd.handled h
+        where h.consumer_group = $2 and h.message_id = outboxd.message_id(m.created_at, m.seq))";
+    client.query_one(count, &[&topic, &group]).await.map_or(i64::MAX, |row| row.get(0))
+}
+
+#[tokio::test]
+async fn no_schedule_of_faults_skips_a_message_or_repeats_an_effect() {
+    let seed = from_environment("SOAK_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
+    let time = Duration::from_secs(from_environment("SOAK_SECONDS").unwrap_or(SECONDS));
+    println!("SOAK_SEED={seed}, for {time:?}");
+    let mut rng = Rng::with_seed(seed);
+    let server = Server::default();
+    let mut site = Site::new(&server.clone().listen().await).await;
+    let ledger = Ledger::new(&site.database, &site.topic);
+    let writers = ledger.keep_writing(WRITERS);
+    ledger.flows(&site.database).await;
+    let begun = Instant::now();
+    let mut faults = 0;
+    while begun.elapsed() < time {
+        faults += 1;
+        site.fault(faults, &mut rng).await;
+        let_pass(Duration::from_millis(rng.u64(50..PAUSE))).await;
+    }
+    writers.stop().await;
+    server.is_well.store(true, Ordering::Relaxed);
+    site.database.batch("drop table public.well").await;
+    for group in ["effects", "calls"] {
+        eventually(&format!("{group}: every message is handled"), PATIENCE, async || {
+            unhandled(&site.database, &site.topic, group).await == 0
+        })
+        .await;
+    }
+    let messages = site.database.count("select count(*) from outboxd.messages where retry is null").await;
+    let repeated = "select count(*) - count(distinct id) from public.effects";
+    assert_eq!(site.database.count(repeated).await, 0, "an effect in the database happened twice");
+    assert_eq!(site.database.count("select count(*) from public.effects").await, messages);
+    // An effect that stands before that of an earlier message of its key.
+    let inverted = "select count(*) from (
+          select m.seq < max(m.seq) over (partition by m.key, m.priority order by e.n) as inverted
+          from public.effects e join outboxd.messages m on outboxd.message_id(m.created_at, m.seq) = e.id
+        ) placed where inverted";
+    assert_eq!(site.database.count(inverted).await, 0, "effects of a key are out of order");
+    let done = server.done.lock().unwrap();
+    assert_eq!(i64::try_from(done.len()).unwrap(), messages, "a message was called for, with success");
+    let again: usize = done.values().map(|times| times - 1).sum();
+    println!("SOAK_SEED={seed}: {faults} faults, {messages} messages, {again} calls repeated");
+    assert!(site.consumers.iter().all(Daemon::is_running));
+}
