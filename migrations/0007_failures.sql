@@ -20,9 +20,10 @@ create table outboxd.failures (
   type text,                      -- these two are in the headers too: here to be filtered by
   idempotency_key text,
   attempts integer not null default 0,   -- that started
+  forgiven integer not null default 0,   -- of these, before an operator's replay: they do not count against max_attempts
   last_agent uuid,                -- whose attempt failed last
   error text,                     -- of the last attempt
-  reason text check (reason in ('attempts', 'starts', 'permanent', 'undeliverable')),  -- why it was given up
+  reason text check (reason in ('attempts', 'starts', 'permanent', 'undeliverable', 'operator')),  -- why it was given up
   failed_at timestamptz,          -- first
   next_attempt_at timestamptz,    -- of one that is due
   dispatch bigint not null default 0,    -- fencing number: whoever starts or completes an attempt names it
@@ -33,6 +34,8 @@ create table outboxd.failures (
   undelivered smallint not null default 0,  -- dispatches in a row that an agent was given and did not start
   place bigint not null default nextval('outboxd.failures_place'),  -- among those held for one key
   changed_at timestamptz not null default clock_timestamp(),
+  copied_at timestamptz,          -- of a dead letter, to the topic of dead letters
+  operation bigint,               -- of outboxd.operations: who decided about it last
   primary key (consumer_group, message_id),
   check (cardinality(header_names) = cardinality(header_values)),
   check ((state = 'due') = (next_attempt_at is not null)),

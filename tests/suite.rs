@@ -28,7 +28,9 @@ mod suite {
     mod oversize;
     mod pgbouncer;
     mod plans;
+    mod poison;
     mod promoting;
+    mod publications;
     mod rebasing;
     mod relay;
     mod relay_aside;
@@ -36,6 +38,7 @@ mod suite {
     mod relay_waits;
     mod resetting;
     mod retention;
+    mod retry_parked;
     mod retrying;
     mod send;
     mod send_lines;

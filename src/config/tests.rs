@@ -119,6 +119,10 @@ fn bad_values_say_what_would_be_right() {
         ("roles.app = \"outboxd_reader\"", "`reader` is `outboxd_reader`, the same as `app`"),
         ("[kafka]\nbrokers = \"kafka:\"", "`brokers` must be brokers as host:port"),
         ("[groups.\"a b\"]", "`a b` is not a name for a group"),
+        (
+            "[topics.orders]\non_poison = \"hold\"",
+            "`on_poison` must be one of `park`, `hold-key`, `stop`; did you mean `hold-key`?",
+        ),
         ("[groups]\norders = 7", "`orders` must be a table, not an integer"),
         ("[groups.orders]", "`topics` is missing in [groups.orders]"),
         (

@@ -89,6 +89,10 @@ struct Retrier {
 /// One dispatch, opened.
 struct Attempt {
     dispatch: i64,
+    /// Attempts that started before this one,
+    attempts: i32,
+    /// and how many of them an operator has forgiven.
+    forgiven: i32,
     delivery: Delivery,
     keys: Vec<OperationKey>,
     payload_hash: i64,
@@ -135,11 +139,10 @@ impl Retrier {
             self.hand_back(message_id, dispatch, NOT_NOW).await;
             return None;
         }
-        let attempts = opened.attempts;
         let attempt = self.identify(message_id, dispatch, opened);
         match &self.group.handler {
-            Handler::Outside(handler) => self.handle(handler.as_ref(), &attempt, attempts).await,
-            Handler::Sql(handler) => self.apply(handler, &attempt, attempts).await,
+            Handler::Outside(handler) => self.handle(handler.as_ref(), &attempt).await,
+            Handler::Sql(handler) => self.apply(handler, &attempt).await,
         }
     }
 
@@ -147,6 +150,8 @@ impl Retrier {
         let record = opened.record;
         Attempt {
             dispatch,
+            attempts: opened.attempts,
+            forgiven: opened.forgiven,
             keys: keys::operation_keys(&record, message_id, self.group.config.dedup),
             payload_hash: identity::payload_hash(record.payload.as_deref()),
             delivery: Delivery {
@@ -160,7 +165,7 @@ impl Retrier {
     }
 
     /// Effect first, evidence behind it.
-    async fn handle(&self, handler: &dyn Handle, attempt: &Attempt, attempts: i32) -> Option<Next> {
+    async fn handle(&self, handler: &dyn Handle, attempt: &Attempt) -> Option<Next> {
         let store = &self.group.store;
         let (message_id, dispatch) = (attempt.message_id(), attempt.dispatch);
         let claims = match self.claim(attempt).await {
@@ -171,7 +176,7 @@ impl Retrier {
                 return None;
             }
         };
-        if !self.answer(|| store.start(message_id, dispatch, attempts, LEASE)).await {
+        if !self.answer(|| store.start(message_id, dispatch, attempt.attempts, LEASE)).await {
             self.answer(|| store.release(&claims)).await;
             return None;
         }
@@ -190,10 +195,10 @@ impl Retrier {
     }
 
     /// Effect and evidence in one transaction.
-    async fn apply(&self, handler: &SqlHandler, attempt: &Attempt, attempts: i32) -> Option<Next> {
+    async fn apply(&self, handler: &SqlHandler, attempt: &Attempt) -> Option<Next> {
         let store = &self.group.store;
         let (message_id, dispatch) = (attempt.message_id(), attempt.dispatch);
-        if !self.answer(|| store.start(message_id, dispatch, attempts, LEASE)).await {
+        if !self.answer(|| store.start(message_id, dispatch, attempt.attempts, LEASE)).await {
             return None;
         }
         let _lease = self.keep_lease(attempt);
@@ -254,13 +259,14 @@ impl Retrier {
         let group = &self.group.name;
         let policy = self.group.config.retry;
         let number = attempt.delivery.attempt;
+        let counted = u32::try_from(attempt.attempts - attempt.forgiven).unwrap_or(0) + 1;
         let dead = |reason| Verdict::Dead { reason, release: policy.on_dead == OnDead::Release };
         let (error, verdict) = match outcome {
             Outcome::Done => return None,
             Outcome::Permanent { reason } => (reason, dead("permanent")),
-            Outcome::Retry { reason, .. } if policy.is_over(number) => (reason, dead("attempts")),
+            Outcome::Retry { reason, .. } if policy.is_over(counted) => (reason, dead("attempts")),
             Outcome::Retry { reason, after } => {
-                (reason, Verdict::Again(policy.delay(number, after, fastrand::f64())))
+                (reason, Verdict::Again(policy.delay(counted, after, fastrand::f64())))
             }
         };
         // The database takes no such character.

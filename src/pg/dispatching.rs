@@ -33,7 +33,8 @@ statements! {
           where f.state = 'retrying' and f.expires_at is null
             and (m.seq is null or m.seq <= l.top and (pg_visible_in_snapshot(m.txid, l.done)
               or l.target is not null and m.seq <= l.published_seq and pg_visible_in_snapshot(m.txid, l.target)))
-            and not exists (select from outboxd.set_aside a where a.priority = 0 and a.seq = f.dispatch_seq)
+            and not exists (select from outboxd.set_aside a where a.priority = 0 and a.seq = f.dispatch_seq
+              and a.state <> 'replayed')
           limit 1000
         )
         update outboxd.failures f set published_at = clock_timestamp(),
@@ -45,11 +46,12 @@ statements! {
     /// Dispatches that Kafka refuses, leases that ended, deadlines that passed. Whose reader moves has read a dispatch that
     /// was published 15 seconds ago.
     UNHEARD = "
-        select f.consumer_group, f.message_id, f.dispatch, f.state, f.attempts, f.undelivered, a.reason,
+        select f.consumer_group, f.message_id, f.dispatch, f.state, f.attempts - f.forgiven, f.undelivered, a.reason,
           coalesce(m.agent, f.target::text),
           f.published_at < now() - interval '15 s' and coalesce(m.takes_retries and m.seen_at > now() - interval '5 s', false)
         from outboxd.failures f
-        left join outboxd.set_aside a on a.priority = 0 and a.seq = f.dispatch_seq and a.state = 'parked'
+        left join outboxd.set_aside a on a.priority = 0 and a.seq = f.dispatch_seq
+          and a.state in ('parked', 'discarded')
           and f.state = 'retrying'
         left join outboxd.members m on m.consumer_group = f.consumer_group and m.agent_id = f.target
         where f.state in ('retrying', 'running') and (f.expires_at < now() or f.expires_at is null and a.seq is not null)
@@ -136,6 +138,7 @@ pub struct Unheard {
     pub dispatch: i64,
     /// Its attempt had started: its lease has ended.
     pub was_running: bool,
+    /// Those that count.
     pub attempts: u32,
     /// Dispatches before it that were not started either.
     pub undelivered: i16,

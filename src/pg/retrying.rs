@@ -15,7 +15,7 @@ use crate::domain::delivery::{Delivery, Record};
 statements! {
     OPEN = "
         select f.topic, f.partition, f.\"offset\", f.recorded_at, f.key, f.payload, f.header_names, f.header_values,
-          f.key_digest, f.attempts,
+          f.key_digest, f.attempts, f.forgiven,
           exists (select from outboxd.handled h where h.consumer_group = $1 and h.message_id = $2),
           coalesce(g.paused_at is not null or g.breaker_until > clock_timestamp(), false)
         from outboxd.failures f left join outboxd.groups g on g.name = f.consumer_group
@@ -90,6 +90,8 @@ pub struct Opened {
     pub key_digest: Option<Vec<u8>>,
     /// That have started.
     pub attempts: i32,
+    /// Of these, that do not count any more.
+    pub forgiven: i32,
     /// There is evidence: the group has handled it after all.
     pub is_handled: bool,
     /// The group is paused, or its breaker open.
@@ -115,8 +117,9 @@ impl Opened {
             record,
             key_digest: row.get(8),
             attempts: row.get(9),
-            is_handled: row.get(10),
-            is_stopped: row.get(11),
+            forgiven: row.get(10),
+            is_handled: row.get(11),
+            is_stopped: row.get(12),
         }
     }
 }

@@ -20,6 +20,7 @@ pub fn all() -> Vec<(&'static str, &'static str)> {
         super::doctor::SQL,
         super::doctor::rights::SQL,
         super::evidence::SQL,
+        super::failures::SQL,
         super::groups::SQL,
         super::held::SQL,
         super::inspect::SQL,
@@ -27,6 +28,8 @@ pub fn all() -> Vec<(&'static str, &'static str)> {
         super::lanes::read::SQL,
         super::leaves::SQL,
         super::messages::SQL,
+        super::operations::SQL,
+        super::parked::SQL,
         super::retention::SQL,
         super::retrying::SQL,
     ]

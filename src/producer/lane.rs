@@ -11,15 +11,16 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use self::progress::Progress;
+use super::poison::{Holding, Stopped};
 use super::trial::Trial;
 use super::work::{Stop, Work};
 use crate::domain::cursor::SequenceSetBack;
+use crate::domain::key_lines::KeyLines;
 use crate::domain::priority::Priority;
 use crate::failpoint;
 use crate::kafka::publish::{Incarnation, LINES, Sender};
 use crate::pg::lanes::{LaneError, OwnedLane, Poll};
 use sending::Ahead;
-pub(super) use sending::tell_parked;
 
 /// An idle lane moves on at most this often.
 const ADVANCE_EVERY: Duration = Duration::from_secs(1);
@@ -49,7 +50,7 @@ pub(super) struct Lane {
     pub(super) owned: OwnedLane,
     pub(super) sender: Sender,
     /// Rows of the open window up to this `seq` are sent, or set aside.
-    read_seq: i64,
+    pub(super) read_seq: i64,
     /// The open window has no row beyond `read_seq`.
     is_read: bool,
     ahead: Option<Ahead>,
@@ -62,6 +63,10 @@ pub(super) struct Lane {
     pub(super) suspects: HashSet<i64>,
     /// Topics whose messages wait, with the reason.
     pub(super) held: HashMap<String, String>,
+    /// Keys whose messages wait behind one that is parked.
+    pub(super) lines: KeyLines,
+    /// Nothing is sent until what is parked there is decided.
+    pub(super) stopped: Option<Stopped>,
     pub(super) looked_at_held: Instant,
     pub(super) trial: Trial,
     told_at: Option<Instant>,
@@ -71,6 +76,7 @@ impl Lane {
     pub(super) fn new(
         owned: OwnedLane,
         held: HashMap<String, String>,
+        holding: Holding,
         incarnation: &Arc<Incarnation>,
     ) -> Self {
         let (read_seq, sender) = (owned.cursor.published_seq, sender(&owned, incarnation));
@@ -85,6 +91,8 @@ impl Lane {
             look_aside: true,
             suspects: HashSet::new(),
             held,
+            lines: holding.lines,
+            stopped: holding.stopped,
             looked_at_held: Instant::now(),
             trial: Trial::default(),
             told_at: None,
@@ -153,6 +161,9 @@ impl Lane {
     }
 
     async fn step(&mut self, work: &Work<'_>, leave: &CancellationToken) -> Result<(), Stop> {
+        if self.stopped.is_some() {
+            return self.look_at_stop(work).await;
+        }
         if self.window_is_open() && !self.is_read {
             self.publish_batch(work).await?;
         } else {

@@ -128,7 +128,7 @@ impl Lane {
     }
 
     /// Writes the cursor if it is time to, without waiting for it.
-    pub(super) async fn write_now_and_then(&mut self, work: &Work<'_>) -> Result<(), LaneError> {
+    pub(in crate::producer) async fn write_now_and_then(&mut self, work: &Work<'_>) -> Result<(), LaneError> {
         self.acknowledge(work);
         if self.progress.is_writing() {
             return Ok(());
