@@ -45,6 +45,7 @@ create table outboxd.failures (
 create index failures_due on outboxd.failures (consumer_group, next_attempt_at) where state = 'due';
 create index failures_out on outboxd.failures (expires_at) where state in ('retrying', 'running');
 create index failures_held on outboxd.failures (consumer_group, topic, key_digest, place) where state = 'held';
+create index failures_uncopied on outboxd.failures (changed_at) where state = 'dead' and copied_at is null;
 create index failures_given_up on outboxd.failures (changed_at) where state in ('dead', 'discarded');
 
 -- Keys whose messages wait: the head failed, and later ones of (group, topic, key) are copied to failures as held.
@@ -107,4 +108,4 @@ select consumer_group, message_id, topic, partition, "offset", recorded_at, type
   failed_at, changed_at as died_at
 from outboxd.failures where state = 'dead';
 
-insert into outboxd.upkeep (job) values ('process-retry');
+insert into outboxd.upkeep (job) values ('process-retry'), ('dead-letters');

@@ -3,6 +3,7 @@
 pub mod acks;
 pub mod backoff;
 pub mod cursor;
+pub mod dead_letter;
 pub mod delivery;
 pub mod dispatch;
 pub mod doctor;

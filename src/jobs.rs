@@ -2,6 +2,7 @@
 
 pub mod cleanup;
 mod evidence;
+pub mod dead_letters;
 pub mod partitions;
 pub mod process_retry;
 pub mod reap_agents;

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod doctor;
+pub mod dead_letters;
 pub mod error;
 pub mod publish;
 pub mod subscribe;

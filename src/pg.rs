@@ -5,6 +5,7 @@ pub mod aside;
 pub mod benching;
 pub mod connect;
 pub mod consuming;
+pub mod dead_letters;
 pub mod dispatching;
 pub mod doctor;
 pub mod effect;

@@ -135,7 +135,7 @@ fn bad_values_say_what_would_be_right() {
         ("[groups.orders]\ntopics = [\"a\"]", "`kind` is missing in [groups.orders.handler]"),
         (
             "[jobs.reap-agent]",
-            "there is no job `reap-agent`, only reap-agents, partitions, cleanup, process-retry; did you mean `reap-agents`?",
+            "there is no job `reap-agent`, only reap-agents, partitions, cleanup, process-retry, dead-letters; did you mean `reap-agents`?",
         ),
         ("[jobs.reap-agents]\nschedule = \"61 * * * *\"", "`schedule` `61` is not a valid minute"),
         ("[jobs.reap-agents]\nschedule = \"0 0 30 2 *\"", "`schedule` no day fits"),

@@ -1,5 +1,7 @@
 //! What groups failed to handle, as an operator sees it: looked at, tried again, given up.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -85,6 +87,12 @@ statements! {
           update outboxd.operations set messages = messages + (select count(*) from picked) where id = $1
         )
         select consumer_group, message_id, topic, key_digest from discarded";
+
+    FORGET_DISCARDED = "
+        delete from outboxd.failures where ctid = any(array(
+          select ctid from outboxd.failures
+          where state = 'discarded' and changed_at < clock_timestamp() - $1::bigint * interval '1 ms'
+          order by changed_at limit $2))";
 }
 
 /// One attempt that failed.
@@ -231,6 +239,12 @@ pub async fn decide(
     }
     transaction.commit().await?;
     Ok(i64::try_from(discarded.len()).unwrap_or(i64::MAX))
+}
+
+/// Forgets those that were discarded longer ago, up to `limit`; says how many.
+pub async fn forget_discarded(client: &Connection, discarded: Duration, limit: i64) -> Result<u64, PgError> {
+    let discarded = i64::try_from(discarded.as_millis()).unwrap_or(i64::MAX / 2);
+    Ok(client.execute(FORGET_DISCARDED, &[&discarded, &limit]).await?)
 }
 
 fn entry(row: &Row) -> Entry {

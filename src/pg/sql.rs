@@ -16,6 +16,7 @@ pub fn all() -> Vec<(&'static str, &'static str)> {
         super::agents::SQL,
         super::aside::SQL,
         super::consuming::SQL,
+        super::dead_letters::SQL,
         super::dispatching::SQL,
         super::doctor::SQL,
         super::doctor::rights::SQL,

@@ -11,6 +11,8 @@ use axum::routing::post;
 use outboxd::domain::dispatch;
 use uuid::Uuid;
 
+mod copies;
+mod deciding;
 mod ends;
 mod faults;
 mod held;
