@@ -1,8 +1,8 @@
 //! Kafka: clients as the guarantees need them, publishing, subscribing, and what an error means.
 
 pub mod client;
-pub mod doctor;
 pub mod dead_letters;
+pub mod doctor;
 pub mod error;
 pub mod publish;
 pub mod subscribe;

@@ -420,8 +420,7 @@ fn the_example_holds_every_key_and_shows_the_defaults() {
     let as_it_is = parse(EXAMPLE, &[]).unwrap();
     for entry in &everything.entries {
         let key = entry.path.join(".");
-        let per_group = key.ends_with(".retry.backoff")
-            || key.ends_with(".retry.max_backoff")
+        let per_group = key.contains(".retry.")
             || [".batch", ".start", ".kafka_group", ".dedup"].iter().any(|end| key.ends_with(end));
         // The other groups leave out what `orders` shows.
         let shown = per_group && entry.path[1] != "orders";

@@ -158,7 +158,8 @@ async fn extents(group: &Group, topic: &str) -> Result<BTreeMap<i32, (i64, i64)>
 }
 
 fn create() -> Create {
-    let config = [("cleanup.policy", "delete".to_owned()), ("retention.ms", RETENTION.as_millis().to_string())];
+    let config =
+        [("cleanup.policy", "delete".to_owned()), ("retention.ms", RETENTION.as_millis().to_string())];
     let config = config.into_iter().map(|(property, value)| (property.to_owned(), value)).collect();
     Create { partitions: PARTITIONS, replication: -1, config }
 }

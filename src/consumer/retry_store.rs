@@ -67,12 +67,13 @@ impl Store {
         after: Duration,
     ) -> Result<(), PgError> {
         let fence = self.fence(message_id, dispatch);
-        self.pool.ask(PATIENCE, async |client: &mut Client| retrying::hand_back(client, fence, after).await).await
+        self.pool
+            .ask(PATIENCE, async |client: &mut Client| retrying::hand_back(client, fence, after).await)
+            .await
     }
 
     pub(super) async fn hand_back_all(&self) -> Result<u64, PgError> {
-        let call =
-            async |client: &mut Client| retrying::hand_back_all(client, &self.group, self.agent).await;
+        let call = async |client: &mut Client| retrying::hand_back_all(client, &self.group, self.agent).await;
         self.pool.ask(PATIENCE, call).await
     }
 

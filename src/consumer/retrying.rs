@@ -188,7 +188,8 @@ impl Retrier {
         match outcome {
             Outcome::Done => {
                 let took = Some(began.elapsed());
-                self.succeed(attempt, Finished { took, claims, ..retrying::finished(&attempt.delivery) }).await
+                self.succeed(attempt, Finished { took, claims, ..retrying::finished(&attempt.delivery) })
+                    .await
             }
             outcome => self.fail(attempt, &claims, outcome).await,
         }

@@ -89,7 +89,7 @@ mod tests {
         });
         assert_eq!(serde_json::from_value::<Dispatch>(column).unwrap(), dispatch);
         let mut record = Record {
-            topic: topic("orders").into(),
+            topic: topic("orders"),
             partition: 0,
             offset: 0,
             timestamp: None,

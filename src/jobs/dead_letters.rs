@@ -57,7 +57,9 @@ impl Copies {
     async fn run(&self) -> Outcome {
         let client = self.connector.connect().await?;
         let groups: Vec<&str> = self.groups.iter().map(String::as_str).collect();
-        if dead_letters::uncopied(&client, &groups, 1).await?.is_empty() || !leaves::claim(&client, NAME).await? {
+        if dead_letters::uncopied(&client, &groups, 1).await?.is_empty()
+            || !leaves::claim(&client, NAME).await?
+        {
             return Ok(None);
         }
         let outcome = self.copy(&client, &groups).await;
@@ -94,7 +96,8 @@ impl Copies {
             (TopicState::Ready { .. }, _) => Ok(()),
             (TopicState::Missing, Some(create)) => Ok(kafka.create(topic, create).await?),
             (TopicState::Missing, None) => {
-                Err(format!("topic `{topic}` does not exist: create it, or say how in `[topics.{topic}]`").into())
+                Err(format!("topic `{topic}` does not exist: create it, or say how in `[topics.{topic}]`")
+                    .into())
             }
             (TopicState::Forbidden, _) => Err(format!("topic `{topic}` is forbidden to us").into()),
             (TopicState::NotNow(reason), _) => Err(format!("topic `{topic}`: {reason}").into()),

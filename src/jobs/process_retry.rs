@@ -139,7 +139,8 @@ fn judge(unheard: &Unheard, policy: Retry, draw: f64) -> Settlement {
     let undelivered = unheard.undelivered + i16::from(unheard.was_read);
     let refused = unheard.refused.as_ref().map(|reason| format!("Kafka refuses its dispatch: {reason}"));
     let is_hopeless = refused.is_some() || undelivered >= MOST_UNDELIVERED;
-    let passed = format!("agent {agent} read its dispatch and did not start it, as {undelivered} times before");
+    let passed =
+        format!("agent {agent} read its dispatch and did not start it, as {undelivered} times before");
     Settlement {
         error: is_hopeless.then(|| refused.unwrap_or(passed)),
         reason: is_hopeless.then_some("undeliverable"),
@@ -235,7 +236,10 @@ mod tests {
         let of = |undelivered, was_read| {
             judge(&Unheard { undelivered, was_read, ..unheard(false, 5) }, policy, 1.0)
         };
-        assert_eq!((of(0, true).reason, of(0, true).after, of(0, true).undelivered), (None, Duration::ZERO, 1));
+        assert_eq!(
+            (of(0, true).reason, of(0, true).after, of(0, true).undelivered),
+            (None, Duration::ZERO, 1)
+        );
         assert_eq!((of(2, false).reason, of(2, false).undelivered), (None, 2));
         assert_eq!(of(2, true).reason, Some("undeliverable"));
         let parked = Unheard { refused: Some("too large".into()), ..unheard(false, 5) };

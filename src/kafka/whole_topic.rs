@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use rdkafka::consumer::{Consumer, StreamConsumer};
 use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::{Consumer, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
@@ -35,12 +35,7 @@ pub struct WholeTopic {
 
 impl WholeTopic {
     /// Needs no broker yet. The Kafka group is only named: whoever may be a member of it may read like this.
-    pub fn new(
-        kafka: &Kafka,
-        client_id: &str,
-        kafka_group: &str,
-        topic: &str,
-    ) -> Result<Self, KafkaFailure> {
+    pub fn new(kafka: &Kafka, client_id: &str, kafka_group: &str, topic: &str) -> Result<Self, KafkaFailure> {
         let config = client::group_config(kafka, client_id, kafka_group)?;
         let consumer = StreamConsumer::from_config_and_context(&config, Logged)
             .map_err(|error| KafkaFailure::Setup(format!("the consumer cannot be made: {error}")))?;
@@ -74,7 +69,9 @@ impl WholeTopic {
             Err(KafkaError::MessageConsumptionFatal(code)) => Read::Fatal(code.to_string()),
             Err(error) => {
                 let code = error.rdkafka_error_code();
-                Read::Trouble(code.map_or_else(|| error.to_string(), |code: RDKafkaErrorCode| code.to_string()))
+                Read::Trouble(
+                    code.map_or_else(|| error.to_string(), |code: RDKafkaErrorCode| code.to_string()),
+                )
             }
         }
     }

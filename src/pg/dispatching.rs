@@ -217,7 +217,8 @@ pub async fn settle(
     let ids: Vec<Uuid> = settled.iter().map(|(unheard, _)| unheard.message_id).collect();
     let dispatches: Vec<i64> = settled.iter().map(|(unheard, _)| unheard.dispatch).collect();
     let reasons: Vec<Option<&str>> = settled.iter().map(|(_, settlement)| settlement.reason).collect();
-    let errors: Vec<Option<&str>> = settled.iter().map(|(_, settlement)| settlement.error.as_deref()).collect();
+    let errors: Vec<Option<&str>> =
+        settled.iter().map(|(_, settlement)| settlement.error.as_deref()).collect();
     let after: Vec<i64> = settled.iter().map(|(_, settlement)| millis(settlement.after)).collect();
     let undelivered: Vec<i16> = settled.iter().map(|(_, settlement)| settlement.undelivered).collect();
     let transaction =

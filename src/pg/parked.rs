@@ -185,8 +185,7 @@ pub async fn decide(
     operation: i64,
     places: &[Place],
 ) -> Result<i64, PgError> {
-    let (priorities, seqs): (Vec<i16>, Vec<i64>) =
-        places.iter().filter_map(Place::aside).unzip();
+    let (priorities, seqs): (Vec<i16>, Vec<i64>) = places.iter().filter_map(Place::aside).unzip();
     let statement = match decision {
         Decision::Replay => REPLAY,
         Decision::Discard => DISCARD,

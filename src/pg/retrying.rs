@@ -149,7 +149,9 @@ pub enum Applied {
     /// There is evidence already.
     Repeat,
     /// Another message has done this operation.
-    Duplicate { by: Uuid },
+    Duplicate {
+        by: Uuid,
+    },
     /// Another start holds a key now.
     Busy,
     /// Another dispatch is under way: nothing happened.

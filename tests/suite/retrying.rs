@@ -108,12 +108,17 @@ impl Scene {
     }
 
     async fn agent(&self, name: &str) -> Uuid {
-        self.database.query_one("select agent_id from outboxd.members where agent = $1", &[&name]).await.get(0)
+        self.database
+            .query_one("select agent_id from outboxd.members where agent = $1", &[&name])
+            .await
+            .get(0)
     }
 
     /// As if the lease or the deadline of all that is out had ended.
     async fn expire(&self) {
-        self.database.execute("update outboxd.failures set expires_at = now() where expires_at is not null", &[]).await;
+        self.database
+            .execute("update outboxd.failures set expires_at = now() where expires_at is not null", &[])
+            .await;
     }
 
     /// By whom each message was handled, at which attempt.
@@ -124,7 +129,8 @@ impl Scene {
 
     /// The agents that take retries now.
     async fn takers(&self) -> i64 {
-        let seen = "select count(*) from outboxd.members where takes_retries and seen_at > now() - interval '3 s'";
+        let seen =
+            "select count(*) from outboxd.members where takes_retries and seen_at > now() - interval '3 s'";
         self.database.count(seen).await
     }
 
@@ -159,12 +165,17 @@ impl Scene {
 async fn a_failure_is_given_to_the_other_agent_through_the_outbox() {
     let scene = Scene::new().await;
     let handlers = [Handler::answering(StatusCode::OK), Handler::answering(StatusCode::OK)];
-    let _consumers = (scene.consumer("a", &handlers[0], &[]).await, scene.consumer("b", &handlers[1], &[]).await);
+    let _consumers =
+        (scene.consumer("a", &handlers[0], &[]).await, scene.consumer("b", &handlers[1], &[]).await);
     let _producer = scene.producer(&[]);
     scene.takers_are(2).await;
     let id = scene.failure(b"again", Some(scene.agent("a").await)).await;
     scene.all_done().await;
-    assert_eq!(scene.evidence().await, [(id, "b".to_owned(), 2)], "not the one that failed while another lives");
+    assert_eq!(
+        scene.evidence().await,
+        [(id, "b".to_owned(), 2)],
+        "not the one that failed while another lives"
+    );
     assert_eq!(handlers[0].count(), 0);
     let calls = handlers[1].calls();
     assert_eq!(calls.len(), 1);
@@ -174,6 +185,9 @@ async fn a_failure_is_given_to_the_other_agent_through_the_outbox() {
     let header = |name: &str| records[0].header(&format!("outboxd-retry-{name}")).unwrap();
     assert_eq!(header("target"), scene.agent("b").await.to_string());
     assert_eq!((header("original-id"), header("group")), (id.to_string(), scene.group.clone()));
-    assert_eq!((header("attempt"), header("dispatch"), header("deadline")), ("2".into(), "1".into(), "60000".into()));
+    assert_eq!(
+        (header("attempt"), header("dispatch"), header("deadline")),
+        ("2".into(), "1".into(), "60000".into())
+    );
     assert_eq!(records[0].payload, None, "the message itself stays in the database");
 }

@@ -40,7 +40,14 @@ pub fn failed(story: &failures::Story) -> String {
     let mut facts = vec![
         ("id", entry.id.to_string()),
         ("group", maybe(entry.group.clone())),
-        ("state", if entry.state == story.stage { story.stage.clone() } else { format!("{}: {}", entry.state, story.stage) }),
+        (
+            "state",
+            if entry.state == story.stage {
+                story.stage.clone()
+            } else {
+                format!("{}: {}", entry.state, story.stage)
+            },
+        ),
         ("since", output::time(entry.since)),
         ("error", maybe(entry.error.clone())),
         ("given up", maybe(story.reason.clone())),

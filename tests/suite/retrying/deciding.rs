@@ -41,9 +41,23 @@ async fn a_replay_reopens_the_failure_for_its_group_with_its_attempts_forgiven()
     let listed = operator.run(&["retry", "list", "--json", "--state", "dead"]).await;
     let listed: Vec<Value> = serde_json::from_str(&listed.stdout).unwrap();
     assert_eq!(listed.len(), 2);
-    let filters = ["--group", &scene.group, "--topic", &scene.topic, "--key", "k1", "--type", "OrderPlaced", "--error", "STOCK"];
+    let filters = [
+        "--group",
+        &scene.group,
+        "--topic",
+        &scene.topic,
+        "--key",
+        "k1",
+        "--type",
+        "OrderPlaced",
+        "--error",
+        "STOCK",
+    ];
     let preview = operator.run(&[&["retry", "run", "--dry-run"][..], &filters].concat()).await;
-    assert!(preview.stdout.contains(&wanted.to_string()) && !preview.stdout.contains(&other.to_string()), "{preview:?}");
+    assert!(
+        preview.stdout.contains(&wanted.to_string()) && !preview.stdout.contains(&other.to_string()),
+        "{preview:?}"
+    );
     let replayed = operator.run(&[&["retry", "run", "--rate", "50/s", "--yes"][..], &filters].concat()).await;
     assert_eq!(replayed.code, 0, "{replayed:?}");
     eventually("it is done with", PATIENCE, async || scene.failures().await == 1).await;
@@ -52,7 +66,10 @@ async fn a_replay_reopens_the_failure_for_its_group_with_its_attempts_forgiven()
     assert_eq!(scene.database.count(recorded).await, 1);
     let shown = operator.run(&["retry", "show", &other.to_string(), "--json"]).await;
     let shown: Value = serde_json::from_str(&shown.stdout).unwrap();
-    assert_eq!((&shown["state"], &shown["attempts"], &shown["payload"]), (&"dead".into(), &20.into(), &"p".into()));
+    assert_eq!(
+        (&shown["state"], &shown["attempts"], &shown["payload"]),
+        (&"dead".into(), &20.into(), &"p".into())
+    );
     assert_eq!(shown["headers"][0], serde_json::json!({ "name": "tenant", "value": "x" }));
 }
 
@@ -63,7 +80,10 @@ async fn what_is_discarded_lets_its_key_go_and_can_be_replayed() {
     let behind = scene.failure(b"behind", None).await;
     scene
         .database
-        .execute("update outboxd.failures set state = 'held', next_attempt_at = null where message_id = $1", &[&behind])
+        .execute(
+            "update outboxd.failures set state = 'held', next_attempt_at = null where message_id = $1",
+            &[&behind],
+        )
         .await;
     scene
         .database

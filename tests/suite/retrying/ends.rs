@@ -108,10 +108,14 @@ async fn an_operation_that_another_message_has_done_is_not_done_again_and_one_th
         )
         .await;
     let again = "select count(*) from outboxd.failures where dispatch >= 2 and attempts = 1";
-    eventually("it is handed back, uncounted", PATIENCE, async || scene.database.count(again).await == 1).await;
+    eventually("it is handed back, uncounted", PATIENCE, async || scene.database.count(again).await == 1)
+        .await;
     scene
         .database
-        .execute("update outboxd.idempotency_keys set state = 'done', expires_at = null, done_at = now()", &[])
+        .execute(
+            "update outboxd.idempotency_keys set state = 'done', expires_at = null, done_at = now()",
+            &[],
+        )
         .await;
     scene.all_done().await;
     assert_eq!(handler.count(), 0);
@@ -167,6 +171,9 @@ async fn a_record_comes_through_byte_for_byte() {
     let late = Fence { dispatch: 2, ..fence };
     assert!(!retrying::start(&client, late, 0, Duration::from_secs(9)).await.unwrap());
     assert!(retrying::start(&client, fence, 0, Duration::from_secs(9)).await.unwrap());
-    assert!(retrying::start(&client, fence, 0, Duration::from_secs(9)).await.unwrap(), "its answer may be lost");
+    assert!(
+        retrying::start(&client, fence, 0, Duration::from_secs(9)).await.unwrap(),
+        "its answer may be lost"
+    );
     assert!(retrying::open(&client, fence).await.unwrap().is_none(), "it is under way");
 }

@@ -56,7 +56,8 @@ impl Scene {
 async fn messages_of_a_held_key_go_on_in_order_while_others_join_and_none_is_left() {
     let scene = Scene::new().await;
     let handlers = [Handler::answering(StatusCode::OK), Handler::answering(StatusCode::OK)];
-    let _consumers = (scene.consumer("a", &handlers[0], &[]).await, scene.consumer("b", &handlers[1], &[]).await);
+    let _consumers =
+        (scene.consumer("a", &handlers[0], &[]).await, scene.consumer("b", &handlers[1], &[]).await);
     let _producer = scene.producer(&[]);
     scene.takers_are(2).await;
     let mut client = scene.database.connect().await;
@@ -97,7 +98,8 @@ async fn a_key_waits_behind_its_dead_head_or_goes_on_as_the_group_says() {
         }
         let dead = "select count(*) from outboxd.dead_letters";
         let expected = 4 - left;
-        eventually("they are given up", PATIENCE, async || scene.database.count(dead).await == expected).await;
+        eventually("they are given up", PATIENCE, async || scene.database.count(dead).await == expected)
+            .await;
         let held = "select count(*) from outboxd.failures where state = 'held'";
         assert_eq!(scene.database.count(held).await, 3 - expected);
         assert_eq!(scene.held_keys().await, i64::from(on_dead == "hold"));
