@@ -20,7 +20,9 @@ statements! {
           or exists (select from outboxd.members m
             where m.takes_retries and m.seen_at > now() - interval '5 s' and exists (select from outboxd.failures f
               where f.consumer_group = m.consumer_group and f.state = 'due' and f.next_attempt_at <= now()))
-          or exists (select from outboxd.held_keys where held_at < now() - interval '1 minute')";
+          or exists (select from outboxd.held_keys h
+            where h.held_at < now() - interval '1 minute' and not exists (select from outboxd.failures f
+              where f.consumer_group = h.consumer_group and f.message_id = h.message_id))";
 
     /// The deadline of a dispatch begins when its message is seen to be published: a leaf that is gone was.
     SEE_PUBLISHED = "

@@ -6,7 +6,7 @@ use crate::support::eventually;
 #[tokio::test]
 async fn a_dead_letter_is_copied_as_it_was_with_springs_headers_in_binary() {
     let scene = Scene::new().await;
-    let copies = format!("{}-dlt", scene.topic);
+    let topic = format!("{}-dlt", scene.topic);
     let (key, payload): (&[u8], &[u8]) = (&[0, 0xff, b'k'], &[0xfe, 0, 1]);
     let values: Vec<Option<&[u8]>> = vec![Some(&[0xff, 0]), Some(b"first"), Some(b"second"), None];
     scene
@@ -19,11 +19,11 @@ async fn a_dead_letter_is_copied_as_it_was_with_springs_headers_in_binary() {
             &[&scene.group, &scene.topic, &key, &payload, &values],
         )
         .await;
-    let made = scene.outboxd().set(&format!("topics.\"{copies}\".create = {{ partitions = 1 }}"));
+    let made = scene.outboxd().set(&format!("topics.\"{topic}\".create = {{ partitions = 1 }}"));
     let _producer = scene.with(made, "kind = \"log\"", &["retry.dead_letter_topic = true"]).producer();
     let copied = "select count(*) from outboxd.failures where copied_at is not null";
     eventually("it is copied", PATIENCE, async || scene.database.count(copied).await == 1).await;
-    let records = scene.kafka.read_all(&copies).await;
+    let records = scene.kafka.read_all(&topic).await;
     assert_eq!(records.len(), 1);
     assert_eq!((records[0].key.as_deref(), records[0].payload.as_deref()), (Some(key), Some(payload)));
     let header = |name: &str, value: &[u8]| (name.to_owned(), Some(value.to_vec()));
