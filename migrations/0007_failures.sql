@@ -103,6 +103,10 @@ create table outboxd.members (
 -- What an operator ordered for an agent: no new work until it is taken back.
 alter table outboxd.agents add drain_ordered_at timestamptz;
 
+-- For people; it shows no record.
+create view outboxd.failure_states as
+select consumer_group, message_id, state, attempts, reason, error, failed_at, next_attempt_at from outboxd.failures;
+
 create view outboxd.dead_letters as
 select consumer_group, message_id, topic, partition, "offset", recorded_at, type, idempotency_key, attempts, reason, error,
   failed_at, changed_at as died_at

@@ -40,4 +40,4 @@ grant update, delete on outboxd.agents to {operator};
 grant delete on outboxd.agent_heartbeats, outboxd.members to {operator};
 grant select on outboxd.lanes, outboxd.publications, outboxd.groups, outboxd.group_positions, outboxd.handled, outboxd.idempotency_keys,
   outboxd.agents, outboxd.agent_heartbeats, outboxd.attempts, outboxd.starts, outboxd.members, outboxd.message_states, outboxd.message_states_in_outbox,
-  outboxd.message_states_aside, outboxd.message_publications, outboxd.lane_status, outboxd.dead_letters to {agent}, {operator}, {reader};
+  outboxd.message_states_aside, outboxd.message_publications, outboxd.lane_status, outboxd.failure_states, outboxd.dead_letters to {agent}, {operator}, {reader};
