@@ -244,6 +244,8 @@ async fn every_listing_in_json_has_its_fields_with_times_in_rfc_3339() {
         "scheduled",
         "held",
         "parked",
+        "stopped_at_seq",
+        "stopped_reason",
     ];
     assert_eq!(fields(&lanes[1]), lane_fields);
     assert_eq!((&lanes[1]["name"], &lanes[1]["state"]), (&"normal".into(), &"free".into()));
