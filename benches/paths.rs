@@ -25,6 +25,7 @@ fn message() -> Message {
         event_type: Some("OrderPlaced".into()),
         idempotency_key: None,
         is_scheduled: false,
+        dispatch: None,
     }
 }
 

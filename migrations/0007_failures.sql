@@ -20,25 +20,32 @@ create table outboxd.failures (
   type text,                      -- these two are in the headers too: here to be filtered by
   idempotency_key text,
   attempts integer not null default 0,   -- that started
+  forgiven integer not null default 0,   -- of these, before an operator's replay: they do not count against max_attempts
   last_agent uuid,                -- whose attempt failed last
   error text,                     -- of the last attempt
-  reason text check (reason in ('attempts', 'starts', 'permanent', 'undeliverable')),  -- why it was given up
+  reason text check (reason in ('attempts', 'starts', 'permanent', 'undeliverable', 'operator')),  -- why it was given up
   failed_at timestamptz,          -- first
   next_attempt_at timestamptz,    -- of one that is due
   dispatch bigint not null default 0,    -- fencing number: whoever starts or completes an attempt names it
+  dispatch_seq bigint,            -- its message in the outbox, in the lane of priority 0
   target uuid,                    -- the agent that this dispatch is for
-  expires_at timestamptz,         -- of a dispatch that nobody starts, or of a lease that nobody renews
+  published_at timestamptz,       -- when its message was seen to be published
+  expires_at timestamptz,         -- of a published dispatch that nobody starts, or of a lease that nobody renews
+  undelivered smallint not null default 0,  -- dispatches in a row that an agent was given and did not start
   place bigint not null default nextval('outboxd.failures_place'),  -- among those held for one key
   changed_at timestamptz not null default clock_timestamp(),
+  copied_at timestamptz,          -- of a dead letter, to the topic of dead letters
+  operation bigint,               -- of outboxd.operations: who decided about it last
   primary key (consumer_group, message_id),
   check (cardinality(header_names) = cardinality(header_values)),
   check ((state = 'due') = (next_attempt_at is not null)),
   check ((state in ('retrying', 'running')) <= (target is not null)),
   check ((state in ('dead', 'discarded')) = (reason is not null))
 );
-create index failures_due on outboxd.failures (next_attempt_at) where state = 'due';
+create index failures_due on outboxd.failures (consumer_group, next_attempt_at) where state = 'due';
 create index failures_out on outboxd.failures (expires_at) where state in ('retrying', 'running');
 create index failures_held on outboxd.failures (consumer_group, topic, key_digest, place) where state = 'held';
+create index failures_uncopied on outboxd.failures (changed_at) where state = 'dead' and copied_at is null;
 create index failures_given_up on outboxd.failures (changed_at) where state in ('dead', 'discarded');
 
 -- Keys whose messages wait: the head failed, and later ones of (group, topic, key) are copied to failures as held.
@@ -96,7 +103,13 @@ create table outboxd.members (
 -- What an operator ordered for an agent: no new work until it is taken back.
 alter table outboxd.agents add drain_ordered_at timestamptz;
 
+-- For people; it shows no record.
+create view outboxd.failure_states as
+select consumer_group, message_id, state, attempts, reason, error, failed_at, next_attempt_at from outboxd.failures;
+
 create view outboxd.dead_letters as
 select consumer_group, message_id, topic, partition, "offset", recorded_at, type, idempotency_key, attempts, reason, error,
   failed_at, changed_at as died_at
 from outboxd.failures where state = 'dead';
+
+insert into outboxd.upkeep (job) values ('process-retry'), ('dead-letters');

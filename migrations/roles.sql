@@ -37,6 +37,7 @@ grant insert, update, delete on outboxd.groups, outboxd.group_positions to {oper
 grant delete on outboxd.handled, outboxd.idempotency_keys to {operator};
 grant select, update, delete on outboxd.failures, outboxd.held_keys to {operator};
 grant update, delete on outboxd.agents to {operator};
+grant delete on outboxd.agent_heartbeats, outboxd.members to {operator};
 grant select on outboxd.lanes, outboxd.publications, outboxd.groups, outboxd.group_positions, outboxd.handled, outboxd.idempotency_keys,
   outboxd.agents, outboxd.agent_heartbeats, outboxd.attempts, outboxd.starts, outboxd.members, outboxd.message_states, outboxd.message_states_in_outbox,
-  outboxd.message_states_aside, outboxd.message_publications, outboxd.lane_status, outboxd.dead_letters to {agent}, {operator}, {reader};
+  outboxd.message_states_aside, outboxd.message_publications, outboxd.lane_status, outboxd.failure_states, outboxd.dead_letters to {agent}, {operator}, {reader};

@@ -8,8 +8,11 @@
 mod control;
 mod engine;
 pub mod handler;
+mod inbox;
 mod keys;
 mod level;
+mod retry_store;
+mod retrying;
 mod session;
 mod start;
 pub mod status;
@@ -146,7 +149,9 @@ async fn work(context: GroupContext, drain: &CancellationToken) -> Result<(), Co
         () = drain.cancelled() => return Ok(()),
     };
     let _desk = AbortOnDropHandle::new(tokio::spawn(desk.run(Arc::clone(&group))));
+    let retries = AbortOnDropHandle::new(tokio::spawn(retrying::work(Arc::clone(&group), drain.clone())));
     be_member(&group, drain).await;
+    retries.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
     group.handler.close().await;
     if let Err(error) = group.store.leave().await {
         tracing::debug!(group = &*group.name, "no goodbye: {error}");

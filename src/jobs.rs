@@ -1,8 +1,10 @@
 //! What recurs: each job has a name, a schedule and a body without input that may run twice without harm.
 
 pub mod cleanup;
+pub mod dead_letters;
 mod evidence;
 pub mod partitions;
+pub mod process_retry;
 pub mod reap_agents;
 
 use std::pin::Pin;

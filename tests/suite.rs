@@ -45,6 +45,7 @@ mod suite {
     mod resetting;
     mod retention;
     mod retry_parked;
+    mod retrying;
     mod send;
     mod send_lines;
     mod soak;

@@ -224,7 +224,11 @@ impl Daemon {
         let mut jobs = vec![jobs::reap_agents::job(connector.clone(), &self.config.agent)];
         if self.role == "producer" {
             jobs.push(jobs::partitions::job(connector.clone(), &self.config.retention));
-            jobs.push(jobs::cleanup::job(connector, self.config.retention.clone()));
+            jobs.push(jobs::cleanup::job(connector.clone(), self.config.retention.clone()));
+            jobs.push(jobs::process_retry::job(connector.clone(), self.config.groups.clone()));
+            let Config { kafka, topics, groups, .. } = &self.config;
+            let client_id = format!("outboxd-{agent}");
+            jobs.extend(jobs::dead_letters::job(connector, kafka.clone(), client_id, topics.clone(), groups));
         }
         for job in jobs {
             let configured = self.config.jobs.get(job.name);

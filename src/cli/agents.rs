@@ -3,12 +3,14 @@
 use clap::{Args, Subcommand};
 use uuid::Uuid;
 
-use super::global::{Global, connect_to_look};
+use super::confirm::confirm;
+use super::global::{Global, connect, connect_to_look};
 use super::output::{self, maybe};
 use crate::failure::{Exit, Failure};
 use crate::pg::agents::{self, Agent};
+use crate::pg::connect::Connection;
 
-/// Look at the agents: who is alive, and how well
+/// Look at the agents: who is alive, and how well; remove the dead
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  outboxd agents list")]
 pub struct Options {
@@ -37,19 +39,37 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Remove those that are stopped or inactive
+    ///
+    /// One that lives after all registers anew with its next heartbeat.
+    #[command(after_help = "Example:\n  outboxd agents prune --dry-run")]
+    Prune {
+        /// Show which they are, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 impl Options {
     pub async fn run(&self, global: &Global) -> anyhow::Result<Exit> {
         let config = global.load()?.config;
-        let client = connect_to_look(&config, "agents").await?;
+        let client = match self.command {
+            Command::Prune { .. } => connect(&config, "agents").await?,
+            Command::List { .. } | Command::Show { .. } => connect_to_look(&config, "agents").await?,
+        };
         let agents = agents::list(&client).await?;
         match &self.command {
             Command::List { json: true } => output::json(&agents)?,
-            Command::List { json: false } => {
-                let columns =
-                    ["NAME", "ROLE", "STATE", "GROUPS", "HEARD", "HTTP", "HOST", "PID", "VERSION", "ID"];
-                output::table(columns, agents.iter().map(row))?;
+            Command::List { json: false } => table(&agents)?,
+            Command::Prune { dry_run, yes } => {
+                let dead: Vec<Agent> = agents
+                    .into_iter()
+                    .filter(|agent| ["stopped", "inactive"].contains(&&*agent.state))
+                    .collect();
+                prune(&client, &dead, *dry_run, *yes).await?;
             }
             Command::Show { agent, json } => {
                 let found = find(agents, agent).ok_or_else(|| {
@@ -62,6 +82,24 @@ impl Options {
         }
         Ok(Exit::Done)
     }
+}
+
+fn table(agents: &[Agent]) -> Result<(), output::OutputError> {
+    let columns = ["NAME", "ROLE", "STATE", "GROUPS", "HEARD", "HTTP", "HOST", "PID", "VERSION", "ID"];
+    output::table(columns, agents.iter().map(row))
+}
+
+async fn prune(client: &Connection, dead: &[Agent], dry_run: bool, yes: bool) -> anyhow::Result<()> {
+    if dry_run || !yes {
+        table(dead)?;
+    }
+    if dry_run || dead.is_empty() {
+        return Ok(());
+    }
+    confirm(&format!("Remove {} agents?", dead.len()), yes)?;
+    let ids: Vec<Uuid> = dead.iter().map(|agent| agent.id).collect();
+    let removed = agents::prune(client, &ids).await?;
+    Ok(output::line(&format!("{removed} agents removed"))?)
 }
 
 fn find(agents: Vec<Agent>, wanted: &str) -> Option<Agent> {

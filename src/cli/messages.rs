@@ -14,7 +14,8 @@ use crate::domain::payload::Payload;
 use crate::failure::{Exit, Failure};
 use crate::kafka::topics::{TopicState, Topics};
 use crate::pg::inspect::{
-    self, Handled, MessageFilter, MessageState, MessageStory, Publication, PublishedTo,
+    self, FailedAttempt, Failing, Handled, MessageFilter, MessageState, MessageStory, Publication,
+    PublishedTo,
 };
 
 /// How long Kafka may take to say how many partitions a topic has: it is not needed for the rest.
@@ -142,6 +143,16 @@ impl Show {
                 ["GROUP", "AGENT", "ATTEMPT", "PARTITION", "OFFSET", "HANDLED", "TOOK", "DUPLICATE OF"];
             output::table(columns, story.handled.iter().map(handled))?;
         }
+        if !story.failing.is_empty() {
+            output::line("")?;
+            let columns = ["GROUP", "STATE", "ATTEMPTS", "GIVEN UP", "FIRST", "NEXT", "ERROR"];
+            output::table(columns, story.failing.iter().map(failing))?;
+        }
+        if !story.failed_attempts.is_empty() {
+            output::line("")?;
+            let columns = ["GROUP", "ATTEMPT", "AGENT", "FAILED", "ERROR"];
+            output::table(columns, story.failed_attempts.iter().map(failed_attempt))?;
+        }
         Ok(Exit::Done)
     }
 }
@@ -214,6 +225,28 @@ fn describe(story: &MessageStory) -> String {
         Payload::Base64(bytes) => ("payload, base64", bytes.clone()),
     });
     output::facts(facts)
+}
+
+fn failing(failing: &Failing) -> [String; 7] {
+    [
+        failing.group.clone(),
+        failing.state.clone(),
+        failing.attempts.to_string(),
+        maybe(failing.reason.clone()),
+        maybe(failing.failed_at.map(output::time)),
+        maybe(failing.next_attempt_at.map(output::time)),
+        maybe(failing.error.clone()),
+    ]
+}
+
+fn failed_attempt(attempt: &FailedAttempt) -> [String; 5] {
+    [
+        attempt.group.clone(),
+        attempt.attempt.to_string(),
+        attempt.agent.clone(),
+        output::time(attempt.failed_at),
+        attempt.error.clone(),
+    ]
 }
 
 fn handled(handled: &Handled) -> [String; 8] {

@@ -1,6 +1,7 @@
 //! `outboxd retry`.
 
 mod act;
+mod describe;
 mod filters;
 mod operator;
 
@@ -9,16 +10,16 @@ use uuid::Uuid;
 
 use super::global::{Global, connect_to_look};
 use super::output::{self, maybe};
-use crate::domain::payload::Payload;
 use crate::failure::{Exit, Failure};
 use crate::pg::connect::Connection;
-use crate::pg::parked::{self, Decision, Story};
-use crate::pg::retry::{Entry, Filter};
+use crate::pg::retry::{Decision, Entry, Filter, Place};
+use crate::pg::{PgError, failures, parked};
 use filters::{Filters, Page, STATES};
 
 /// Decide about messages that were given up: send them again, or discard them
 ///
-/// States: parked (refused by Kafka for good), discarded (by an operator; kept for a while).
+/// States: parked (refused by Kafka for good), failing (a group tries it again), dead (the group gave it up), discarded (by
+/// an operator; kept for a while).
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  outboxd retry list --topic orders")]
 pub struct Options {
@@ -94,16 +95,25 @@ impl Options {
     }
 }
 
-/// Those that fit.
+/// Those that fit: what Kafka refused in the order of its inserts, then what groups failed to handle by id.
 async fn list(client: &Connection, filter: &Filter) -> anyhow::Result<Vec<Entry>> {
-    Ok(parked::list(client, filter).await?)
+    let is_failure = match filter.after {
+        Some(id) => failures::knows(client, id).await?,
+        None => false,
+    };
+    let mut entries = if is_failure { Vec::new() } else { parked::list(client, filter).await? };
+    let limit = filter.limit.map(|limit| limit - i64::try_from(entries.len()).unwrap_or(i64::MAX));
+    let after = filter.after.filter(|_| is_failure);
+    entries.extend(failures::list(client, &Filter { after, limit, ..filter.clone() }).await?);
+    Ok(entries)
 }
 
 /// Each of these ids, in one of these states; one that is not there is an error that names it.
 async fn find(client: &Connection, states: &[&str], ids: &[Uuid]) -> anyhow::Result<Vec<Entry>> {
     let mut found = Vec::new();
     for id in ids {
-        let entries = parked::find(client, states, &[*id]).await?;
+        let mut entries = parked::find(client, states, &[*id]).await?;
+        entries.extend(failures::find(client, states, &[*id]).await?);
         if entries.is_empty() {
             let states = states.join(" or ");
             return Err(Failure::not_found(format!(
@@ -114,6 +124,18 @@ async fn find(client: &Connection, states: &[&str], ids: &[Uuid]) -> anyhow::Res
         found.extend(entries);
     }
     Ok(found)
+}
+
+/// Carries a decision out on these, in a transaction for either kind; says for how many.
+async fn decide(
+    client: &mut Connection,
+    decision: Decision,
+    operation: i64,
+    places: &[Place],
+) -> Result<i64, PgError> {
+    let refused = places.iter().any(|place| place.aside().is_some());
+    let of_outbox = if refused { parked::decide(client, decision, operation, places).await? } else { 0 };
+    Ok(of_outbox + failures::decide(client, decision, operation, places).await?)
 }
 
 impl List {
@@ -152,51 +174,30 @@ impl Show {
     async fn run(&self, global: &Global) -> anyhow::Result<Exit> {
         let config = global.load()?.config;
         let client = connect_to_look(&config, "retry").await?;
+        let (mut of_outbox, mut of_groups) = (Vec::new(), Vec::new());
         for entry in find(&client, &STATES, &[self.id]).await? {
-            if let Some(story) = parked::show(&client, &entry).await? {
-                if self.json {
-                    output::json(&story)?;
-                } else {
-                    output::line(&describe(&story))?;
-                }
-                return Ok(Exit::Done);
+            of_outbox.extend(parked::show(&client, &entry).await?);
+            of_groups.extend(failures::show(&client, &entry).await?);
+        }
+        if of_outbox.is_empty() && of_groups.is_empty() {
+            return Err(Failure::not_found(format!("message {} has just been decided", self.id)).into());
+        }
+        for story in &of_outbox {
+            if self.json {
+                output::json(story)?;
+            } else {
+                output::line(&describe::refused(story))?;
             }
         }
-        Err(Failure::not_found(format!("message {} has just been decided", self.id)).into())
+        for story in &of_groups {
+            if self.json {
+                output::json(story)?;
+            } else {
+                output::line(&describe::failed(story))?;
+                let columns = ["ATTEMPT", "AGENT", "FAILED", "ERROR"];
+                output::table(columns, story.history.iter().map(describe::attempt))?;
+            }
+        }
+        Ok(Exit::Done)
     }
-}
-
-fn describe(story: &Story) -> String {
-    let entry = &story.entry;
-    let holds = match (story.stops_lane, story.holds_key) {
-        (true, _) => "its lane, which stands still".to_owned(),
-        (false, true) => format!("its key; {} later messages wait behind it", story.held_behind),
-        (false, false) => String::new(),
-    };
-    let decided = story.decided.as_ref().map(|decided| {
-        let parked::Decided { command, database_user, os_user, host, operation } = decided;
-        format!("{command}, by {os_user} on {host} as {database_user}, operation {operation}")
-    });
-    let mut facts = vec![
-        ("id", entry.id.to_string()),
-        ("state", entry.state.clone()),
-        ("since", output::time(entry.since)),
-        ("error", maybe(entry.error.clone())),
-        ("holds", holds),
-        ("decided", maybe(decided)),
-        ("topic", entry.topic.clone()),
-        ("key", maybe(entry.key.clone())),
-        ("type", maybe(entry.event_type.clone())),
-        ("idempotency", maybe(story.idempotency_key.clone())),
-        ("created", output::time(story.created_at)),
-    ];
-    for (name, value) in story.content.headers.as_object().into_iter().flatten() {
-        facts.push(("header", format!("{name}={}", value.as_str().unwrap_or_default())));
-    }
-    facts.push(match &story.content.payload {
-        Payload::Text(Some(text)) => ("payload", text.clone()),
-        Payload::Text(None) => ("payload", "none: a tombstone".to_owned()),
-        Payload::Base64(bytes) => ("payload, base64", bytes.clone()),
-    });
-    output::facts(facts)
 }

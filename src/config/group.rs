@@ -10,7 +10,9 @@ use serde_json::Value;
 
 use super::error::ConfigError;
 use super::section::Section;
-use super::setting::{DAY, MILLISECOND, Problem, Setting, Written, any, chosen, lasting, within};
+use super::setting::{DAY, MILLISECOND, Problem, SECOND, Setting, Written, any, chosen, lasting, within};
+use crate::domain::backoff::Backoff;
+use crate::domain::dispatch;
 use crate::domain::message::is_topic_name;
 
 pub const BATCH: usize = 500;
@@ -23,6 +25,7 @@ pub const BREAKER_FAILURES: u32 = 20;
 pub const BREAKER_PAUSE: Duration = Duration::from_secs(30);
 pub const BACKOFF: Duration = Duration::from_secs(1);
 pub const MAX_BACKOFF: Duration = Duration::from_secs(3600);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug)]
 pub struct Group {
@@ -143,6 +146,10 @@ pub struct Retry {
     /// The first delay; it doubles, with full jitter.
     pub backoff: Duration,
     pub max_backoff: Duration,
+    /// How long a target may take to start, from the publication of the dispatch.
+    pub deadline: Duration,
+    /// A copy of each dead letter goes to `<topic>-dlt`.
+    pub dead_letter_topic: bool,
 }
 
 const STARTS: &[(&str, Start)] = &[("earliest", Start::Earliest), ("latest", Start::Latest)];
@@ -177,7 +184,35 @@ impl Group {
     }
 }
 
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            inline_attempts: INLINE_ATTEMPTS,
+            max_attempts: MAX_ATTEMPTS,
+            max_starts: MAX_STARTS,
+            on_failure: OnFailure::HoldKey,
+            on_dead: OnDead::default(),
+            backoff: BACKOFF,
+            max_backoff: MAX_BACKOFF,
+            deadline: DEADLINE,
+            dead_letter_topic: false,
+        }
+    }
+}
+
 impl Retry {
+    /// The delay after so many failures; what the handler asked for is obeyed, within reason: a server may say a year.
+    /// `draw` is evenly distributed over 0.0..1.0.
+    pub fn delay(&self, failures: u32, asked: Option<Duration>, draw: f64) -> Duration {
+        let backoff = Backoff { first: self.backoff, max: self.max_backoff };
+        backoff.delay(failures, draw).max(asked.unwrap_or_default().min(self.max_backoff))
+    }
+
+    /// No try is left after so many.
+    pub fn is_over(&self, attempts: u32) -> bool {
+        attempts >= self.max_attempts
+    }
+
     fn read(section: &mut Section<'_>, ordering: Ordering) -> Result<Self, ConfigError> {
         // Without an order there is none to keep.
         let on_failure = match ordering {
@@ -192,6 +227,8 @@ impl Retry {
             on_dead: section.or("on_dead", OnDead::default(), any)?,
             backoff: section.or("backoff", BACKOFF, lasting(MILLISECOND..=DAY))?,
             max_backoff: section.or("max_backoff", MAX_BACKOFF, lasting(MILLISECOND..=DAY))?,
+            deadline: section.or("deadline", DEADLINE, lasting(SECOND..=DAY))?,
+            dead_letter_topic: section.or("dead_letter_topic", false, any)?,
         };
         if retry.max_backoff < retry.backoff {
             let [backoff, max] = [retry.backoff, retry.max_backoff].map(humantime::format_duration);
@@ -274,10 +311,11 @@ impl KafkaGroups {
 }
 
 pub(super) fn check_name(name: &str) -> Result<(), Problem> {
-    if is_plain_name(name) {
+    // Its retries have a topic that is named after it.
+    if is_plain_name(name) && is_topic_name(&dispatch::topic(name)) {
         return Ok(());
     }
-    Err(format!("`{name}` is not a name for a group: 1 to 249 letters, digits, dots, dashes and underscores"))
+    Err(format!("`{name}` is not a name for a group: 1 to 235 letters, digits, dots, dashes and underscores"))
 }
 
 fn check_topic(name: &str) -> Result<(), Problem> {

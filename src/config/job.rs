@@ -10,7 +10,7 @@ use super::setting::{Problem, Setting, Written, any};
 use crate::domain::schedule::Schedule;
 
 /// The jobs that there are.
-pub const BUILT_IN: &[&str] = &["reap-agents", "partitions", "cleanup"];
+pub const BUILT_IN: &[&str] = &["reap-agents", "partitions", "cleanup", "process-retry", "dead-letters"];
 
 #[derive(Clone, Debug)]
 pub struct Job {

@@ -132,7 +132,7 @@ fn bad_values_say_what_would_be_right() {
         ("[groups.orders]\ntopics = [\"a\"]", "`kind` is missing in [groups.orders.handler]"),
         (
             "[jobs.reap-agent]",
-            "there is no job `reap-agent`, only reap-agents, partitions, cleanup; did you mean `reap-agents`?",
+            "there is no job `reap-agent`, only reap-agents, partitions, cleanup, process-retry, dead-letters; did you mean `reap-agents`?",
         ),
         ("[jobs.reap-agents]\nschedule = \"61 * * * *\"", "`schedule` `61` is not a valid minute"),
         ("[jobs.reap-agents]\nschedule = \"0 0 30 2 *\"", "`schedule` no day fits"),
@@ -429,8 +429,7 @@ fn the_example_holds_every_key_and_shows_the_defaults() {
     let as_it_is = parse(EXAMPLE, &[]).unwrap();
     for entry in &everything.entries {
         let key = entry.path.join(".");
-        let per_group = key.ends_with(".retry.backoff")
-            || key.ends_with(".retry.max_backoff")
+        let per_group = key.contains(".retry.")
             || [".batch", ".start", ".kafka_group", ".dedup"].iter().any(|end| key.ends_with(end));
         // The other groups leave out what `orders` shows.
         let shown = per_group && entry.path[1] != "orders";

@@ -1,7 +1,7 @@
 //! What a group says of itself, for its agent's health.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,8 +15,10 @@ use crate::domain::health::Vitals;
 #[derive(Debug)]
 pub struct GroupStatus {
     group: String,
-    /// Its reader of the retry topic moves.
+    /// Its reader of the retry topic moves, and it does not drain.
     takes_retries: AtomicBool,
+    /// Retries at work.
+    pub(super) retries: AtomicU32,
     inner: Mutex<Inner>,
 }
 
@@ -84,6 +86,7 @@ impl GroupStatus {
         Self {
             group: group.into(),
             takes_retries: AtomicBool::new(false),
+            retries: AtomicU32::new(0),
             inner: Mutex::new(Inner {
                 partitions: BTreeMap::new(),
                 missing_topics: Vec::new(),
@@ -174,12 +177,13 @@ impl GroupStatus {
     /// In flight, processed, failed.
     pub(super) fn counts(&self) -> (u64, u64, u64) {
         let inner = self.inner();
-        let in_flight = inner.partitions.values().map(|partition| partition.in_flight).sum();
-        (in_flight, inner.processed, inner.failed)
+        let in_flight: u64 = inner.partitions.values().map(|partition| partition.in_flight).sum();
+        let retries = self.retries.load(Ordering::Relaxed);
+        (in_flight + u64::from(retries), inner.processed, inner.failed)
     }
 
     /// Said by whoever reads the retry topic: only then is this agent given retries.
-    pub fn take_retries(&self, takes: bool) {
+    pub(super) fn take_retries(&self, takes: bool) {
         self.takes_retries.store(takes, Ordering::Relaxed);
     }
 

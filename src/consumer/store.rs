@@ -34,7 +34,7 @@ pub(super) struct Store {
 }
 
 impl Store {
-    fn scope(&self) -> Scope<'_> {
+    pub(super) fn scope(&self) -> Scope<'_> {
         Scope {
             group: &self.group,
             cluster_id: &self.cluster_id,

@@ -59,6 +59,7 @@ mod tests {
             event_type: None,
             idempotency_key: None,
             is_scheduled,
+            dispatch: None,
         }
     }
 

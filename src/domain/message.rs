@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use super::dispatch::Dispatch;
 use super::identity::{self, ID_HEADER, SUM_HEADER};
 use super::partition;
 
@@ -23,6 +24,8 @@ pub struct Message {
     pub idempotency_key: Option<String>,
     /// It has a `deliver_after`, past or to come.
     pub is_scheduled: bool,
+    /// It tells an agent to try again what its group failed to handle.
+    pub dispatch: Option<Box<Dispatch>>,
 }
 
 impl Message {
@@ -47,6 +50,7 @@ impl Message {
         headers.push(("id", self.own_id.unwrap_or(self.message_id).to_string()));
         headers.push((ID_HEADER, self.message_id.to_string()));
         headers.push((SUM_HEADER, sum));
+        headers.extend(self.dispatch.iter().flat_map(|dispatch| dispatch.headers()));
         headers
     }
 

@@ -9,6 +9,7 @@ use crate::config::{Ceiling, Retention};
 use crate::domain::leaves::Leaf;
 use crate::domain::schedule::Schedule;
 use crate::pg::connect::Connection;
+use crate::pg::failures;
 use crate::pg::leaves::{self, Found, Reclaimed};
 use crate::pg::operations;
 use crate::pg::retention::{self, Behind};
@@ -62,6 +63,7 @@ async fn work(client: &mut Connection, rules: &Retention, walk: &Walk) -> Outcom
     end_old_leaf(client, rules, &ahead).await?;
     let forgotten = forget_publications(client, rules).await?;
     let decided = count(retention::forget_decided(client, rules.discarded, BATCH).await?);
+    let failures = count(failures::forget_discarded(client, rules.discarded, BATCH).await?);
     let operations = count(operations::forget(client, rules.audit, BATCH).await?);
     let done: Vec<String> = [
         (reclaimed, "leaves emptied"),
@@ -69,6 +71,7 @@ async fn work(client: &mut Connection, rules: &Retention, walk: &Walk) -> Outcom
         (deleted, "published messages deleted from the default partition"),
         (forgotten, "publications forgotten"),
         (decided, "discarded or replayed messages forgotten"),
+        (failures, "discarded failures forgotten"),
         (operations, "operations forgotten"),
     ]
     .into_iter()

@@ -145,8 +145,7 @@ impl Subscription {
             .map_err(|error| KafkaFailure::Setup(format!("the consumer cannot be made: {error}")))?;
         let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics)?;
-        let copier =
-            Copier { topics: topics.iter().map(|topic| Arc::from(*topic)).collect(), space: BytesMut::new() };
+        let copier = Copier::new(&topics);
         Ok(Self { consumer: Some(Arc::new(consumer)), events: received, copier, troubles: VecDeque::new() })
     }
 
@@ -270,13 +269,18 @@ pub(super) fn offsets(positions: &[(TopicPartition, i64)]) -> KafkaResult<TopicP
 const PIECE: usize = 64 << 10;
 
 /// Copies records out of the client's memory, with few allocations: topics are known, bytes lie side by side.
-struct Copier {
+pub(super) struct Copier {
     topics: Vec<Arc<str>>,
     space: BytesMut,
 }
 
 impl Copier {
-    fn record(&mut self, message: &BorrowedMessage<'_>) -> Record {
+    /// For records of these topics.
+    pub(super) fn new(topics: &[&str]) -> Self {
+        Self { topics: topics.iter().map(|topic| Arc::from(*topic)).collect(), space: BytesMut::new() }
+    }
+
+    pub(super) fn record(&mut self, message: &BorrowedMessage<'_>) -> Record {
         let headers = message.headers().map_or_else(Vec::new, |headers| {
             headers
                 .iter()

@@ -48,6 +48,17 @@ statements! {
 
     FORGET_BEATS = "delete from outboxd.agent_heartbeats where at < clock_timestamp() - interval '1 day'";
 
+    /// Who has said goodbye, or is taken for dead; checked again by the statement that removes.
+    PRUNE = "
+        with gone as (
+          delete from outboxd.agents where id = any($1) and status in ('stopped', 'inactive') returning id
+        ), forgotten as (
+          delete from outboxd.agent_heartbeats b using gone where b.agent_id = gone.id
+        ), left_groups as (
+          delete from outboxd.members m using gone where m.agent_id = gone.id
+        )
+        select count(*) from gone";
+
     LIST = "
         select id, name, role, groups, host, pid, version, http, started_at, last_heartbeat_at, status, health,
           extract(epoch from clock_timestamp() - last_heartbeat_at)::float8
@@ -139,6 +150,11 @@ pub async fn reap(client: &Connection, inactive_after: Duration) -> Result<Vec<(
     let rows = client.query(REAP, &[&limit]).await?;
     client.execute(FORGET_BEATS, &[]).await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Removes those of these that are stopped or inactive, with their beats; says how many.
+pub async fn prune(client: &Connection, ids: &[Uuid]) -> Result<i64, PgError> {
+    Ok(client.query_one(PRUNE, &[&ids]).await?.get(0))
 }
 
 pub async fn list(client: &Connection) -> Result<Vec<Agent>, PgError> {

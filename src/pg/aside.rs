@@ -36,7 +36,7 @@ statements! {
         where priority = $1 and state = 'held' and key_line is null and not stops_lane group by topic";
 
     READ_HELD = "
-        select seq, id, topic, key, payload, headers, type, idempotency_key, due_at is not null, created_at
+        select seq, id, topic, key, payload, headers, type, idempotency_key, due_at is not null, created_at, retry
         from outboxd.set_aside
         where priority = $1 and state = 'held' and key_line is null and not stops_lane and topic = $2 order by seq limit $3";
 
@@ -57,7 +57,7 @@ statements! {
         select min(seq) from outboxd.set_aside where priority = $1 and key_line = $2 and state = 'parked'";
 
     READ_LINE = "
-        select seq, id, topic, key, payload, headers, type, idempotency_key, false, created_at from outboxd.set_aside
+        select seq, id, topic, key, payload, headers, type, idempotency_key, false, created_at, retry from outboxd.set_aside
         where priority = $1 and key_line = $2 and state = 'held' and seq < $3 order by seq limit $4";
 
     STOP = "
@@ -65,11 +65,11 @@ statements! {
         where priority = $1 and stops_lane order by seq limit 1";
 
     READ_ONE = "
-        select seq, id, topic, key, payload, headers, type, idempotency_key, due_at is not null, created_at
+        select seq, id, topic, key, payload, headers, type, idempotency_key, due_at is not null, created_at, retry
         from outboxd.set_aside where priority = $1 and seq = $2";
 
     READ_DUE = "
-        select seq, id, topic, key, payload, headers, type, idempotency_key, true, created_at from outboxd.set_aside
+        select seq, id, topic, key, payload, headers, type, idempotency_key, true, created_at, retry from outboxd.set_aside
         where priority = $1 and state = 'scheduled' and due_at <= clock_timestamp() order by due_at, seq limit $2";
 
     FORGET_ASIDE = "

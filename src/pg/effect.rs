@@ -74,7 +74,7 @@ pub async fn apply(client: &mut Lent, scope: Scope<'_>, effect: Effect<'_>) -> R
     Ok(Affected::Done)
 }
 
-async fn call(
+pub(super) async fn call(
     transaction: &Transaction<'_>,
     function: &str,
     delivery: &Delivery,

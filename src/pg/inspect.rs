@@ -69,6 +69,14 @@ statements! {
           extract(epoch from took)::float8
         from outboxd.handled where message_id = $1 order by handled_at";
 
+    FAILING = "
+        select consumer_group, state, attempts, reason, error, failed_at, next_attempt_at
+        from outboxd.failure_states where message_id = $1 order by consumer_group";
+
+    FAILED_ATTEMPTS = "
+        select consumer_group, attempt, agent, error, failed_at
+        from outboxd.attempts where message_id = $1 order by consumer_group, attempt";
+
     LANES = "
         select priority, name,
           case when stopped_at_seq is not null then 'stopped' when owned then 'owned' else 'free' end, agent, lease_expires_at, epoch, \"window\", moved_at, pending, oldest_pending_at,
@@ -111,6 +119,29 @@ pub struct Handled {
     pub took_seconds: Option<f64>,
 }
 
+/// What a group failed to do with it, so far or for good.
+#[derive(Clone, Debug, Serialize)]
+pub struct Failing {
+    pub group: String,
+    /// `due`, `retrying`, `running`, `held` behind another of its key, `dead`, `discarded`.
+    pub state: String,
+    pub attempts: i32,
+    pub reason: Option<String>,
+    pub error: Option<String>,
+    pub failed_at: Option<DateTime<Utc>>,
+    pub next_attempt_at: Option<DateTime<Utc>>,
+}
+
+/// An attempt of a group that failed, whatever came of it later.
+#[derive(Clone, Debug, Serialize)]
+pub struct FailedAttempt {
+    pub group: String,
+    pub attempt: i32,
+    pub agent: String,
+    pub error: String,
+    pub failed_at: DateTime<Utc>,
+}
+
 /// What is in a message.
 #[derive(Clone, Debug, Serialize)]
 pub struct Content {
@@ -151,6 +182,8 @@ pub struct MessageStory {
     /// As long as it is known: of a delayed message it never is.
     pub publication: Option<Publication>,
     pub handled: Vec<Handled>,
+    pub failing: Vec<Failing>,
+    pub failed_attempts: Vec<FailedAttempt>,
 }
 
 /// Filters of `messages list`.
@@ -202,6 +235,8 @@ pub async fn message(client: &Connection, id: Uuid) -> Result<Option<MessageStor
         _ => None,
     };
     let handled = client.query(HANDLED_BY, &[&message_id]).await?;
+    let failing = failing(client, message_id).await?;
+    let failed_attempts = failed_attempts(client, message_id).await?;
     Ok(Some(MessageStory {
         message,
         message_id,
@@ -221,7 +256,39 @@ pub async fn message(client: &Connection, id: Uuid) -> Result<Option<MessageStor
                 took_seconds: row.get(8),
             })
             .collect(),
+        failing,
+        failed_attempts,
     }))
+}
+
+async fn failing(client: &Connection, message_id: Uuid) -> Result<Vec<Failing>, PgError> {
+    let rows = client.query(FAILING, &[&message_id]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| Failing {
+            group: row.get(0),
+            state: row.get(1),
+            attempts: row.get(2),
+            reason: row.get(3),
+            error: row.get(4),
+            failed_at: row.get(5),
+            next_attempt_at: row.get(6),
+        })
+        .collect())
+}
+
+async fn failed_attempts(client: &Connection, message_id: Uuid) -> Result<Vec<FailedAttempt>, PgError> {
+    let rows = client.query(FAILED_ATTEMPTS, &[&message_id]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| FailedAttempt {
+            group: row.get(0),
+            attempt: row.get(1),
+            agent: row.get(2),
+            error: row.get(3),
+            failed_at: row.get(4),
+        })
+        .collect())
 }
 
 async fn content(client: &Connection, message: &MessageState) -> Result<Option<Content>, PgError> {

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::connect::{Connection, PgError};
 use super::inspect::{self, Content};
-use super::retry::{Entry, Filter, Place};
+use super::retry::{Decided, Decision, Entry, Filter, Place};
 use super::sql::statements;
 use crate::domain::identity::Tag;
 
@@ -85,13 +85,6 @@ statements! {
         select count(*) from picked";
 }
 
-/// What an operator may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision {
-    Replay,
-    Discard,
-}
-
 /// One of them with all that is known.
 #[derive(Clone, Debug, Serialize)]
 pub struct Story {
@@ -109,15 +102,6 @@ pub struct Story {
     pub content: Content,
     /// Who sent it again or discarded it last.
     pub decided: Option<Decided>,
-}
-
-#[derive(Clone, Debug, Serialize)]
-pub struct Decided {
-    pub operation: i64,
-    pub command: String,
-    pub database_user: String,
-    pub os_user: String,
-    pub host: String,
 }
 
 /// Those that fit the filter, in the order of their inserts.
@@ -171,7 +155,7 @@ pub async fn find(client: &Connection, states: &[&str], ids: &[Uuid]) -> Result<
 
 /// All about one, if it is still there.
 pub async fn show(client: &Connection, entry: &Entry) -> Result<Option<Story>, PgError> {
-    let Place::Aside { priority, seq } = entry.place;
+    let Place::Aside { priority, seq } = entry.place else { return Ok(None) };
     let row = client.query_opt(DETAIL, &[&priority, &seq]).await?;
     Ok(row.map(|row| Story {
         entry: entry.clone(),
@@ -201,8 +185,7 @@ pub async fn decide(
     operation: i64,
     places: &[Place],
 ) -> Result<i64, PgError> {
-    let (priorities, seqs): (Vec<i16>, Vec<i64>) =
-        places.iter().map(|Place::Aside { priority, seq }| (*priority, *seq)).unzip();
+    let (priorities, seqs): (Vec<i16>, Vec<i64>) = places.iter().filter_map(Place::aside).unzip();
     let statement = match decision {
         Decision::Replay => REPLAY,
         Decision::Discard => DISCARD,

@@ -23,10 +23,47 @@ pub struct Entry {
 }
 
 /// Where an entry is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// In the outbox: refused by Kafka.
     Aside { priority: i16, seq: i64 },
+    /// With what its group failed to handle.
+    Failure { group: String, message_id: Uuid },
+}
+
+impl Place {
+    /// Of one in the outbox.
+    pub fn aside(&self) -> Option<(i16, i64)> {
+        match self {
+            Self::Aside { priority, seq } => Some((*priority, *seq)),
+            Self::Failure { .. } => None,
+        }
+    }
+
+    /// Of one that a group failed to handle.
+    pub fn failure(&self) -> Option<(&str, Uuid)> {
+        match self {
+            Self::Aside { .. } => None,
+            Self::Failure { group, message_id } => Some((group, *message_id)),
+        }
+    }
+}
+
+/// What an operator may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    Replay,
+    Discard,
+}
+
+/// Who decided about a message last.
+#[derive(Clone, Debug, Serialize)]
+pub struct Decided {
+    pub operation: i64,
+    pub command: String,
+    pub database_user: String,
+    pub os_user: String,
+    pub host: String,
 }
 
 /// What an operator narrows them down by; an entry must fit all that is given.

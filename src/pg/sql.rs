@@ -19,11 +19,15 @@ pub fn all() -> Vec<(&'static str, &'static str)> {
         super::completing::SQL,
         super::consuming::SQL,
         super::control::SQL,
+        super::dead_letters::SQL,
+        super::dispatching::SQL,
         super::doctor::SQL,
         super::doctor::rights::SQL,
         super::evidence::SQL,
         super::failing::SQL,
+        super::failures::SQL,
         super::groups::SQL,
+        super::held::SQL,
         super::inspect::SQL,
         super::lanes::SQL,
         super::lanes::read::SQL,
@@ -32,6 +36,7 @@ pub fn all() -> Vec<(&'static str, &'static str)> {
         super::operations::SQL,
         super::parked::SQL,
         super::retention::SQL,
+        super::retrying::SQL,
         super::starts::SQL,
     ]
     .concat()

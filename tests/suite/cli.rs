@@ -189,7 +189,11 @@ async fn every_listing_in_json_has_its_fields_with_times_in_rfc_3339() {
     let shown = json(&outboxd, &["messages", "show", messages[0]["id"].as_str().unwrap()]).await;
     assert_eq!(
         fields(&shown),
-        [&message_fields[..], &["message_id", "headers", "payload", "publication", "handled"]].concat()
+        [
+            &message_fields[..],
+            &["message_id", "headers", "payload", "publication", "handled", "failing", "failed_attempts"]
+        ]
+        .concat()
     );
     let handled = &shown["handled"][0];
     let handled_fields = [
@@ -244,6 +248,8 @@ async fn every_listing_in_json_has_its_fields_with_times_in_rfc_3339() {
         "scheduled",
         "held",
         "parked",
+        "stopped_at_seq",
+        "stopped_reason",
     ];
     assert_eq!(fields(&lanes[1]), lane_fields);
     assert_eq!((&lanes[1]["name"], &lanes[1]["state"]), (&"normal".into(), &"free".into()));

@@ -7,17 +7,16 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::filters::{Filters, Page, Rate, STATES, rate};
+use super::filters::{Filters, OPEN, Page, Rate, STATES, rate};
 use super::operator::operator;
-use super::{find, list, table};
+use super::{decide, find, list, table};
 use crate::cli::confirm::confirm;
 use crate::cli::global::{Global, connect};
 use crate::cli::output;
 use crate::failure::{Exit, Failure, Kind};
 use crate::pg::connect::Connection;
 use crate::pg::operations;
-use crate::pg::parked::{self, Decision};
-use crate::pg::retry::{Entry, Filter, Place};
+use crate::pg::retry::{Decision, Entry, Filter, Place};
 
 /// Messages of one transaction.
 const BATCH: usize = 100;
@@ -67,7 +66,7 @@ impl Options {
             return Err(Failure::new(Kind::Refused, what).into());
         }
         let config = global.load()?.config;
-        let client = connect(&config, "retry").await?;
+        let mut client = connect(&config, "retry").await?;
         let (entries, selection) = self.select(&client, decision).await?;
         let (command, verb, done) = words(decision);
         if self.dry_run {
@@ -84,7 +83,7 @@ impl Options {
         confirm(&format!("{verb} {}?", messages(entries.len())), self.yes)?;
         let operation = operations::begin(&client, command, &selection, &operator()).await?;
         let mut changed = 0;
-        let carried_out = self.carry_out(&client, decision, operation, &entries, &mut changed).await;
+        let carried_out = self.carry_out(&mut client, decision, operation, &entries, &mut changed).await;
         let result = match &carried_out {
             Ok(true) => "done".to_owned(),
             Ok(false) => "interrupted".to_owned(),
@@ -118,7 +117,7 @@ impl Options {
         }
         let states = match decision {
             Decision::Replay => &STATES[..],
-            Decision::Discard => &STATES[..1],
+            Decision::Discard => &OPEN[..],
         };
         Ok((find(client, states, &self.ids).await?, json!({ "ids": self.ids })))
     }
@@ -126,20 +125,20 @@ impl Options {
     /// Says whether it came to its end: an interrupt is heard between two batches.
     async fn carry_out(
         &self,
-        client: &Connection,
+        client: &mut Connection,
         decision: Decision,
         operation: i64,
         entries: &[Entry],
         changed: &mut i64,
     ) -> Result<bool, crate::pg::PgError> {
-        let places: Vec<Place> = entries.iter().map(|entry| entry.place).collect();
+        let places: Vec<Place> = entries.iter().map(|entry| entry.place.clone()).collect();
         let batch = self.rate.map_or(BATCH, batch_for);
         let bar = bar(places.len());
         let interrupt = tokio::signal::ctrl_c();
         tokio::pin!(interrupt);
         for places in places.chunks(batch) {
             let begun = Instant::now();
-            *changed += parked::decide(client, decision, operation, places).await?;
+            *changed += decide(client, decision, operation, places).await?;
             bar.inc(places.len() as u64);
             let rest = self
                 .rate

@@ -10,10 +10,13 @@ use uuid::Uuid;
 use crate::pg::retry::Filter;
 
 /// Those that a decision may be made about.
-pub const STATES: [&str; 2] = ["parked", "discarded"];
+pub const STATES: [&str; 4] = ["parked", "failing", "dead", "discarded"];
+
+/// Of these, those that may be discarded.
+pub const OPEN: [&str; 3] = ["parked", "failing", "dead"];
 
 /// Those that wait for one.
-const WAITING: [&str; 1] = ["parked"];
+const WAITING: [&str; 2] = ["parked", "dead"];
 
 /// A message must fit all that are given.
 #[derive(Args, Debug)]

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 
 use chrono::{DateTime, Utc};
 use tokio_postgres::Row;
-use tokio_postgres::types::{FromSql, ToSql, Type};
+use tokio_postgres::types::{FromSql, Json, ToSql, Type};
 
 use super::LaneError;
 use crate::domain::identity::Tag;
@@ -49,7 +49,7 @@ pub(in crate::pg) async fn rows(
     Ok(rows)
 }
 
-/// A message from the ten columns that every read of messages selects, in their order.
+/// A message from the eleven columns that every read of messages selects, in their order.
 fn message(row: &Row, tag: Tag) -> Result<Message, LaneError> {
     let seq = row.get(0);
     let created_at: DateTime<Utc> = row.get(9);
@@ -64,6 +64,8 @@ fn message(row: &Row, tag: Tag) -> Result<Message, LaneError> {
         event_type: row.get(6),
         idempotency_key: row.get(7),
         is_scheduled: row.get(8),
+        // What cannot be read was not written by us, and must not stop the lane: no agent is told anything by it.
+        dispatch: row.try_get::<_, Option<Json<_>>>(10).ok().flatten().map(|Json(dispatch)| dispatch),
     })
 }
 

@@ -21,7 +21,7 @@ statements! {
     /// One index-ordered scan of the primary key. The casts stand in subselects, so that they are evaluated once and not
     /// per row. Bytes are counted by the reader: a running sum here would cost more than the rest of it.
     READ_MAIN = "
-        select seq, id, topic, key, payload, headers, type, idempotency_key, deliver_after is not null, created_at
+        select seq, id, topic, key, payload, headers, type, idempotency_key, deliver_after is not null, created_at, retry
         from outboxd.messages m
         where m.priority = $1 and m.seq > $2 and m.txid >= (select $3::text::xid8)
           and pg_visible_in_snapshot(m.txid, (select $4::text::pg_snapshot))
@@ -36,7 +36,7 @@ statements! {
         order by seq + 0 limit $5";
 
     READ_LATE = "
-        select seq, id, topic, key, payload, headers, type, idempotency_key, deliver_after is not null, created_at
+        select seq, id, topic, key, payload, headers, type, idempotency_key, deliver_after is not null, created_at, retry
         from outboxd.messages m where m.priority = $1 and m.seq = any($2) order by m.seq + 0";
 }
 

@@ -1,0 +1,248 @@
+//! `process-retry`: gives what is due to an agent that can take it, and takes back what was not heard of.
+//!
+//! Of a group no more retries are out at a time than twice what its live agents run at once, so that however much fails,
+//! fresh messages go on; and each group has its own share of a run, so that none waits for another's failures.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Mutex;
+
+use super::{Job, Outcome};
+use crate::config::{Group, OnDead, Retry};
+use crate::domain::dispatch::Dispatch;
+use crate::domain::retry_choice::{Candidate, choose};
+use crate::domain::schedule::Schedule;
+use crate::pg::connect::Connection;
+use crate::pg::dispatching::{self, Due, Settlement, Unheard};
+use crate::pg::{Connector, PgError, leaves};
+
+pub const NAME: &str = "process-retry";
+
+/// Retries that an agent has at a time: those that run, and as many on their way.
+const MOST_PER_AGENT: u32 = 32;
+
+/// Failures of one group that a run gives out.
+const MOST_PER_RUN: u32 = 500;
+
+/// A run begins nothing more after this,
+const ENOUGH: Duration = Duration::from_millis(900);
+
+/// and looks so often who has room again.
+const REST: Duration = Duration::from_millis(100);
+
+/// Dispatches in a row that an agent has read and not started: then something is wrong with the message, or with us.
+const MOST_UNDELIVERED: i16 = 3;
+
+pub fn job(connector: Connector, groups: BTreeMap<String, Group>) -> Job {
+    // It runs every second: the connection is kept, and made anew after an error.
+    let shared = Arc::new((connector, Mutex::new(None), Policies(groups)));
+    Job {
+        name: NAME,
+        schedule: Schedule::Every(Duration::from_secs(1)),
+        at_start: false,
+        body: Box::new(move || {
+            let shared = Arc::clone(&shared);
+            Box::pin(async move {
+                let (connector, kept, policies) = &*shared;
+                let mut kept = kept.lock().await;
+                let mut client = match kept.take() {
+                    Some(client) => client,
+                    None => connector.connect().await?,
+                };
+                let outcome = run(&mut client, policies).await?;
+                *kept = Some(client);
+                Ok(outcome)
+            })
+        }),
+    }
+}
+
+async fn run(client: &mut Connection, policies: &Policies) -> Outcome {
+    if !dispatching::has_work(client).await? || !leaves::claim(client, NAME).await? {
+        return Ok(None);
+    }
+    let outcome = work(client, policies).await;
+    leaves::give_back(client, NAME).await?;
+    outcome
+}
+
+/// Goes on giving out for about as long as the schedule has it wait for the next run, while there is something to give.
+async fn work(client: &mut Connection, policies: &Policies) -> Outcome {
+    let until = Instant::now() + ENOUGH;
+    let mut given = 0;
+    let let_go = dispatching::let_forsaken_go(client).await?;
+    let dead = loop {
+        dispatching::see_published(client, &policies.deadlines(), Retry::default().deadline).await?;
+        let dead = settle(client, policies).await?;
+        let Some(now_given) = give_out(client, policies).await? else { break dead };
+        given += now_given;
+        if dead > 0 || Instant::now() >= until {
+            break dead;
+        }
+        tokio::time::sleep(REST).await;
+    };
+    let done: Vec<String> = [
+        (given, "retries given out"),
+        (u64::try_from(dead).unwrap_or(u64::MAX), "given up"),
+        (u64::try_from(let_go).unwrap_or(u64::MAX), "keys let go whose head was gone"),
+    ]
+    .iter()
+    .filter(|(count, _)| *count > 0)
+    .map(|(count, what)| format!("{count} {what}"))
+    .collect();
+    Ok((!done.is_empty()).then(|| done.join(", ")))
+}
+
+/// What the file of this agent says of each group; of one that it does not name, the defaults.
+struct Policies(BTreeMap<String, Group>);
+
+impl Policies {
+    fn of(&self, group: &str) -> Retry {
+        self.0.get(group).map_or_else(Retry::default, |group| group.retry)
+    }
+
+    fn deadlines(&self) -> Vec<(&str, Duration)> {
+        self.0.iter().map(|(name, group)| (name.as_str(), group.retry.deadline)).collect()
+    }
+}
+
+/// Returns how many died of it.
+async fn settle(client: &mut Connection, policies: &Policies) -> Result<usize, PgError> {
+    let unheard = dispatching::unheard(client).await?;
+    if unheard.is_empty() {
+        return Ok(0);
+    }
+    let settled: Vec<(Unheard, Settlement)> = unheard
+        .into_iter()
+        .map(|unheard| {
+            let settlement = judge(&unheard, policies.of(&unheard.group), fastrand::f64());
+            tell(&unheard, &settlement);
+            (unheard, settlement)
+        })
+        .collect();
+    dispatching::settle(client, &settled, |group| policies.of(group).on_dead == OnDead::Release).await
+}
+
+fn judge(unheard: &Unheard, policy: Retry, draw: f64) -> Settlement {
+    let Unheard { attempts, agent, .. } = unheard;
+    if unheard.was_running {
+        return Settlement {
+            error: Some(format!("silence: agent {agent} was not heard of any more")),
+            reason: policy.is_over(*attempts).then_some("attempts"),
+            after: policy.delay(*attempts, None, draw),
+            undelivered: 0,
+        };
+    }
+    // Only what its reader has passed says something of the message.
+    let undelivered = unheard.undelivered + i16::from(unheard.was_read);
+    let refused = unheard.refused.as_ref().map(|reason| format!("Kafka refuses its dispatch: {reason}"));
+    let is_hopeless = refused.is_some() || undelivered >= MOST_UNDELIVERED;
+    let passed =
+        format!("agent {agent} read its dispatch and did not start it, as {undelivered} times before");
+    Settlement {
+        error: is_hopeless.then(|| refused.unwrap_or(passed)),
+        reason: is_hopeless.then_some("undeliverable"),
+        after: Duration::ZERO,
+        undelivered,
+    }
+}
+
+fn tell(unheard: &Unheard, settlement: &Settlement) {
+    let Unheard { group, message_id, dispatch, agent, .. } = unheard;
+    match (&settlement.error, settlement.reason) {
+        (Some(error), Some("undeliverable")) => {
+            tracing::error!(group, id = %message_id, dispatch, "a dead letter that no agent can be given: {error}");
+        }
+        (Some(error), _) => tracing::warn!(group, id = %message_id, dispatch, "a retry failed: {error}"),
+        (None, _) => {
+            tracing::warn!(group, id = %message_id, dispatch, agent, "a retry was not started in time; another agent gets it");
+        }
+    }
+}
+
+/// Returns how many; nothing if none is due that somebody takes.
+async fn give_out(client: &Connection, policies: &Policies) -> Result<Option<u64>, PgError> {
+    let mut groups: BTreeMap<String, Vec<Candidate>> = BTreeMap::new();
+    for (group, candidate) in dispatching::candidates(client).await? {
+        groups.entry(group).or_default().push(candidate);
+    }
+    if groups.is_empty() {
+        return Ok(None);
+    }
+    let room: Vec<(&str, i64)> =
+        groups.iter().map(|(group, candidates)| (group.as_str(), room(candidates))).collect();
+    let mut dispatches = Vec::new();
+    for due in dispatching::due(client, &room).await? {
+        if let Some(candidates) = groups.get_mut(&due.group)
+            && let Some(place) = choose(candidates, due.last_agent, MOST_PER_AGENT)
+        {
+            candidates[place].retries += 1;
+            dispatches.push(dispatch(due, candidates[place].agent, policies));
+        }
+    }
+    Ok(Some(if dispatches.is_empty() { 0 } else { dispatching::dispatch(client, &dispatches).await? }))
+}
+
+fn room(candidates: &[Candidate]) -> i64 {
+    let free = candidates.iter().map(|candidate| MOST_PER_AGENT.saturating_sub(candidate.retries));
+    i64::from(free.sum::<u32>().min(MOST_PER_RUN))
+}
+
+fn dispatch(due: Due, target: uuid::Uuid, policies: &Policies) -> (Dispatch, Option<String>) {
+    let deadline = policies.of(&due.group).deadline.as_millis();
+    let dispatch = Dispatch {
+        target,
+        group: due.group,
+        message_id: due.message_id,
+        attempt: due.attempts + 1,
+        number: due.dispatch + 1,
+        deadline: u64::try_from(deadline).unwrap_or(u64::MAX),
+    };
+    let key = due.key.and_then(|key| String::from_utf8(key).ok()).filter(|key| !key.contains('\0'));
+    (dispatch, key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unheard(was_running: bool, attempts: u32) -> Unheard {
+        Unheard {
+            group: "orders".into(),
+            message_id: uuid::Uuid::nil(),
+            dispatch: 1,
+            was_running,
+            attempts,
+            undelivered: 0,
+            refused: None,
+            agent: "a".into(),
+            was_read: true,
+        }
+    }
+
+    #[test]
+    fn silence_in_the_middle_counts_as_a_failed_attempt_and_the_last_one_is_the_end() {
+        let policy = Retry { max_attempts: 3, ..Retry::default() };
+        let second = judge(&unheard(true, 2), policy, 1.0);
+        assert_eq!((second.reason, second.after), (None, Duration::from_secs(2)));
+        assert_eq!(judge(&unheard(true, 3), policy, 1.0).reason, Some("attempts"));
+    }
+
+    #[test]
+    fn what_was_not_started_is_due_at_once_and_a_dead_letter_only_after_several_that_were_read() {
+        let policy = Retry::default();
+        let of = |undelivered, was_read| {
+            judge(&Unheard { undelivered, was_read, ..unheard(false, 5) }, policy, 1.0)
+        };
+        assert_eq!(
+            (of(0, true).reason, of(0, true).after, of(0, true).undelivered),
+            (None, Duration::ZERO, 1)
+        );
+        assert_eq!((of(2, false).reason, of(2, false).undelivered), (None, 2));
+        assert_eq!(of(2, true).reason, Some("undeliverable"));
+        let parked = Unheard { refused: Some("too large".into()), ..unheard(false, 5) };
+        assert_eq!(judge(&parked, policy, 1.0).reason, Some("undeliverable"));
+    }
+}

@@ -1,0 +1,153 @@
+//! Agents, producers and brokers that fail in the middle of a retry.
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+
+use super::{Handler, PATIENCE, Scene};
+use crate::support::{Outboxd, eventually};
+
+#[tokio::test]
+async fn silence_counts_as_a_failed_attempt_and_another_agent_goes_on() {
+    let scene = Scene::new().await;
+    let (hangs, works) = (Handler::taking(PATIENCE), Handler::answering(StatusCode::OK));
+    let quick = ["retry.backoff = \"10ms\""];
+    let dies = scene.consumer("dies", &hangs, &quick).await;
+    let _lives = scene.consumer("lives", &works, &quick).await;
+    let _producer = scene.producer(&quick);
+    scene.takers_are(2).await;
+    let id = scene.failure(b"m", Some(scene.agent("lives").await)).await;
+    eventually("it is tried", PATIENCE, async || hangs.count() == 1).await;
+    dies.kill();
+    scene.expire().await;
+    scene.all_done().await;
+    assert_eq!(scene.evidence().await, [(id, "lives".to_owned(), 3)]);
+    let attempt = scene.database.query_one("select attempt, agent, error from outboxd.attempts", &[]).await;
+    assert_eq!((attempt.get(0), attempt.get(1)), (2, "dies"));
+    assert!(attempt.get::<_, &str>(2).starts_with("silence"));
+}
+
+#[tokio::test]
+async fn one_that_was_slow_beyond_its_lease_and_its_successor_may_both_finish() {
+    let scene = Scene::new().await;
+    let (slow, works) = (Handler::taking(Duration::from_secs(1)), Handler::answering(StatusCode::OK));
+    let freezes = scene.consumer("freezes", &slow, &["retry.backoff = \"10ms\""]).await;
+    let _lives = scene.consumer("lives", &works, &[]).await;
+    let _producer = scene.producer(&["retry.backoff = \"10ms\""]);
+    scene.takers_are(2).await;
+    let id = scene.failure(b"m", Some(scene.agent("lives").await)).await;
+    eventually("it is tried", PATIENCE, async || slow.count() == 1).await;
+    freezes.pause();
+    scene.expire().await;
+    scene.all_done().await;
+    freezes.resume();
+    scene.takers_are(2).await;
+    freezes.terminate();
+    assert_eq!(freezes.wait_exit().await, Some(0));
+    assert_eq!((slow.count(), works.count()), (1, 1));
+    assert_eq!(scene.evidence().await, [(id, "lives".to_owned(), 3)]);
+    assert_eq!(scene.failures().await, 0);
+}
+
+#[tokio::test]
+async fn a_dispatch_that_is_not_started_in_time_is_anothers_and_costs_no_attempt() {
+    let scene = Scene::new().await;
+    let handlers = [Handler::answering(StatusCode::OK), Handler::answering(StatusCode::OK)];
+    let freezes = scene.consumer("freezes", &handlers[0], &[]).await;
+    let _lives = scene.consumer("lives", &handlers[1], &[]).await;
+    let _producer = scene.producer(&["retry.deadline = \"1s\""]);
+    scene.takers_are(2).await;
+    freezes.pause();
+    let id = scene.failure(b"m", Some(scene.agent("lives").await)).await;
+    scene.all_done().await;
+    assert_eq!(scene.evidence().await, [(id, "lives".to_owned(), 2)]);
+    freezes.resume();
+    scene.takers_are(2).await;
+    assert_eq!((handlers[0].count(), handlers[1].count()), (0, 1), "what comes late is not started");
+}
+
+#[tokio::test]
+async fn a_broker_that_is_away_costs_no_attempt_and_no_second_dispatch() {
+    let scene = Scene::new().await;
+    let handler = Handler::answering(StatusCode::OK);
+    let _consumer = scene.consumer("a", &handler, &[]).await;
+    scene.takers_are(1).await;
+    let short = ["retry.deadline = \"1s\""];
+    // Its relay finds no broker, and its job goes on.
+    let cut_off = scene.with(Outboxd::without_kafka(&scene.database), "kind = \"log\"", &short).producer();
+    let id = scene.failure(b"m", None).await;
+    let state =
+        "select count(*) from outboxd.failures where state = 'retrying' and dispatch = 1 and attempts = 1";
+    eventually("it is dispatched", PATIENCE, async || scene.database.count(state).await == 1).await;
+    let long_ago =
+        "select count(*) from outboxd.failures where changed_at < clock_timestamp() - interval '4 s'";
+    eventually("time passes", PATIENCE, async || scene.database.count(long_ago).await == 1).await;
+    assert_eq!(scene.database.count(state).await, 1);
+    cut_off.kill();
+    let _producer = scene.producer(&short);
+    scene.all_done().await;
+    assert_eq!(scene.evidence().await, [(id, "a".to_owned(), 2)]);
+    assert_eq!(scene.database.count("select count(*) from outboxd.messages").await, 1);
+}
+
+#[tokio::test]
+async fn two_thousand_failures_are_capped_and_fresh_messages_still_flow() {
+    let scene = Scene::new().await;
+    let handlers = [Handler::taking(Duration::from_millis(20)), Handler::taking(Duration::from_millis(20))];
+    let _consumers =
+        (scene.consumer("a", &handlers[0], &[]).await, scene.consumer("b", &handlers[1], &[]).await);
+    scene.takers_are(2).await;
+    scene
+        .database
+        .execute(
+            "insert into outboxd.failures (consumer_group, message_id, state, topic, partition, \"offset\", header_names,
+               header_values, attempts, next_attempt_at)
+             select $1, gen_random_uuid(), 'due', $2, 0, n, '{}', '{}', 1, now() from generate_series(1, 2000) n",
+            &[&scene.group, &scene.topic],
+        )
+        .await;
+    let _producer = scene.producer(&[]);
+    let out = "select count(*) from outboxd.failures where state in ('retrying', 'running')";
+    eventually("retries are out", PATIENCE, async || scene.database.count(out).await > 0).await;
+    for n in 0..20 {
+        scene.kafka.produce(&scene.topic, None, Some(format!("fresh {n}").as_bytes()), &[]).await;
+    }
+    let fresh = "select count(*) from outboxd.handled where attempt = 1";
+    eventually("fresh ones are handled", PATIENCE, async || {
+        assert!(scene.database.count(out).await <= 64, "two agents of 32 retries each");
+        scene.database.count(fresh).await == 20
+    })
+    .await;
+    assert!(scene.failures().await > 0, "they did not wait for the failures");
+    eventually("all is done with", PATIENCE * 3, async || {
+        assert!(scene.database.count(out).await <= 64);
+        scene.failures().await == 0
+    })
+    .await;
+    assert_eq!(scene.database.count("select count(*) from outboxd.handled where attempt = 2").await, 2000);
+    let calls = handlers.iter().map(Handler::count);
+    assert!(calls.clone().min() > Some(500), "both take their part: {:?}", calls.collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn an_agent_that_drains_finishes_what_runs_and_hands_the_rest_back() {
+    let scene = Scene::new().await;
+    let slow = Handler::taking(Duration::from_secs(2));
+    let leaves = scene.consumer("leaves", &slow, &[]).await;
+    let _producer = scene.producer(&[]);
+    scene.takers_are(1).await;
+    for _ in 0..40 {
+        scene.failure(b"m", None).await;
+    }
+    eventually("it is at work", PATIENCE, async || slow.count() >= 10).await;
+    leaves.terminate();
+    assert_eq!(leaves.wait_exit().await, Some(0));
+    let states = "select count(*) from outboxd.failures where state <> 'due' or attempts <> 1";
+    assert_eq!(scene.database.count(states).await, 0, "what is left is due, and has cost no attempt");
+    let _next = scene.consumer("comes", &Handler::answering(StatusCode::OK), &[]).await;
+    scene.all_done().await;
+    let evidence = scene.evidence().await;
+    assert_eq!(evidence.len(), 40);
+    assert!(evidence.iter().all(|(_, _, attempt)| *attempt == 2));
+    assert!(evidence.iter().any(|(_, agent, _)| agent == "comes"), "there was something to hand back");
+}
