@@ -53,6 +53,22 @@ lint: setup ## Check form: rustfmt, clippy, the systemd units, and cargo-deny wh
 test: lint kafka ## Run every test, against a real Postgres and a real Kafka
 	@cargo test --locked --features failpoints
 
+.PHONY: deb
+deb: setup ## Build the Debian package; PROFILE=dev for a quick one
+	@packaging/debian/build.sh
+
+.PHONY: deb-check
+deb-check: setup ## Build it, and install, upgrade, remove and purge it in a scratch root
+	@packaging/debian/check.sh "$$(packaging/debian/build.sh)"
+
+.PHONY: alerts
+alerts: ## Hold alerts and dashboard against promtool and the metrics that there are
+	@packaging/prometheus/check.sh
+
+.PHONY: examples
+examples: setup ## Run the programs of docs/languages whose language is installed
+	@EXAMPLES=1 cargo test --locked --features failpoints --test suite the_example_ -- --nocapture --test-threads 1
+
 .PHONY: soak
 soak: setup kafka ## Break things in random order for SOAK_SECONDS (600), by SOAK_SEED
 	@SOAK_SECONDS=$${SOAK_SECONDS:-600} cargo test --locked --features failpoints --test suite soak -- --nocapture

@@ -122,14 +122,19 @@ create table outboxd.publications (
 create index publications_seqs on outboxd.publications (priority, last_seq);
 create index publications_ended_at on outboxd.publications (ended_at);
 
--- Rows that leave the line, copied whole, so that no partition of the outbox waits for them.
+-- Rows that leave the line, copied whole, so that no partition of the outbox waits for them. Those that an operator has
+-- decided stay as a trace until their retention ends; whoever reads the open window again skips them.
 create table outboxd.set_aside (
   priority smallint not null,
   seq bigint not null,
-  state text not null check (state in ('scheduled', 'held', 'parked')),
+  state text not null check (state in ('scheduled', 'held', 'parked', 'discarded', 'replayed')),
   reason text,
   due_at timestamptz,
-  set_aside_at timestamptz not null default clock_timestamp(),
+  set_aside_at timestamptz not null default clock_timestamp(),  -- in this state
+  key_line bigint,                    -- rows of a key that wait one behind the other: the seq of the first refused one
+  stops_lane boolean not null default false,  -- nothing of the lane is sent behind it
+  decided_at timestamptz,             -- by an operator: discarded, or sent again as a new message
+  operation bigint,                   -- his, in outboxd.operations
   id uuid,
   topic text not null,
   key text,
@@ -140,13 +145,19 @@ create table outboxd.set_aside (
   retry jsonb,
   created_at timestamptz not null,
   primary key (priority, seq),
-  check ((state = 'scheduled') <= (due_at is not null))
+  check ((state = 'scheduled') <= (due_at is not null)),
+  check ((state in ('discarded', 'replayed')) = (decided_at is not null)),
+  check ((decided_at is not null) <= (key_line is null and not stops_lane))
 );
 create index set_aside_due on outboxd.set_aside (priority, due_at) where state = 'scheduled';
-create index set_aside_held on outboxd.set_aside (priority, topic, seq) where state = 'held';
+create index set_aside_held on outboxd.set_aside (priority, topic, seq) where state = 'held' and key_line is null;
+create index set_aside_key_line on outboxd.set_aside (priority, key_line, seq) where key_line is not null;
+create index set_aside_stops_lane on outboxd.set_aside (priority, seq) where stops_lane;
+create index set_aside_parked on outboxd.set_aside (seq) where state = 'parked';
+create index set_aside_decided on outboxd.set_aside (decided_at) where decided_at is not null;
 create index set_aside_own_id on outboxd.set_aside (id) where id is not null;
 comment on table outboxd.set_aside is
-  'scheduled: due later; held: waits for its topic; parked: refused by Kafka for good, until an operator decides';
+  'scheduled: due later; held: waits for its topic or behind one of its key; parked: refused by Kafka for good, until an operator decides; discarded, replayed: he has';
 
 -- Writes that others stand on call this in their WHERE: the commit waits for the flush whatever the session says,
 -- and a database that is stricter stays so.

@@ -15,6 +15,7 @@ grant select, update on outboxd.lanes to {agent};
 grant select, insert, update, delete on outboxd.publications, outboxd.set_aside, outboxd.groups, outboxd.group_positions, outboxd.handled,
   outboxd.idempotency_keys, outboxd.agents, outboxd.agent_heartbeats, outboxd.failures, outboxd.held_keys, outboxd.attempts,
   outboxd.starts, outboxd.members to {agent};
+grant select, insert, update, delete on outboxd.operations to {agent};
 grant usage on sequence outboxd.claims_seq, outboxd.failures_place to {agent};
 -- Leaves belong to the migrating role, and so do the functions that make, empty and drop them.
 grant select, update on outboxd.insert_rate, outboxd.upkeep to {agent};
@@ -30,9 +31,12 @@ grant select on sequence outboxd.messages_seq to {agent}, {operator}, {reader};
 grant select, insert on outboxd.messages to {operator};
 grant select (id, priority, seq) on outboxd.messages to {reader};
 grant select, update, delete on outboxd.set_aside to {operator};
+grant select, insert, update on outboxd.operations to {operator};
+grant select on outboxd.operations to {reader};
 grant insert, update, delete on outboxd.groups, outboxd.group_positions to {operator};
 grant delete on outboxd.handled, outboxd.idempotency_keys to {operator};
 grant select, update, delete on outboxd.failures, outboxd.held_keys to {operator};
 grant update, delete on outboxd.agents to {operator};
 grant select on outboxd.lanes, outboxd.publications, outboxd.groups, outboxd.group_positions, outboxd.handled, outboxd.idempotency_keys,
-  outboxd.agents, outboxd.agent_heartbeats, outboxd.attempts, outboxd.starts, outboxd.members, outboxd.message_states, outboxd.lane_status, outboxd.dead_letters to {agent}, {operator}, {reader};
+  outboxd.agents, outboxd.agent_heartbeats, outboxd.attempts, outboxd.starts, outboxd.members, outboxd.message_states, outboxd.message_states_in_outbox,
+  outboxd.message_states_aside, outboxd.message_publications, outboxd.lane_status, outboxd.dead_letters to {agent}, {operator}, {reader};

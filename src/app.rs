@@ -2,7 +2,9 @@
 
 mod daemon;
 mod dev;
+pub mod embed;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -11,8 +13,10 @@ use daemon::Daemon;
 pub use dev::{DevOptions, dev};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::{Config, Loaded};
+use crate::consumer::handler::Handler;
 use crate::consumer::{self, ConsumerError, ConsumerStatus, Drained, GroupContext, GroupStatus, handler};
 use crate::domain::health::Vitals;
 use crate::failure::{Exit, Failure, Kind};
@@ -45,7 +49,8 @@ pub async fn producer(loaded: Loaded, options: DaemonOptions) -> anyhow::Result<
 pub async fn consumer(loaded: Loaded, groups: Vec<String>, options: DaemonOptions) -> anyhow::Result<Exit> {
     let config = options.over(loaded.config);
     let lifecycle = Lifecycle::on_signals(config.agent.drain_timeout)?;
-    run_consumer(config, groups, lifecycle).await
+    let handlers = prepare(&config, groups)?;
+    run_consumer(config, handlers, lifecycle).await
 }
 
 async fn run_producer(config: Config, lifecycle: Lifecycle) -> anyhow::Result<Exit> {
@@ -61,28 +66,38 @@ async fn run_producer(config: Config, lifecycle: Lifecycle) -> anyhow::Result<Ex
         topics: daemon.config.topics.clone(),
         status,
     };
-    let work = async {
-        // Boxed: a relay's state is large, and every future around it would carry it.
-        Box::pin(relay.run(&lifecycle.drain)).await;
-        Ok(Vec::new())
-    };
+    // A task: it is then woken on the thread that has waited for its database's answer.
+    let running = AbortOnDropHandle::new(tokio::spawn(async move { relay.run(&lifecycle.drain).await }));
+    let work = async { running.await.map(|()| Vec::new()).context("the relay has panicked") };
     daemon.work(member, work).await
 }
 
-async fn run_consumer(config: Config, groups: Vec<String>, lifecycle: Lifecycle) -> anyhow::Result<Exit> {
+/// Finds out what is wrong with a handler before anything is joined, let alone handled.
+fn prepare(config: &Config, groups: Vec<String>) -> anyhow::Result<BTreeMap<String, Handler>> {
+    let prepare = |name: String| {
+        let group = config.groups.get(&name).with_context(|| format!("there is no group `{name}`"))?;
+        let handler = handler::prepare(&group.handler)
+            .with_context(|| Failure::new(Kind::Configuration, format!("group `{name}`, handler")))?;
+        Ok((name, handler))
+    };
+    groups.into_iter().map(prepare).collect()
+}
+
+/// Consumes for these groups, which are declared.
+async fn run_consumer(
+    config: Config,
+    handlers: BTreeMap<String, Handler>,
+    lifecycle: Lifecycle,
+) -> anyhow::Result<Exit> {
+    let groups: Vec<String> = handlers.keys().cloned().collect();
     let status: Vec<_> = groups.iter().map(|group| Arc::new(GroupStatus::new(group))).collect();
     let vitals: Vec<Arc<dyn Vitals>> = vec![Arc::new(ConsumerStatus(status.clone()))];
-    for group in &groups {
-        let config = config.groups.get(group).with_context(|| format!("there is no group `{group}`"))?;
-        // Found out before anything is joined, let alone handled.
-        handler::prepare(&config.handler)
-            .with_context(|| Failure::new(Kind::Configuration, format!("group `{group}`, handler")))?;
-    }
-    let mut daemon = Daemon::start(config, lifecycle.clone(), "consumer", groups.clone(), vitals).await?;
+    let mut daemon = Daemon::start(config, lifecycle.clone(), "consumer", groups, vitals).await?;
     let Some(member) = daemon.join().await? else { return Ok(Exit::Done) };
     let mut running = JoinSet::new();
-    for (name, status) in groups.into_iter().zip(status) {
+    for ((name, handler), status) in handlers.into_iter().zip(status) {
         let context = GroupContext {
+            handler,
             config: daemon.config.groups[&name].clone(),
             connector: daemon.connector(&member.name),
             kafka: daemon.config.kafka.clone(),

@@ -19,6 +19,7 @@ mod output;
 mod producer;
 mod rebase;
 mod report;
+mod retry;
 mod send;
 
 use clap::{Parser, Subcommand};
@@ -59,6 +60,7 @@ enum Command {
     Rebase(rebase::Options),
     Send(send::Options),
     Messages(messages::Options),
+    Retry(retry::Options),
     Agents(agents::Options),
     Groups(groups::Options),
     Lanes(lanes::Options),
@@ -82,6 +84,7 @@ impl Cli {
             Command::Rebase(options) => options.run(global).await,
             Command::Send(options) => options.run(global).await,
             Command::Messages(options) => options.run(global).await,
+            Command::Retry(options) => options.run(global).await,
             Command::Agents(options) => options.run(global).await,
             Command::Groups(options) => options.run(global).await,
             Command::Lanes(options) => options.run(global).await,

@@ -31,7 +31,7 @@ pub use load::Loaded;
 pub use postgres::{Postgres, PostgresUrl, Roles, SslMode, Tls};
 pub use producer::Producer;
 pub use retention::{Ceiling, Retention};
-pub use topic::{Create, Topics};
+pub use topic::{Create, OnPoison, Topics};
 
 /// Everything that a file says, with defaults where it is silent.
 #[derive(Clone, Debug)]

@@ -31,7 +31,7 @@ use crate::kafka::KafkaFailure;
 use crate::kafka::topics::Topics;
 use crate::pg::{Connector, PgError, Pool};
 use control::Control;
-use handler::{Handler, HandlerError};
+use handler::Handler;
 use status::Tally;
 use store::Store;
 use wait::Wait;
@@ -46,6 +46,7 @@ const SET_UP: &str = "set-up";
 pub struct GroupContext {
     pub name: String,
     pub config: config::Group,
+    pub handler: Handler,
     pub connector: Connector,
     pub kafka: config::Kafka,
     pub agent: Uuid,
@@ -63,8 +64,6 @@ pub struct Drained {
 /// Why a group cannot be consumed: always something for the operator to change.
 #[derive(Debug, thiserror::Error)]
 pub enum ConsumerError {
-    #[error("group `{group}`, handler: {source}")]
-    Handler { group: String, source: HandlerError },
     #[error(
         "group `{group}`: there is no function {function}(outboxd.delivery): create it, or correct `function`"
     )]
@@ -148,6 +147,7 @@ async fn work(context: GroupContext, drain: &CancellationToken) -> Result<(), Co
     };
     let _desk = AbortOnDropHandle::new(tokio::spawn(desk.run(Arc::clone(&group))));
     be_member(&group, drain).await;
+    group.handler.close().await;
     if let Err(error) = group.store.leave().await {
         tracing::debug!(group = &*group.name, "no goodbye: {error}");
     }
@@ -172,9 +172,7 @@ async fn be_member(group: &Arc<Group>, drain: &CancellationToken) {
 
 /// Everything before the first join. What only the operator can mend is an error, the rest is waited for.
 async fn set_up(context: GroupContext, control: Control) -> Result<Group, ConsumerError> {
-    let GroupContext { name, config, connector, kafka, agent, agent_name, status } = context;
-    let handler = handler::prepare(&config.handler)
-        .map_err(|source| ConsumerError::Handler { group: name.clone(), source })?;
+    let GroupContext { name, config, handler, connector, kafka, agent, agent_name, status } = context;
     let kafka_group = config.kafka_group.as_deref().unwrap_or(&name);
     let topics = Topics::of_group(&kafka, &client_id(&agent_name), kafka_group)
         .map_err(|source| ConsumerError::Kafka { group: name.clone(), source })?;

@@ -2,6 +2,8 @@
 //!
 //! Each module is a room with one job; `docs/architecture.md` says what may import what, and a test holds it to that.
 
+pub use app::embed;
+
 pub mod agents;
 pub mod app;
 pub mod bench;

@@ -18,9 +18,12 @@ pub mod lanes;
 pub mod leaves;
 pub mod messages;
 pub mod migrate;
+pub mod operations;
+pub mod parked;
 pub mod pool;
 pub mod rebase;
 pub mod retention;
+pub mod retry;
 pub mod sql;
 pub mod starts;
 

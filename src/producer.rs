@@ -8,6 +8,7 @@ mod aside;
 mod lane;
 mod lease;
 mod outlook;
+mod poison;
 mod session;
 pub mod status;
 mod trial;

@@ -9,7 +9,7 @@ use anyhow::Context;
 use postgres::EmbeddedPostgres;
 use rdkafka::mocking::MockCluster;
 
-use super::{run_consumer, run_producer};
+use super::{prepare, run_consumer, run_producer};
 use crate::config::Config;
 use crate::config::agent::DRAIN_TIMEOUT;
 use crate::failure::Exit;
@@ -49,8 +49,9 @@ async fn on(postgres: &EmbeddedPostgres, options: &DevOptions, lifecycle: Lifecy
     // The broker forgot everything when it ended, and so must the groups that stood on it.
     consuming::forget_groups(&client).await?;
 
+    let handlers = prepare(&config, vec![TOPIC.into()])?;
     let producer = tokio::spawn(run_producer(config.clone(), lifecycle.clone()));
-    let consumer = tokio::spawn(run_consumer(config, vec![TOPIC.into()], lifecycle.clone()));
+    let consumer = tokio::spawn(run_consumer(config, handlers, lifecycle.clone()));
     let shown = if options.demo {
         tokio::select! {
             shown = demo::run(&connector) => shown,

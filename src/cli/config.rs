@@ -58,6 +58,7 @@ fn handler(handler: &Handler) -> String {
     match handler {
         Handler::Log => "log".to_owned(),
         Handler::Exec { command, .. } => format!("exec {}", command.join(" ")),
+        Handler::Embedded { .. } => "embedded".to_owned(),
         Handler::Http(http) => format!("http {}", http.url),
         Handler::Sql { function, .. } => format!("sql {function}"),
     }

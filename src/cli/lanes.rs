@@ -17,7 +17,7 @@ pub struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Per lane: owner, lease, oldest pending message, and how many are pending, scheduled, held, parked
+    /// Per lane: owner, lease, oldest pending message, how many are pending, scheduled, held, parked, and what stops it
     #[command(after_help = "Example:\n  outboxd lanes list")]
     List {
         /// One array of objects
@@ -45,6 +45,7 @@ impl Options {
                 "SCHEDULED",
                 "HELD",
                 "PARKED",
+                "STOPPED BY",
             ];
             output::table(columns, lanes.iter().map(row))?;
         }
@@ -52,7 +53,7 @@ impl Options {
     }
 }
 
-fn row(lane: &LaneStatus) -> [String; 9] {
+fn row(lane: &LaneStatus) -> [String; 10] {
     let pending =
         if lane.pending >= PENDING_LIMIT { format!("{PENDING_LIMIT}+") } else { lane.pending.to_string() };
     [
@@ -65,5 +66,6 @@ fn row(lane: &LaneStatus) -> [String; 9] {
         lane.scheduled.to_string(),
         lane.held.to_string(),
         lane.parked.to_string(),
+        maybe(lane.stopped_reason.clone()),
     ]
 }

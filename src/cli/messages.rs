@@ -1,16 +1,26 @@
 //! `outboxd messages`.
 
+use std::time::Duration;
+
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 use uuid::Uuid;
 
 use super::global::{Global, connect_to_look};
 use super::output::{self, maybe};
+use crate::config::Kafka;
+use crate::domain::partition;
 use crate::domain::payload::Payload;
 use crate::failure::{Exit, Failure};
-use crate::pg::inspect::{self, Handled, MessageFilter, MessageState, MessageStory};
+use crate::kafka::topics::{TopicState, Topics};
+use crate::pg::inspect::{
+    self, Handled, MessageFilter, MessageState, MessageStory, Publication, PublishedTo,
+};
 
-const STATES: [&str; 5] = ["pending", "scheduled", "published", "parked", "held"];
+/// How long Kafka may take to say how many partitions a topic has: it is not needed for the rest.
+const KAFKA_PATIENCE: Duration = Duration::from_secs(2);
+
+const STATES: [&str; 7] = ["pending", "scheduled", "published", "parked", "held", "discarded", "replayed"];
 
 /// Look at the messages of the outbox: their state, and what became of them
 #[derive(Args, Debug)]
@@ -29,7 +39,8 @@ enum Command {
 /// The newest messages, newest first
 ///
 /// States: pending (committed, not yet published), scheduled (due later), published, parked (refused by Kafka for good:
-/// an operator decides), held (waits behind a parked one, or for its topic).
+/// an operator decides), held (waits behind a parked one, or for its topic), discarded (by an operator), replayed (by an
+/// operator, as a new message that carries the same id).
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -113,12 +124,13 @@ impl Show {
     async fn run(&self, global: &Global) -> anyhow::Result<Exit> {
         let config = global.load()?.config;
         let client = connect_to_look(&config, "messages").await?;
-        let story = inspect::message(&client, self.id).await?.ok_or_else(|| {
+        let mut story = inspect::message(&client, self.id).await?.ok_or_else(|| {
             Failure::not_found(format!(
                 "no message {} is in the outbox: it was never committed, or it is past its retention",
                 self.id
             ))
         })?;
+        tell_partition(&mut story, &config.kafka).await;
         if self.json {
             output::json(&story)?;
             return Ok(Exit::Done);
@@ -132,6 +144,39 @@ impl Show {
         }
         Ok(Exit::Done)
     }
+}
+
+/// Of several partitions, the one that the key or the id leads to, if Kafka tells soon how many there are. If there were
+/// fewer when it was published, it need not be one of them.
+async fn tell_partition(story: &mut MessageStory, kafka: &Kafka) {
+    let Some(publication) = story.publication.as_mut().filter(|publication| publication.places.len() > 1)
+    else {
+        return;
+    };
+    let Ok(topics) = Topics::new(kafka, "outboxd-cli") else { return };
+    let asked = tokio::time::timeout(KAFKA_PATIENCE, topics.check(&story.message.topic)).await;
+    let Ok(Ok(TopicState::Ready { partitions })) = asked else { return };
+    let partition = match &story.message.key {
+        Some(key) => partition::of_key(key.as_bytes(), partitions),
+        None => Some(partition::of_id(story.message_id, partitions)),
+    };
+    if let Some(place) = publication.places.iter().copied().find(|place| Some(place.partition) == partition) {
+        publication.places = vec![place];
+    }
+}
+
+fn published(publication: &Publication) -> String {
+    let began = output::time(publication.began_at);
+    let ended = publication.ended_at.map_or("now".to_owned(), output::time);
+    let by = maybe(publication.agent.as_ref().map(|agent| format!(", by {agent}")));
+    format!("between {began} and {ended}{by}")
+}
+
+fn places(publication: &Publication) -> String {
+    let place = |place: &PublishedTo| {
+        format!("partition {}, offset at most {}", place.partition, place.offset_at_most)
+    };
+    publication.places.iter().map(place).collect::<Vec<_>>().join("; or ")
 }
 
 fn describe(story: &MessageStory) -> String {
@@ -153,6 +198,8 @@ fn describe(story: &MessageStory) -> String {
         ("created", output::time(message.created_at)),
         ("deliver after", maybe(message.deliver_after.map(output::time))),
         ("idempotency", maybe(message.idempotency_key.clone())),
+        ("published", maybe(story.publication.as_ref().map(published))),
+        ("to", maybe(story.publication.as_ref().map(places))),
     ];
     let Some(content) = &story.content else {
         facts.push(("payload", "not shown: this user may not read it".to_owned()));

@@ -2,7 +2,7 @@
 
 mod handler;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -93,12 +93,24 @@ pub enum Dedup {
 pub enum Handler {
     /// Writes a line to the log.
     Log,
-    /// A program per message.
-    Exec { command: Vec<String>, timeout: Duration },
+    /// A program.
+    Exec { command: Vec<String>, mode: ExecMode, timeout: Duration },
+    /// A Rust type of the program that embeds outboxd.
+    Embedded { timeout: Duration },
     /// A POST per message.
     Http(HttpHandler),
     /// A function in the transaction of the evidence: exactly once.
     Sql { function: String, timeout: Duration },
+}
+
+/// How long a program lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExecMode {
+    /// A process per message.
+    #[default]
+    Each,
+    /// Processes that take message after message, one JSON object a line each way.
+    Worker,
 }
 
 #[derive(Clone, Debug)]
@@ -107,6 +119,8 @@ pub struct HttpHandler {
     pub url: String,
     pub timeout: Duration,
     pub headers: BTreeMap<String, String>,
+    /// What no further try can change; by default every 4xx but 408, 425 and 429.
+    pub permanent_statuses: Option<BTreeSet<u16>>,
     /// Holds a token for `Authorization: Bearer`; read again for each message.
     pub bearer_file: Option<PathBuf>,
     /// Trusted instead of the system's authorities.

@@ -6,12 +6,13 @@ use serde_json::Value;
 
 use super::error::ConfigError;
 use super::section::Section;
-use super::setting::{DAY, Problem, Setting, Written, any, lasting};
+use super::setting::{DAY, HOUR, Problem, Setting, Written, any, lasting};
 
 pub const PUBLISHED: Duration = DAY;
 pub const HANDLED: Duration = DAY;
 pub const IDEMPOTENCY: Duration = Duration::from_secs(7 * 86_400);
 pub const AUDIT: Duration = Duration::from_secs(30 * 86_400);
+pub const DISCARDED: Duration = Duration::from_secs(30 * 86_400);
 
 const LONGEST: Duration = Duration::from_secs(3_650 * 86_400);
 
@@ -25,7 +26,9 @@ pub struct Retention {
     pub handled: Duration,
     /// Of operations that are done: own ids and idempotency keys.
     pub idempotency: Duration,
-    /// Of what was published when.
+    /// Of messages that an operator discarded, and of the traces of those sent again as new ones.
+    pub discarded: Duration,
+    /// Of what was published when, and of what operators did.
     pub audit: Duration,
 }
 
@@ -43,6 +46,8 @@ impl Retention {
             max: section.or("max", Ceiling::Never, any)?,
             handled: section.or("handled", HANDLED, lasting(Duration::ZERO..=LONGEST))?,
             idempotency: section.or("idempotency", IDEMPOTENCY, lasting(Duration::ZERO..=LONGEST))?,
+            // A lane may be about to read its window again, and must find them then.
+            discarded: section.or("discarded", DISCARDED, lasting(HOUR..=LONGEST))?,
             audit: section.or("audit", AUDIT, lasting(Duration::ZERO..=LONGEST))?,
         };
         if matches!(retention.max, Ceiling::After(max) if max < retention.published) {

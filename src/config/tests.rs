@@ -119,6 +119,7 @@ fn bad_values_say_what_would_be_right() {
         ("roles.app = \"outboxd_reader\"", "`reader` is `outboxd_reader`, the same as `app`"),
         ("[kafka]\nbrokers = \"kafka:\"", "`brokers` must be brokers as host:port"),
         ("[groups.\"a b\"]", "`a b` is not a name for a group"),
+        ("[topics.orders]\non_poison = \"hold\"", "`on_poison` must be one of `park`, `hold-key`, `stop`"),
         ("[groups]\norders = 7", "`orders` must be a table, not an integer"),
         ("[groups.orders]", "`topics` is missing in [groups.orders]"),
         (
@@ -154,7 +155,10 @@ fn bad_values_say_what_would_be_right() {
 #[test]
 fn each_kind_of_handler_has_its_own_keys() {
     for (handler, expected) in [
-        ("kind = \"htpp\"", "`kind` must be one of `log`, `exec`, `http`, `sql`; did you mean `http`?"),
+        (
+            "kind = \"htpp\"",
+            "`kind` must be one of `log`, `exec`, `http`, `sql`, `embedded`; did you mean `http`?",
+        ),
         ("knd = \"http\"", "unknown key `knd` in [groups.orders.handler]; did you mean `kind`?"),
         ("kind = \"log\", url = \"http://h\"", "unknown key `url` in [groups.orders.handler]"),
         ("kind = \"exec\"", "`command` is missing"),
@@ -163,6 +167,15 @@ fn each_kind_of_handler_has_its_own_keys() {
         (
             "kind = \"exec\", command = [\"x\"], timeout = \"0s\"",
             "`timeout` must be from 1ms to 1day, not 0s",
+        ),
+        ("kind = \"exec\", command = [\"x\"], mode = \"works\"", "`mode` must be one of `each`, `worker`"),
+        (
+            "kind = \"http\", url = \"http://h\", permanent_statuses = [200]",
+            "must be a list of statuses from 300",
+        ),
+        (
+            "kind = \"http\", url = \"http://h\", permanent_statuses = 404",
+            "must be a list of statuses from 300",
         ),
         ("kind = \"http\"", "`url` is missing"),
         ("kind = \"http\", url = \"ftp://h\"", "`url` must begin with http:// or https://, not ftp://"),

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
+
 use super::error::ConfigError;
 use super::section::Section;
-use super::setting::{Problem, within};
+use super::setting::{Problem, Setting, Written, any, chosen, within};
 use crate::domain::message::is_topic_name;
 
 /// Stands for every topic without a table of its own.
@@ -21,7 +23,23 @@ pub struct Topics(pub(super) BTreeMap<String, Topic>);
 pub struct Topic {
     /// How to make it if it is missing; `None`: its messages are held until somebody else has.
     pub create: Option<Create>,
+    pub on_poison: OnPoison,
 }
+
+/// What follows when Kafka refuses a message for good. It is parked, until an operator decides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnPoison {
+    /// The others go on.
+    #[default]
+    Park,
+    /// Later messages of its key wait behind it.
+    HoldKey,
+    /// Nothing of its lane is sent behind it.
+    Stop,
+}
+
+const ON_POISON: &[(&str, OnPoison)] =
+    &[("park", OnPoison::Park), ("hold-key", OnPoison::HoldKey), ("stop", OnPoison::Stop)];
 
 /// A topic to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,14 +54,35 @@ pub struct Create {
 
 impl Topics {
     /// What is said of that topic, by its own table alone or by that of the rest.
+    fn of(&self, topic: &str) -> Option<&Topic> {
+        self.0.get(topic).or_else(|| self.0.get(REST))
+    }
+
     pub fn create(&self, topic: &str) -> Option<&Create> {
-        self.0.get(topic).or_else(|| self.0.get(REST)).and_then(|topic| topic.create.as_ref())
+        self.of(topic).and_then(|topic| topic.create.as_ref())
+    }
+
+    pub fn on_poison(&self, topic: &str) -> OnPoison {
+        self.of(topic).map(|topic| topic.on_poison).unwrap_or_default()
     }
 }
 
 impl Topic {
     pub(super) fn read(section: &mut Section<'_>) -> Result<Self, ConfigError> {
-        Ok(Self { create: section.optional_table("create", Create::read)? })
+        Ok(Self {
+            create: section.optional_table("create", Create::read)?,
+            on_poison: section.or("on_poison", OnPoison::default(), any)?,
+        })
+    }
+}
+
+impl Setting for OnPoison {
+    fn read(written: Written<'_>) -> Result<Self, Problem> {
+        written.choice(ON_POISON)
+    }
+
+    fn show(&self) -> Value {
+        chosen(ON_POISON, self)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a group does with a message. Whatever can be wrong with a handler is found when it is prepared, not at the
 //! first message; `docs/handlers.md` says what each kind gets and what its answers mean.
 
+mod embedded;
 mod exec;
 mod http;
 mod log;
@@ -14,12 +15,17 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use crate::config;
+use crate::config::group::ExecMode;
 use crate::domain::delivery::{Delivery, Outcome};
 
+pub use embedded::{Embedded, EmbeddedHandler};
 pub use sql::SqlHandler;
 
 /// An outcome to come. Dropping it ends the attempt, and with it a program that was started for it.
 pub type Answer<'a> = Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
+
+/// The end of a handler.
+pub type Closing<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
 /// Handles a delivery outside of the database. Its own time limit is enforced inside.
 pub trait Handle: Send + Sync {
@@ -27,6 +33,11 @@ pub trait Handle: Send + Sync {
 
     /// The longest that an answer can take: for how long a claim must hold.
     fn timeout(&self) -> Duration;
+
+    /// No more deliveries will come: what the handler keeps may end in order.
+    fn close(&self) -> Closing<'_> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// A handler that is ready for its first message.
@@ -45,6 +56,13 @@ impl Handler {
             Self::Sql(handler) => handler.timeout,
         }
     }
+
+    /// Ends what it keeps, after the last delivery.
+    pub async fn close(&self) {
+        if let Self::Outside(handler) = self {
+            handler.close().await;
+        }
+    }
 }
 
 /// Why a handler cannot start: always something for the operator to change.
@@ -58,6 +76,11 @@ pub enum HandlerError {
     Program { program: String, problem: &'static str },
     #[error("`{key}` {path} cannot be read: {source}: correct the path, or let the daemon's user read it")]
     File { key: &'static str, path: PathBuf, source: io::Error },
+    #[error(
+        "kind = \"embedded\" is for a program that brings the handler (outboxd::embed): \
+         name another `kind`, or run that program instead"
+    )]
+    Embedded,
     #[error("`{key}` {problem}")]
     Setting { key: &'static str, problem: String },
 }
@@ -66,9 +89,13 @@ pub enum HandlerError {
 pub fn prepare(config: &config::Handler) -> Result<Handler, HandlerError> {
     Ok(match config {
         config::Handler::Log => Handler::Outside(Box::new(log::LogHandler)),
-        config::Handler::Exec { command, timeout } => {
+        config::Handler::Exec { command, mode: ExecMode::Each, timeout } => {
             Handler::Outside(Box::new(exec::ExecHandler::new(command, *timeout)?))
         }
+        config::Handler::Exec { command, mode: ExecMode::Worker, timeout } => {
+            Handler::Outside(Box::new(exec::Workers::new(command, *timeout)?))
+        }
+        config::Handler::Embedded { .. } => return Err(HandlerError::Embedded),
         config::Handler::Http(settings) => Handler::Outside(Box::new(http::Poster::new(settings)?)),
         config::Handler::Sql { function, timeout } => {
             Handler::Sql(SqlHandler { function: function.clone(), timeout: *timeout })

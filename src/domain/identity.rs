@@ -1,6 +1,6 @@
 //! Message ids: derived from a row of the outbox, or made from a foreign record.
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -12,6 +12,9 @@ pub const SUM_HEADER: &str = "outboxd-sum";
 /// The bits of an id that are not its time, its version or its variant.
 const RANDOM_BITS: u32 = 74;
 const LOW_BITS: u32 = 62;
+
+/// The last millisecond that an id has room for, in the year 10889.
+const LATEST: i64 = (1 << 48) - 1;
 
 /// The random tag of one outbox: what makes its ids unlike those of any other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,9 +77,10 @@ fn update(hash: &mut Xxh3, field: Option<&[u8]>) {
     }
 }
 
-/// The id by which a group knows a record: the header's if its sum fits, else one made from the record itself.
-pub fn identify(record: &Record, cluster_id: &str, now: DateTime<Utc>) -> Uuid {
-    own_id(record).unwrap_or_else(|| foreign_id(record, cluster_id, now))
+/// The id by which a group knows a record: the header's if its sum fits, else one made from the record itself, and
+/// from nothing else: it must be the same whenever and wherever the record is read.
+pub fn identify(record: &Record, cluster_id: &str) -> Uuid {
+    own_id(record).unwrap_or_else(|| foreign_id(record, cluster_id))
 }
 
 fn own_id(record: &Record) -> Option<Uuid> {
@@ -85,7 +89,7 @@ fn own_id(record: &Record) -> Option<Uuid> {
     (record.text_header(SUM_HEADER)? == expected).then_some(id)
 }
 
-fn foreign_id(record: &Record, cluster_id: &str, now: DateTime<Utc>) -> Uuid {
+fn foreign_id(record: &Record, cluster_id: &str) -> Uuid {
     let mut hash = Xxh3::new();
     update(&mut hash, Some(cluster_id.as_bytes()));
     update(&mut hash, Some(record.topic.as_bytes()));
@@ -93,8 +97,9 @@ fn foreign_id(record: &Record, cluster_id: &str, now: DateTime<Utc>) -> Uuid {
     hash.update(&record.offset.to_le_bytes());
     update(&mut hash, record.key.as_deref());
     update(&mut hash, record.payload.as_deref());
-    // A clock far ahead would put the evidence where no partition of it is kept.
-    let time = record.timestamp.filter(|time| *time <= now + TimeDelta::hours(1)).unwrap_or_default();
+    // What an id cannot hold (microseconds taken for milliseconds, say) is no time, rather than a part of one.
+    let time =
+        record.timestamp.filter(|time| (0..=LATEST).contains(&time.timestamp_millis())).unwrap_or_default();
     uuid_v7(time, hash.digest128() >> (128 - RANDOM_BITS))
 }
 
@@ -139,28 +144,33 @@ mod tests {
 
     #[test]
     fn a_copied_id_does_not_hide_another_record() {
-        let now = Utc::now();
         let id = Uuid::from_u128(7);
         let fits = sum(id, "orders", Some(b"k"), Some(b"p"));
         let headers = |sum: String| vec![(ID_HEADER, id.to_string()), (SUM_HEADER, sum)];
-        assert_eq!(identify(&record(headers(fits.clone())), "c", now), id);
+        assert_eq!(identify(&record(headers(fits.clone())), "c"), id);
         let mut copied = record(headers(fits));
         copied.payload = Some(Bytes::from_static(b"other"));
-        assert_ne!(identify(&copied, "c", now), id);
-        assert_ne!(identify(&record(headers(String::new())), "c", now), id);
+        assert_ne!(identify(&copied, "c"), id);
+        assert_ne!(identify(&record(headers(String::new())), "c"), id);
     }
 
     #[test]
     fn a_foreign_record_keeps_its_id_and_its_neighbour_has_another() {
-        let now = DateTime::from_timestamp_millis(1_790_000_000_000).unwrap();
-        let id = identify(&record(vec![]), "c", now);
-        assert_eq!(id, identify(&record(vec![("x", "y".into())]), "c", now));
+        let id = identify(&record(vec![]), "c");
+        assert_eq!(id, identify(&record(vec![("x", "y".into())]), "c"));
         assert_eq!(id.as_u128() >> 80, 1_790_000_000_000);
         let neighbour = Record { offset: 78, ..record(vec![]) };
-        assert_ne!(id, identify(&neighbour, "c", now));
-        assert_ne!(id, identify(&record(vec![]), "another cluster", now));
-        let ahead = Record { timestamp: Some(now + TimeDelta::hours(2)), ..record(vec![]) };
-        assert_eq!(identify(&ahead, "c", now).as_u128() >> 80, 0);
+        assert_ne!(id, identify(&neighbour, "c"));
+        assert_ne!(id, identify(&record(vec![]), "another cluster"));
+        let time_of = |millis| {
+            let at = Record { timestamp: DateTime::from_timestamp_millis(millis), ..record(vec![]) };
+            identify(&at, "c").as_u128() >> 80
+        };
+        // Years ahead of every clock, and still the same id when that time has come.
+        assert_eq!(time_of(4_000_000_000_000), 4_000_000_000_000);
+        assert_eq!(time_of(LATEST), (1 << 48) - 1);
+        assert_eq!([LATEST + 1, 1_790_000_000_000_000, -1].map(time_of), [0, 0, 0]);
+        assert_eq!(identify(&Record { timestamp: None, ..record(vec![]) }, "c").as_u128() >> 80, 0);
     }
 
     #[test]

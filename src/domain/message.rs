@@ -3,6 +3,7 @@
 use uuid::Uuid;
 
 use super::identity::{self, ID_HEADER, SUM_HEADER};
+use super::partition;
 
 /// The longest topic name that Kafka takes.
 const TOPIC_NAME_LIMIT: usize = 249;
@@ -51,9 +52,7 @@ impl Message {
 
     /// Where a message without a key goes: a hash of its id, so that its repeat meets the agent that has it.
     pub fn keyless_partition(&self, partitions: i32) -> i32 {
-        let partitions = u128::try_from(partitions.max(1)).unwrap_or(1);
-        let hash = u128::from(xxhash_rust::xxh3::xxh3_64(self.message_id.as_bytes()));
-        i32::try_from(hash % partitions).unwrap_or(0)
+        partition::of_id(self.message_id, partitions)
     }
 }
 

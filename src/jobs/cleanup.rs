@@ -10,6 +10,7 @@ use crate::domain::leaves::Leaf;
 use crate::domain::schedule::Schedule;
 use crate::pg::connect::Connection;
 use crate::pg::leaves::{self, Found, Reclaimed};
+use crate::pg::operations;
 use crate::pg::retention::{self, Behind};
 use crate::pg::{Connector, PgError};
 
@@ -60,11 +61,15 @@ async fn work(client: &mut Connection, rules: &Retention, walk: &Walk) -> Outcom
     let deleted = delete_from_default(client, rules, until).await?;
     end_old_leaf(client, rules, &ahead).await?;
     let forgotten = forget_publications(client, rules).await?;
+    let decided = count(retention::forget_decided(client, rules.discarded, BATCH).await?);
+    let operations = count(operations::forget(client, rules.audit, BATCH).await?);
     let done: Vec<String> = [
         (reclaimed, "leaves emptied"),
         (dropped, "empty leaves dropped"),
         (deleted, "published messages deleted from the default partition"),
         (forgotten, "publications forgotten"),
+        (decided, "discarded or replayed messages forgotten"),
+        (operations, "operations forgotten"),
     ]
     .into_iter()
     .chain(evidence::clean(client, rules, walk, until).await?)
@@ -202,6 +207,9 @@ async fn forget_publications(client: &Connection, rules: &Retention) -> Result<i
         leaves::leaves(client).await?.iter().find(|found| !found.is_empty).map(|found| found.leaf.from);
     let in_default = retention::oldest_in_default(client).await?;
     let kept = in_leaves.into_iter().chain(in_default).min().unwrap_or(i64::MAX);
-    let forgotten = retention::forget_publications(client, rules.audit, kept, BATCH).await?;
-    Ok(i64::try_from(forgotten).unwrap_or(i64::MAX))
+    Ok(count(retention::forget_publications(client, rules.audit, kept, BATCH).await?))
+}
+
+fn count(rows: u64) -> i64 {
+    i64::try_from(rows).unwrap_or(i64::MAX)
 }

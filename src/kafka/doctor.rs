@@ -9,6 +9,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, OwnedResourceSpecifier, Resource
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::{MetadataBroker, MetadataPartition};
 
 use super::client::{self, Logged};
 use super::error::{KafkaFailure, Refusal, refusal};
@@ -56,7 +57,7 @@ impl Doctor {
             brokers: self.brokers.clone(),
             reason: error.to_string(),
         })?;
-        Ok(metadata.brokers().iter().map(|broker| broker.id()).collect())
+        Ok(metadata.brokers().iter().map(MetadataBroker::id).collect())
     }
 
     pub async fn standing(&self, topic: &str) -> Standing {
@@ -73,8 +74,8 @@ impl Doctor {
                 Refusal::Record | Refusal::Transport => Standing::NotNow(code.to_string()),
             };
         }
-        let of = |is_meant: &dyn Fn(&rdkafka::metadata::MetadataPartition) -> bool| {
-            topic.partitions().iter().filter(|it| is_meant(it)).map(|it| it.id()).collect()
+        let of = |is_meant: &dyn Fn(&MetadataPartition) -> bool| {
+            topic.partitions().iter().filter(|it| is_meant(it)).map(MetadataPartition::id).collect()
         };
         Standing::There {
             without_leader: of(&|partition| partition.leader() < 0),

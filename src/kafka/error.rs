@@ -34,13 +34,14 @@ pub enum Refusal {
     Record,
 }
 
-/// The table.
+/// The table. What it does not name proves nothing, and neither do two that sound as if they did: a checksum that does not
+/// fit (`InvalidMessage`, which librdkafka sends again by itself) can be the way's fault, and a time out of range
+/// (`InvalidTimestamp`) is that of a clock, because a record's time is when it is sent.
 pub fn refusal(code: RDKafkaErrorCode) -> Refusal {
     use RDKafkaErrorCode as Code;
     match code {
-        Code::MessageSizeTooLarge | Code::InvalidMessage | Code::InvalidTimestamp | Code::InvalidRecord => {
-            Refusal::Record
-        }
+        // The second is said of a batch that does not fit a segment of the log, which one record alone may not either.
+        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidRecord => Refusal::Record,
         Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition | Code::InvalidTopic => {
             Refusal::TopicMissing
         }
@@ -66,10 +67,18 @@ mod tests {
             Code::NotLeaderForPartition,
             Code::Fatal,
             Code::InvalidProducerEpoch,
+            Code::InvalidMessage,
+            Code::InvalidTimestamp,
+            // An innocent in the same request.
+            Code::InvalidDifferentRecord,
+            Code::ClusterAuthorizationFailed,
+            Code::ThrottlingQuotaExceeded,
         ] {
             assert_eq!(refusal(code), Refusal::Transport, "{code:?}");
         }
-        assert_eq!(refusal(Code::MessageSizeTooLarge), Refusal::Record);
+        for code in [Code::MessageSizeTooLarge, Code::MessageBatchTooLarge, Code::InvalidRecord] {
+            assert_eq!(refusal(code), Refusal::Record, "{code:?}");
+        }
         assert_eq!(refusal(Code::UnknownTopicOrPartition), Refusal::TopicMissing);
         assert_eq!(refusal(Code::TopicAuthorizationFailed), Refusal::TopicForbidden);
     }

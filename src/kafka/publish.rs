@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use rdkafka::ClientContext;
@@ -13,7 +14,7 @@ use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{
-    BaseRecord, NoCustomPartitioner, Producer, ProducerContext, PurgeConfig, ThreadedProducer,
+    BaseProducer, BaseRecord, NoCustomPartitioner, Producer, ProducerContext, PurgeConfig,
 };
 use tokio::sync::Notify;
 
@@ -29,6 +30,10 @@ const PURGE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a metadata request may take.
 const METADATA_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the broker's answers are listened to at a time, and an incarnation that is dropped lives on. rdkafka waits in
+/// whole milliseconds and spins through what is left of the last: here nothing is, because a wait takes a little longer.
+const LISTEN: Duration = Duration::from_micros(100_100);
 
 /// Streams of messages that one incarnation keeps apart: a lane waits for its own acknowledgements alone.
 pub const LINES: usize = 3;
@@ -153,7 +158,7 @@ impl ProducerContext for Context {
 
 /// One life of the producer.
 pub struct Incarnation {
-    producer: ThreadedProducer<Context, NoCustomPartitioner>,
+    producer: Arc<BaseProducer<Context, NoCustomPartitioner>>,
     deliveries: Arc<Deliveries>,
 }
 
@@ -162,9 +167,20 @@ impl Incarnation {
     pub fn start(kafka: &Kafka, client_id: &str, buffer_bytes: u64) -> Result<Self, KafkaFailure> {
         let config = client::producer_config(kafka, client_id, buffer_bytes)?;
         let deliveries = Arc::new(Deliveries::default());
-        let producer =
-            ThreadedProducer::from_config_and_context(&config, Context(Arc::clone(&deliveries)))
-                .map_err(|error| KafkaFailure::Setup(format!("the producer cannot be made: {error}")))?;
+        let failed = |error: &dyn std::error::Error| {
+            KafkaFailure::Setup(format!("the producer cannot be made: {error}"))
+        };
+        let producer: BaseProducer<_, NoCustomPartitioner> =
+            BaseProducer::from_config_and_context(&config, Context(Arc::clone(&deliveries)))
+                .map_err(|error| failed(&error))?;
+        let producer = Arc::new(producer);
+        let listening = Arc::downgrade(&producer);
+        let listen = move || {
+            while let Some(producer) = listening.upgrade() {
+                producer.poll(LISTEN);
+            }
+        };
+        thread::Builder::new().name("kafka-answers".into()).spawn(listen).map_err(|error| failed(&error))?;
         Ok(Self { producer, deliveries })
     }
 

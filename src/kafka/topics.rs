@@ -72,9 +72,11 @@ impl Topics {
         let metadata = blocking(move || {
             client.fetch_metadata(Some(&name), PATIENCE).map(|metadata| {
                 metadata.topics().first().map(|topic| {
+                    let has_leaders = topic.partitions().iter().all(|partition| partition.leader() >= 0);
                     (
                         topic.error().map(RDKafkaErrorCode::from),
                         i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX),
+                        has_leaders,
                     )
                 })
             })
@@ -83,9 +85,10 @@ impl Topics {
         .map_err(|error| self.unreachable(&error))?;
         match metadata {
             None => Ok(TopicState::Missing),
-            Some((None, partitions)) if partitions > 0 => Ok(TopicState::Ready { partitions }),
-            Some((None, _)) => Ok(TopicState::NotNow("it has no partitions yet".into())),
-            Some((Some(code), _)) => match refusal(code) {
+            Some((None, 0, _)) => Ok(TopicState::NotNow("it has no partitions yet".into())),
+            Some((None, _, false)) => Ok(TopicState::NotNow("a partition has no leader".into())),
+            Some((None, partitions, true)) => Ok(TopicState::Ready { partitions }),
+            Some((Some(code), ..)) => match refusal(code) {
                 Refusal::TopicMissing => Ok(TopicState::Missing),
                 Refusal::TopicForbidden => Ok(TopicState::Forbidden),
                 Refusal::Record | Refusal::Transport => Ok(TopicState::NotNow(code.to_string())),
@@ -244,6 +247,7 @@ fn why_not(code: RDKafkaErrorCode, create: &Create) -> String {
         }
         Code::InvalidPartitions => format!("`partitions` {} is not valid", create.partitions),
         Code::InvalidConfig => "its `config` is not valid".into(),
+        Code::InvalidTopic => "Kafka takes no such name".into(),
         Code::PolicyViolation => "a policy of the cluster forbids it".into(),
         code => code.to_string(),
     }

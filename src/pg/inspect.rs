@@ -18,31 +18,51 @@ statements! {
 
     TAG = "select tag_high, tag_low from outboxd.outbox";
 
-    /// Each lane from its newest message down, by the primary key, until enough pass the filter. A time beyond the years
-    /// of RFC 3339 (Postgres knows infinity) is shown as their end.
+    /// Each lane from its newest message down, by the primary keys, until enough pass the filter; what is set aside may
+    /// be found twice. A time beyond the years of RFC 3339 (Postgres knows infinity) is shown as their end.
     MESSAGES = "
-        select m.id, m.seq, m.priority, m.topic, m.key, m.type, m.idempotency_key, m.created_at,
-          least(greatest(m.deliver_after, '0001-01-01 utc'), '9999-12-31 utc'), m.state, m.reason
+        select distinct on (m.seq) m.id, m.seq, m.priority, m.topic, m.key, m.type, m.idempotency_key, m.created_at,
+          case when m.deliver_after is not null then least(greatest(m.deliver_after, '0001-01-01 utc'), '9999-12-31 utc') end,
+          m.state, m.reason
         from (values (-1::smallint), (0::smallint), (1::smallint)) as lanes (priority)
         cross join lateral (
-          select id, seq, priority, topic, key, type, idempotency_key, created_at, deliver_after, state, reason
-          from outboxd.message_states s
-          where s.priority = lanes.priority and s.seq < $4::bigint
-            and ($1::text is null or topic = $1) and ($2::text is null or key = $2) and ($3::text is null or state = $3)
-          order by s.seq desc limit $5
+          (select * from outboxd.message_states_in_outbox s
+           where s.priority = lanes.priority and s.seq < $4::bigint
+             and ($1::text is null or topic = $1) and ($2::text is null or key = $2) and ($3::text is null or state = $3)
+           order by s.seq desc limit $5)
+          union all
+          (select * from outboxd.message_states_aside s
+           where s.priority = lanes.priority and s.seq < $4::bigint
+             and ($1::text is null or topic = $1) and ($2::text is null or key = $2) and ($3::text is null or state = $3)
+           order by s.seq desc limit $5)
         ) m
         order by m.seq desc limit $5";
 
+    /// Newest first: what was sent again carries the old id.
     MESSAGE = "
         select m.id, m.seq, m.priority, m.topic, m.key, m.type, m.idempotency_key, m.created_at,
-          least(greatest(m.deliver_after, '0001-01-01 utc'), '9999-12-31 utc'), m.state, m.reason
+          case when m.deliver_after is not null then least(greatest(m.deliver_after, '0001-01-01 utc'), '9999-12-31 utc') end,
+          m.state, m.reason
         from (
-          select s.* from outboxd.message_states s where s.priority in (-1, 0, 1) and s.seq = $1
+          select s.* from outboxd.message_states_in_outbox s where s.priority in (-1, 0, 1) and s.seq = $1
           union all
-          select s.* from outboxd.messages o join outboxd.message_states s using (priority, seq) where o.id = $2
-        ) m";
+          select s.* from outboxd.message_states_aside s where s.priority in (-1, 0, 1) and s.seq = $1
+          union all
+          select s.* from outboxd.messages o join outboxd.message_states_in_outbox s using (priority, seq) where o.id = $2
+          union all
+          select s.* from outboxd.message_states_aside s where s.id = $2
+        ) m
+        order by m.seq desc";
 
-    CONTENT = "select headers, payload from outboxd.messages where priority = $1 and seq = $2";
+    CONTENT = "
+        select headers, payload from outboxd.messages where priority = $1 and seq = $2
+        union all
+        select headers, payload from outboxd.set_aside where priority = $1 and seq = $2
+        limit 1";
+
+    PUBLICATION = "
+        select agent, began_at, ended_at, partition, highest_offset from outboxd.message_publications
+        where priority = $1 and seq = $2 order by began_at desc, partition";
 
     HANDLED_BY = "
         select consumer_group, topic, partition, \"offset\", agent, attempt, duplicate_of, handled_at,
@@ -50,8 +70,10 @@ statements! {
         from outboxd.handled where message_id = $1 order by handled_at";
 
     LANES = "
-        select priority, name, case when owned then 'owned' else 'free' end, agent, lease_expires_at, epoch, \"window\", moved_at, pending, oldest_pending_at,
-          extract(epoch from clock_timestamp() - oldest_pending_at)::float8, scheduled, held, parked
+        select priority, name,
+          case when stopped_at_seq is not null then 'stopped' when owned then 'owned' else 'free' end, agent, lease_expires_at, epoch, \"window\", moved_at, pending, oldest_pending_at,
+          extract(epoch from clock_timestamp() - oldest_pending_at)::float8, scheduled, held, parked, stopped_at_seq,
+          stopped_reason
         from outboxd.lane_status order by priority desc";
 }
 
@@ -97,6 +119,25 @@ pub struct Content {
     pub payload: Payload,
 }
 
+/// When a message was published, and where it may lie.
+#[derive(Clone, Debug, Serialize)]
+pub struct Publication {
+    /// Who published the end of what it was published with.
+    pub agent: Option<String>,
+    pub began_at: DateTime<Utc>,
+    /// `None`: it goes on.
+    pub ended_at: Option<DateTime<Utc>>,
+    /// One of these.
+    pub places: Vec<PublishedTo>,
+}
+
+/// A partition that something was published to meanwhile, and the highest offset of that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct PublishedTo {
+    pub partition: i32,
+    pub offset_at_most: i64,
+}
+
 /// A message with its content and its time line.
 #[derive(Clone, Debug, Serialize)]
 pub struct MessageStory {
@@ -107,6 +148,8 @@ pub struct MessageStory {
     /// `None`: this user may look at messages, but not into them.
     #[serde(flatten)]
     pub content: Option<Content>,
+    /// As long as it is known: of a delayed message it never is.
+    pub publication: Option<Publication>,
     pub handled: Vec<Handled>,
 }
 
@@ -126,6 +169,12 @@ pub async fn bound(client: &Connection) -> Result<(), PgError> {
     Ok(client.set(BOUND).await?)
 }
 
+/// What message ids are made with.
+pub(super) async fn tag(client: &Connection) -> Result<Tag, PgError> {
+    let tag = client.query_one(TAG, &[]).await?;
+    Ok(Tag::new(tag.get(0), tag.get(1)))
+}
+
 /// The newest messages that pass the filter, newest first.
 pub async fn messages(client: &Connection, filter: &MessageFilter) -> Result<Vec<MessageState>, PgError> {
     let before = filter.before.unwrap_or(i64::MAX);
@@ -136,8 +185,7 @@ pub async fn messages(client: &Connection, filter: &MessageFilter) -> Result<Vec
 
 /// The message of that id, derived or own.
 pub async fn message(client: &Connection, id: Uuid) -> Result<Option<MessageStory>, PgError> {
-    let tag = client.query_one(TAG, &[]).await?;
-    let tag = Tag::new(tag.get(0), tag.get(1));
+    let tag = tag(client).await?;
     let seq = tag.seq_of(id).unwrap_or(0);
     let rows = client.query(MESSAGE, &[&seq, &Some(id)]).await?;
     let found: Vec<_> = rows.iter().map(message_state).collect::<Result<_, _>>()?;
@@ -149,11 +197,16 @@ pub async fn message(client: &Connection, id: Uuid) -> Result<Option<MessageStor
     };
     let message_id = tag.message_id(message.created_at, message.seq);
     let content = content(client, &message).await?;
+    let publication = match (message.state.as_str(), message.deliver_after) {
+        ("published", None) => publication(client, &message).await?,
+        _ => None,
+    };
     let handled = client.query(HANDLED_BY, &[&message_id]).await?;
     Ok(Some(MessageStory {
         message,
         message_id,
         content,
+        publication,
         handled: handled
             .iter()
             .map(|row| Handled {
@@ -181,6 +234,23 @@ async fn content(client: &Connection, message: &MessageState) -> Result<Option<C
     }
 }
 
+async fn publication(client: &Connection, message: &MessageState) -> Result<Option<Publication>, PgError> {
+    let rows = client.query(PUBLICATION, &[&message.priority.number(), &message.seq]).await?;
+    let Some(first) = rows.first() else { return Ok(None) };
+    let began_at: DateTime<Utc> = first.get(1);
+    let place = |row: &Row| {
+        let partition: Option<i32> = row.get(3);
+        partition.map(|partition| PublishedTo { partition, offset_at_most: row.get(4) })
+    };
+    let same = rows.iter().take_while(|row| row.get::<_, DateTime<Utc>>(1) == began_at);
+    Ok(Some(Publication {
+        agent: first.get(0),
+        began_at,
+        ended_at: first.get(2),
+        places: same.filter_map(place).collect(),
+    }))
+}
+
 fn message_state(row: &Row) -> Result<MessageState, PgError> {
     let priority: i16 = row.get(2);
     Ok(MessageState {
@@ -203,7 +273,7 @@ fn message_state(row: &Row) -> Result<MessageState, PgError> {
 pub struct LaneStatus {
     pub priority: i16,
     pub name: String,
-    /// `owned` or `free`.
+    /// `owned`, `free`, or `stopped`, whoever owns it.
     pub state: String,
     pub agent: Option<String>,
     pub lease_expires_at: Option<DateTime<Utc>>,
@@ -217,6 +287,9 @@ pub struct LaneStatus {
     pub scheduled: i64,
     pub held: i64,
     pub parked: i64,
+    /// Of the message that Kafka refused and that nothing is sent behind.
+    pub stopped_at_seq: Option<i64>,
+    pub stopped_reason: Option<String>,
 }
 
 pub async fn lanes(client: &Connection) -> Result<Vec<LaneStatus>, PgError> {
@@ -238,6 +311,8 @@ pub async fn lanes(client: &Connection) -> Result<Vec<LaneStatus>, PgError> {
             scheduled: row.get(11),
             held: row.get(12),
             parked: row.get(13),
+            stopped_at_seq: row.get(14),
+            stopped_reason: row.get(15),
         })
         .collect())
 }

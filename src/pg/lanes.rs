@@ -29,8 +29,11 @@ statements! {
         select (pg_snapshot_xmin(now)::text::bigint + age(pg_snapshot_xmin(now)::xid))::text
         from pg_current_snapshot() as now";
 
+    /// Changes whenever a transaction ends that wrote something, however early it took its xid.
+    SNAPSHOT = "select pg_current_snapshot()::text";
+
     /// All lanes at once: who has them, and of those asked for whether there are rows beyond what is published or in the
-    /// open window, and scheduled ones that are due. With it a snapshot, and the sequence's last value, which is the
+    /// open window, and scheduled ones that are due; and for how long that stands if nobody writes. With it a snapshot, and the sequence's last value, which is the
     /// first half of a floor's pair: `pg_sequence_last_value` locks the page, where a plain select from the sequence
     /// can see up to 32 too many.
     ///
@@ -51,9 +54,13 @@ statements! {
                 where m.txid = running.txid and m.priority = l.priority limit 1) straggler
               limit 1),
             false),
-          l.owner = any($1) and exists (select from outboxd.set_aside a
-            where a.priority = l.priority and a.state = 'scheduled' and a.due_at <= clock_timestamp())
-        from outboxd.lanes l";
+          extract(epoch from due.at)::float8 - clock.now,
+          extract(epoch from l.lease_expires_at)::float8 - clock.now
+        from outboxd.lanes l
+        cross join lateral (select extract(epoch from clock_timestamp())::float8) clock (now)
+        left join lateral (select a.due_at from outboxd.set_aside a
+          where l.owner = any($1) and a.priority = l.priority and a.state = 'scheduled'
+          order by a.due_at limit 1) due (at) on true";
 
     IDENTITY = "
         select tag_high, tag_low, o.system_identifier = c.system_identifier, pg_is_in_recovery()
@@ -161,6 +168,8 @@ pub struct Seen {
     /// Beyond what is published or in the open window; asked of the given owners' lanes alone.
     pub has_rows: bool,
     pub has_due: bool,
+    /// What is told here stands for so long if nobody writes; nothing if for ever.
+    pub lasts: Option<Duration>,
 }
 
 /// One look at all lanes.
@@ -169,6 +178,13 @@ pub struct Poll {
     pub snapshot: Snapshot,
     pub candidate: FloorCandidate,
     pub lanes: HashMap<Priority, Seen>,
+}
+
+impl Poll {
+    /// Rows to publish were seen.
+    pub fn has_work(&self) -> bool {
+        self.lanes.values().any(|lane| lane.has_rows || lane.has_due)
+    }
 }
 
 /// What was published since the last write of a lane.
@@ -257,13 +273,16 @@ impl LaneStore {
         }
         let candidate = FloorCandidate { last_seq: first.get(2), next_xid: number(next_xid.get(0))? };
         let lanes = rows.iter().map(|row| {
+            let [due_in, lease_ends_in] = [9, 10].map(|column| row.get::<_, Option<f64>>(column));
+            let to_come = [due_in, lease_ends_in].into_iter().flatten().filter(|seconds| *seconds > 0.0);
             let seen = Seen {
                 owner: row.get(4),
                 agent: row.get(5),
                 is_free: row.get(6),
                 wanted_by: row.get(7),
                 has_rows: row.get::<_, Option<bool>>(8).unwrap_or_default(),
-                has_due: row.get::<_, Option<bool>>(9).unwrap_or_default(),
+                has_due: due_in.is_some_and(|seconds| seconds <= 0.0),
+                lasts: to_come.filter_map(|seconds| Duration::try_from_secs_f64(seconds).ok()).min(),
             };
             Ok((priority(row.get(3))?, seen))
         });
@@ -272,6 +291,11 @@ impl LaneStore {
             candidate,
             lanes: lanes.collect::<Result<_, LaneError>>()?,
         })
+    }
+
+    /// What transactions have ended.
+    pub async fn snapshot(&self) -> Result<Snapshot, LaneError> {
+        parse(self.connection.query_one(self.statement("SNAPSHOT"), &[]).await?.get(0))
     }
 
     /// Asks the owner of a lane to give it up for this agent.

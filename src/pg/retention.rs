@@ -70,6 +70,13 @@ statements! {
           where ended_at < clock_timestamp() - $1::bigint * interval '1 ms' and last_seq < $2
           order by ended_at limit $3)";
 
+    /// Of those that lanes are past.
+    FORGET_DECIDED = "
+        delete from outboxd.set_aside where (priority, seq) in (
+          select a.priority, a.seq from outboxd.set_aside a join outboxd.lanes l using (priority)
+          where a.decided_at < clock_timestamp() - $1::bigint * interval '1 ms' and a.seq <= l.floor
+          order by a.decided_at limit $2)";
+
     OLDEST_IN_DEFAULT = "
         select min(oldest.seq) from (values (-1::smallint), (0::smallint), (1::smallint)) as lanes (priority)
         cross join lateral (select seq from only outboxd.messages_default m
@@ -155,6 +162,12 @@ pub async fn delete_published(client: &Connection, stray: Stray) -> Result<i64, 
 /// The lowest `seq` in the default partition.
 pub async fn oldest_in_default(client: &Connection) -> Result<Option<i64>, PgError> {
     Ok(client.query_one(OLDEST_IN_DEFAULT, &[]).await?.get(0))
+}
+
+/// Forgets messages that were discarded or sent again as new ones longer ago, up to `limit`; says how many.
+pub async fn forget_decided(client: &Connection, discarded: Duration, limit: i64) -> Result<u64, PgError> {
+    let discarded = i64::try_from(discarded.as_millis()).unwrap_or(i64::MAX / 2);
+    Ok(client.execute(FORGET_DECIDED, &[&discarded, &limit]).await?)
 }
 
 /// Forgets, of publications older than `audit` and wholly before `before`, up to `limit`; says how many.

@@ -29,6 +29,8 @@ pub fn all() -> Vec<(&'static str, &'static str)> {
         super::lanes::read::SQL,
         super::leaves::SQL,
         super::messages::SQL,
+        super::operations::SQL,
+        super::parked::SQL,
         super::retention::SQL,
         super::starts::SQL,
     ]

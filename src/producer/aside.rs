@@ -2,14 +2,18 @@
 
 use std::time::{Duration, Instant};
 
-use super::lane::{Lane, tell_parked};
+use super::lane::Lane;
 use super::trial::Verdict;
 use super::work::{Stop, Work};
 use crate::domain::message::Message;
-use crate::pg::aside::Aside;
+use crate::failpoint;
+use crate::pg::aside::{Aside, Holds};
 
 /// How often held topics are asked for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a topic is let go at a time: the lane's other messages wait for so long.
+const RELEASE_FOR: Duration = Duration::from_millis(200);
 
 impl Lane {
     /// Publishes scheduled messages that are due. They keep no order.
@@ -24,21 +28,36 @@ impl Lane {
             }
         }
         work.store.change_state(&self.owned, &held).await?;
-        self.publish_aside(work, ready).await
+        self.publish_aside(work, ready, None).await?;
+        Ok(())
+    }
+
+    /// Lets held messages go that need not wait any more.
+    pub(super) async fn look_at_held(&mut self, work: &Work<'_>) -> Result<(), Stop> {
+        if let Some((topic, partitions)) = self.releasing.pop_front()
+            && !self.release_some(work, &topic, partitions).await?
+        {
+            self.releasing.push_back((topic, partitions));
+        }
+        let has_none = self.held.is_empty() && self.lines.is_empty();
+        if has_none || self.looked_at_held.elapsed() < LOOK_EVERY {
+            return Ok(());
+        }
+        self.looked_at_held = Instant::now();
+        self.look_at_topics(work).await?;
+        // A line waits while its topic holds messages: what was held by that and belongs in the line is in it by then.
+        if self.lines.is_empty() { Ok(()) } else { self.look_at_lines(work).await }
     }
 
     /// Lets the messages of a topic go, in order, once the broker takes them. Until the last one is published, new
     /// rows of the topic are set aside behind them.
-    pub(super) async fn look_at_held(&mut self, work: &Work<'_>) -> Result<(), Stop> {
-        if self.held.is_empty() || self.looked_at_held.elapsed() < LOOK_EVERY {
-            return Ok(());
-        }
-        self.looked_at_held = Instant::now();
-        let topics: Vec<String> = self.held.keys().cloned().collect();
+    async fn look_at_topics(&mut self, work: &Work<'_>) -> Result<(), Stop> {
+        let is_released = |topic: &&String| self.releasing.iter().any(|(released, _)| released == *topic);
+        let topics: Vec<String> = self.held.keys().filter(|topic| !is_released(topic)).cloned().collect();
         for topic in topics {
             let Ok(partitions) = work.confirm(self.sender.incarnation(), &topic).await? else { continue };
             if self.try_topic(work, &topic, partitions).await? {
-                self.release_topic(work, &topic, partitions).await?;
+                self.releasing.push_back((topic, partitions));
             }
         }
         Ok(())
@@ -46,16 +65,20 @@ impl Lane {
 
     /// Tries the oldest held message alone. If the broker takes it, it counts as published.
     async fn try_topic(&mut self, work: &Work<'_>, topic: &str, partitions: i32) -> Result<bool, Stop> {
-        let held = work.store.read_held(self.owned.priority, topic, 1).await?;
-        let Some(oldest) = held.front() else { return Ok(true) };
-        match self.trial.of(work, oldest, partitions).await? {
+        let oldest = loop {
+            let mut held = work.store.read_held(self.owned.priority, topic, 1).await?;
+            let Some(oldest) = held.pop_front() else { return Ok(true) };
+            let Some(line) = self.lines.of(&oldest) else { break oldest };
+            work.store.change_state(&self.owned, &[(oldest.seq, Aside::Behind(line))]).await?;
+        };
+        match self.trial.of(work, &oldest, partitions).await? {
             Verdict::Taken => {
                 work.store.published_from_aside(&self.owned, &[oldest.seq]).await?;
                 work.relay.status.published(1);
                 Ok(true)
             }
             Verdict::Refused(reason) => {
-                self.park_aside(work, oldest, reason).await?;
+                self.refuse_aside(work, &oldest, reason).await?;
                 Ok(true)
             }
             Verdict::Unclear(reason) => {
@@ -65,57 +88,83 @@ impl Lane {
         }
     }
 
-    async fn release_topic(&mut self, work: &Work<'_>, topic: &str, partitions: i32) -> Result<(), Stop> {
-        loop {
+    /// Says whether none is left.
+    async fn release_some(&mut self, work: &Work<'_>, topic: &str, partitions: i32) -> Result<bool, Stop> {
+        let begun = Instant::now();
+        while begun.elapsed() < RELEASE_FOR {
             let priority = self.owned.priority;
             let held = work.store.read_held(priority, topic, work.relay.batch_bytes()).await?;
             if held.is_empty() {
                 self.held.remove(topic);
                 tracing::info!(topic, lane = priority.name(), "its held messages are published");
-                return Ok(());
+                return Ok(true);
             }
             let rows = held.into_iter().map(|message| (message, partitions)).collect();
-            self.publish_aside(work, rows).await?;
+            self.publish_aside(work, rows, None).await?;
         }
+        Ok(false)
     }
 
-    /// Publishes rows that are set aside, waits for the broker, and forgets them.
-    async fn publish_aside(&mut self, work: &Work<'_>, rows: Vec<(Message, i32)>) -> Result<(), Stop> {
+    /// Publishes rows that are set aside, of any keys or of one line, waits for the broker, and forgets them. Says
+    /// whether it came to its end: behind a row that holds its key, a line stops.
+    pub(super) async fn publish_aside(
+        &mut self,
+        work: &Work<'_>,
+        rows: Vec<(Message, i32)>,
+        line: Option<i64>,
+    ) -> Result<bool, Stop> {
         // What is under way of the lane's own rows stays behind: the tickets below are of these rows alone.
         self.settle(work, self.sender.next_ticket()).await?;
-        let mut sent = Vec::with_capacity(rows.len());
+        let (mut sent, mut behind) = (Vec::with_capacity(rows.len()), Vec::new());
+        let mut ended = Ok(true);
         for (message, partitions) in &rows {
-            if self.suspects.contains(&message.seq) {
-                self.settle(work, self.sender.next_ticket()).await?;
-                match self.trial.of(work, message, *partitions).await? {
-                    Verdict::Taken => sent.push(message.seq),
-                    Verdict::Refused(reason) => self.park_aside(work, message, reason).await?,
-                    Verdict::Unclear(reason) => return Err(Stop::Away(reason)),
-                }
-                self.suspects.remove(&message.seq);
+            if let Some(other) = self.lines.of(message).filter(|other| line != Some(*other)) {
+                behind.push((message.seq, Aside::Behind(other)));
                 continue;
             }
-            match self.send(work, message, *partitions).await? {
-                Ok(ticket) => {
-                    self.aside_tickets.push((ticket, message.seq));
-                    sent.push(message.seq);
+            let refused = if self.suspects.contains(&message.seq) {
+                self.settle(work, self.sender.next_ticket()).await?;
+                let verdict = self.trial.of(work, message, *partitions).await?;
+                if let Verdict::Unclear(reason) = verdict {
+                    ended = Err(Stop::Away(reason));
+                    break;
                 }
-                Err(reason) => self.park_aside(work, message, reason).await?,
+                self.suspects.remove(&message.seq);
+                if let Verdict::Refused(reason) = verdict { Some(reason) } else { None }
+            } else {
+                match self.send(work, message, *partitions).await? {
+                    Ok(ticket) => {
+                        self.aside_tickets.push((ticket, message.seq));
+                        None
+                    }
+                    Err(reason) => Some(reason),
+                }
+            };
+            let Some(reason) = refused else {
+                sent.push(message.seq);
+                continue;
+            };
+            match self.refuse_aside(work, message, reason).await {
+                Ok(Holds::Key(_)) if line.is_some() => {
+                    ended = Ok(false);
+                    break;
+                }
+                Ok(_) => {}
+                Err(stop) => {
+                    ended = Err(stop);
+                    break;
+                }
             }
         }
         self.settle(work, self.sender.next_ticket()).await?;
+        failpoint::hit("relay-before-forget");
         self.aside_tickets.clear();
         work.store.published_from_aside(&self.owned, &sent).await?;
+        failpoint::hit("relay-after-forget");
+        // Before the topic's new rows are sent: those of these keys line up behind.
+        work.store.change_state(&self.owned, &behind).await?;
         work.relay.status.published(sent.len() as u64);
         work.relay.status.lane_turns(self.owned.priority);
-        Ok(())
-    }
-
-    /// Kafka will never take it: an operator decides.
-    async fn park_aside(&mut self, work: &Work<'_>, message: &Message, reason: String) -> Result<(), Stop> {
-        tell_parked(message, &reason);
-        work.store.change_state(&self.owned, &[(message.seq, Aside::Parked(reason))]).await?;
-        work.relay.status.parked();
-        Ok(())
+        ended
     }
 }

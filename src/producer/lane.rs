@@ -4,22 +4,23 @@
 mod progress;
 mod sending;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use self::progress::Progress;
+use self::progress::{Progress, WRITE_EVERY};
+use super::poison::{Holding, Stopped};
 use super::trial::Trial;
 use super::work::{Stop, Work};
 use crate::domain::cursor::SequenceSetBack;
+use crate::domain::key_lines::KeyLines;
 use crate::domain::priority::Priority;
 use crate::failpoint;
 use crate::kafka::publish::{Incarnation, LINES, Sender};
 use crate::pg::lanes::{LaneError, OwnedLane, Poll};
 use sending::Ahead;
-pub(super) use sending::tell_parked;
 
 /// An idle lane moves on at most this often.
 const ADVANCE_EVERY: Duration = Duration::from_secs(1);
@@ -49,9 +50,11 @@ pub(super) struct Lane {
     pub(super) owned: OwnedLane,
     pub(super) sender: Sender,
     /// Rows of the open window up to this `seq` are sent, or set aside.
-    read_seq: i64,
+    pub(super) read_seq: i64,
     /// The open window has no row beyond `read_seq`.
     is_read: bool,
+    /// There was a look since that was found out.
+    has_looked: bool,
     ahead: Option<Ahead>,
     pub(super) progress: Progress,
     /// Of rows that were set aside and are sent: ticket and `seq`.
@@ -62,7 +65,13 @@ pub(super) struct Lane {
     pub(super) suspects: HashSet<i64>,
     /// Topics whose messages wait, with the reason.
     pub(super) held: HashMap<String, String>,
+    /// Keys whose messages wait behind one that is parked.
+    pub(super) lines: KeyLines,
+    /// Nothing is sent until what is parked there is decided.
+    pub(super) stopped: Option<Stopped>,
     pub(super) looked_at_held: Instant,
+    /// Of these, the ones whose messages go now, with their partitions.
+    pub(super) releasing: VecDeque<(String, i32)>,
     pub(super) trial: Trial,
     told_at: Option<Instant>,
 }
@@ -71,6 +80,7 @@ impl Lane {
     pub(super) fn new(
         owned: OwnedLane,
         held: HashMap<String, String>,
+        holding: Holding,
         incarnation: &Arc<Incarnation>,
     ) -> Self {
         let (read_seq, sender) = (owned.cursor.published_seq, sender(&owned, incarnation));
@@ -80,12 +90,16 @@ impl Lane {
             sender,
             read_seq,
             is_read: false,
+            has_looked: false,
             ahead: None,
             aside_tickets: Vec::new(),
             look_aside: true,
             suspects: HashSet::new(),
             held,
+            lines: holding.lines,
+            stopped: holding.stopped,
             looked_at_held: Instant::now(),
+            releasing: VecDeque::new(),
             trial: Trial::default(),
             told_at: None,
         }
@@ -106,6 +120,8 @@ impl Lane {
         self.write_down(work).await?;
         self.sender = sender(&self.owned, incarnation);
         self.progress = Progress::start();
+        // They are tried again first.
+        self.releasing.clear();
         self.read_again(self.owned.cursor.published_seq);
         Ok(())
     }
@@ -114,6 +130,7 @@ impl Lane {
         self.ahead = None;
         self.read_seq = behind;
         self.is_read = false;
+        self.has_looked = false;
         self.look_aside = true;
     }
 
@@ -153,16 +170,23 @@ impl Lane {
     }
 
     async fn step(&mut self, work: &Work<'_>, leave: &CancellationToken) -> Result<(), Stop> {
+        if self.stopped.is_some() {
+            return self.look_at_stop(work).await;
+        }
         if self.window_is_open() && !self.is_read {
             self.publish_batch(work).await?;
         } else {
+            // The look is under way while the broker answers.
+            let asking = work.outlook.ask(self.owned.owner, self.window_is_open() && !self.has_looked);
             // A window that is read to its end is waited for, so that it can be closed and the next one opened.
             self.settle(work, self.sender.next_ticket()).await?;
             let poll = tokio::select! {
-                poll = work.outlook.next(self.owned.owner, self.window_is_open()) => poll,
+                poll = asking.answer() => poll,
                 () = self.sender.broken() => return Err(Stop::Broken),
                 () = leave.cancelled() => return Ok(()),
             };
+            drop(asking);
+            self.has_looked = true;
             self.turn(work, &poll).await?;
             if poll.lanes.get(&self.owned.priority).is_some_and(|seen| seen.has_due) {
                 self.publish_due(work).await?;
@@ -186,6 +210,10 @@ impl Lane {
         };
         let cursor = &self.owned.cursor;
         cursor.stands_with(poll.candidate.last_seq).map_err(set_back)?;
+        if self.window_is_open() && !seen.has_rows && self.progress.moved_at.elapsed() < WRITE_EVERY {
+            // What comes next would wait for that write; with its own, it is one.
+            return Ok(());
+        }
         let next = if self.window_is_open() || seen.has_rows {
             cursor.turn(seen.has_rows.then(|| poll.snapshot.clone()), poll.candidate)
         } else if self.progress.moved_at.elapsed() >= ADVANCE_EVERY
@@ -207,6 +235,7 @@ impl Lane {
         self.record_now_and_then(work).await?;
         self.read_seq = 0;
         self.is_read = false;
+        self.has_looked = false;
         self.look_aside = false;
         self.suspects.clear();
         self.trial.end().await;

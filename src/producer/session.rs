@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::lane::Lane;
 use super::lease::LeaseKeeper;
+use super::poison::Holding;
 use super::work::{Stop, Work};
 use super::{BACKOFF, Relay, RelayStatus, SessionError, in_time};
 use crate::domain::lane_shares;
@@ -192,8 +193,9 @@ impl Session<'_> {
         self.keeper.add(lane.owner, since);
         self.owned.insert(priority, Owned { owner: lane.owner, leave: CancellationToken::new() });
         let held = in_time(PATIENCE, self.work.store.held_topics(priority)).await?.into_iter().collect();
+        let holding = in_time(PATIENCE, Holding::load(&self.work.store, priority)).await?;
         tracing::info!(lane = priority.name(), epoch = lane.epoch, "lane acquired");
-        let lane = Lane::new(lane, held, &self.incarnation);
+        let lane = Lane::new(lane, held, holding, &self.incarnation);
         self.start(lane);
         Ok(true)
     }

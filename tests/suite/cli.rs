@@ -189,7 +189,7 @@ async fn every_listing_in_json_has_its_fields_with_times_in_rfc_3339() {
     let shown = json(&outboxd, &["messages", "show", messages[0]["id"].as_str().unwrap()]).await;
     assert_eq!(
         fields(&shown),
-        [&message_fields[..], &["message_id", "headers", "payload", "handled"]].concat()
+        [&message_fields[..], &["message_id", "headers", "payload", "publication", "handled"]].concat()
     );
     let handled = &shown["handled"][0];
     let handled_fields = [

@@ -114,9 +114,11 @@ impl Consumer {
         let (drain, abort) = (CancellationToken::new(), CancellationToken::new());
         let status = Arc::new(GroupStatus::new(group));
         let agent_name = format!("test-{:08x}", fastrand::u32(..));
+        let group_config = config.groups.remove(group).unwrap();
         let context = GroupContext {
             name: group.to_owned(),
-            config: config.groups.remove(group).unwrap(),
+            handler: consumer::handler::prepare(&group_config.handler).unwrap(),
+            config: group_config,
             connector: Connector::new(&config.postgres, format!("outboxd/consumer/{agent_name}")),
             kafka: config.kafka,
             agent: Uuid::new_v4(),
@@ -488,11 +490,6 @@ async fn what_only_the_operator_can_mend_ends_the_group_and_says_why() {
     let missing = Consumer::start(&database.agent_url(), kafka, &second, &function);
     let reason = missing.task.await.unwrap().unwrap_err().to_string();
     assert!(reason.contains("app.nowhere(outboxd.delivery)"), "{reason}");
-    let program =
-        format!("topics = [\"{topic}\"]\nhandler = {{ kind = \"exec\", command = [\"./nowhere\"] }}");
-    let missing = Consumer::start(&database.agent_url(), kafka, &second, &program);
-    let reason = missing.task.await.unwrap().unwrap_err().to_string();
-    assert!(reason.contains("nowhere"), "{reason}");
     owner.drained().await;
 }
 

@@ -94,7 +94,9 @@ async fn a_record_over_the_clients_limit_is_parked_alone() {
 async fn a_delayed_message_is_published_when_it_is_due_and_not_before() {
     let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
     let topic = kafka.topic(1).await;
-    let _producer = Outboxd::new(&database, kafka).producer();
+    let producer = Outboxd::new(&database, kafka).producer();
+    // On a slow machine it would start when both are due.
+    producer.ready().await;
     let insert = "insert into outboxd.messages (topic, payload, deliver_after) values ($1, $2, clock_timestamp() + $3::text::interval)";
     database.execute(insert, &[&topic, &b"tomorrow".as_slice(), &"1 day"]).await;
     database.execute(insert, &[&topic, &b"soon".as_slice(), &"2 seconds"]).await;

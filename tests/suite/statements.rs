@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use outboxd::domain::identity::Tag;
-use outboxd::pg::{inspect, messages, rebase, sql};
+use outboxd::pg::{inspect, messages, operations, parked, rebase, sql};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -54,6 +54,9 @@ async fn who_looks_and_who_sends_may_run_what_those_commands_run() {
     let looks: Vec<_> = inspect::SQL.iter().filter(|(name, _)| *name != "CONTENT").copied().collect();
     plan_all(&database.reader_url(), &looks).await;
     plan_all(&database.operator_url(), inspect::SQL).await;
+    plan_all(&database.operator_url(), parked::SQL).await;
+    let kept: Vec<_> = operations::SQL.iter().filter(|(name, _)| *name != "FORGET").copied().collect();
+    plan_all(&database.operator_url(), &kept).await;
     plan_all(&database.app_url(), messages::SQL).await;
     plan_all(&database.url, rebase::SQL).await;
 }

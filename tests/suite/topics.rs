@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use outboxd::config::Config;
 use outboxd::kafka::topics::Topics;
+use rdkafka::mocking::MockCluster;
 
 use crate::support::{Database, Kafka, Outboxd, Postgres, eventually};
 
@@ -61,6 +62,47 @@ async fn the_rest_are_made_as_the_star_says_but_for_those_with_a_table_of_their_
     // Somebody else makes it.
     kafka.create_topic(&impossible, 1, &[]).await;
     database.reach(&impossible, "published", 50).await;
+}
+
+#[tokio::test]
+async fn create_that_is_forbidden_or_invalid_says_so_and_holds() {
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    let (wrong, forbidden) = (name(), name());
+    kafka.forbid(&forbidden).await;
+    let _producer = Outboxd::new(&database, kafka)
+        .guarded(kafka)
+        .set(&format!("topics.{wrong}.create = {{ config = {{ \"cleanup.policy\" = \"nonsense\" }} }}"))
+        .set(&format!("topics.{forbidden}.create = {{}}"))
+        .producer();
+    database.execute(INSERT, &[&wrong]).await;
+    database.execute(INSERT, &[&forbidden]).await;
+    database.reach(&wrong, "held", 50).await;
+    database.reach(&forbidden, "held", 50).await;
+    let told = reason(&database, &wrong).await;
+    assert!(told.ends_with("cannot be created: its `config` is not valid"), "{told}");
+    let told = reason(&database, &forbidden).await;
+    assert_eq!(told, format!("topic `{forbidden}` is forbidden to us"));
+}
+
+#[tokio::test]
+async fn a_topic_without_a_leader_holds_only_its_own() {
+    let database = Postgres::shared().await.database().await;
+    let cluster = MockCluster::new(1).unwrap();
+    let (leaderless, there) = (name(), name());
+    for topic in [&leaderless, &there] {
+        cluster.create_topic(topic, 2, 1).unwrap();
+    }
+    cluster.partition_leader(&leaderless, 1, None).unwrap();
+    let outboxd = Outboxd::without_kafka(&database).brokers(&cluster.bootstrap_servers());
+    let _producer = outboxd.producer();
+    database.execute(INSERT, &[&leaderless]).await;
+    database.execute(INSERT, &[&there]).await;
+    database.reach(&there, "published", 50).await;
+    database.reach(&leaderless, "held", 50).await;
+    let told = reason(&database, &leaderless).await;
+    assert!(told.ends_with("does not take records: a partition has no leader"), "{told}");
+    cluster.partition_leader(&leaderless, 1, Some(1)).unwrap();
+    database.reach(&leaderless, "published", 50).await;
 }
 
 #[tokio::test]

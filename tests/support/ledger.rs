@@ -113,12 +113,12 @@ impl Ledger {
         .await;
     }
 
-    /// Waits until every committed message counts as published, but for what is parked.
+    /// Waits until every committed message counts as published, but for what is parked or was decided.
     pub async fn published(&self, database: &Database) {
         let client = database.connect().await;
         eventually("every message is published", PATIENCE, async || {
             let pending = "select exists (select from outboxd.message_states
-                           where topic = $1 and state not in ('published', 'parked'))";
+                           where topic = $1 and state not in ('published', 'parked', 'discarded', 'replayed'))";
             !client.query_one(pending, &[&self.topic]).await.unwrap().get::<_, bool>(0)
         })
         .await;
@@ -148,7 +148,7 @@ impl Ledger {
             .query(
                 "select outboxd.message_id(created_at, seq)::text, key, priority, seq from outboxd.messages m
                  where topic = $1 and not exists (select from outboxd.set_aside a
-                   where a.priority = m.priority and a.seq = m.seq and a.state = 'parked')
+                   where a.priority = m.priority and a.seq = m.seq and a.state in ('parked', 'discarded', 'replayed'))
                  order by seq",
                 &[&self.topic],
             )

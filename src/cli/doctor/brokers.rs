@@ -88,7 +88,7 @@ async fn topic_settings(doctor: &Doctor, brokers: usize, topics: &[Topic]) -> Ch
         let copies = there.get(topic.as_str()).copied().unwrap_or_default();
         match properties {
             Ok(properties) => {
-                found.extend(kafka::properties(topic, brokers, copies, properties, doctor.client_limit))
+                found.extend(kafka::properties(topic, brokers, copies, properties, doctor.client_limit));
             }
             Err(why) => {
                 return Check::skipped(name, format!("topic {topic} does not tell its settings: {why}"));

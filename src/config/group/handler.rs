@@ -1,10 +1,12 @@
 //! `[groups.NAME.handler]`: which keys there are depends on `kind`.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::Value;
+use toml::de::DeValue;
 
-use super::{Handler, HttpHandler, TIMEOUT};
+use super::{ExecMode, Handler, HttpHandler, TIMEOUT};
 use crate::config::error::ConfigError;
 use crate::config::mask::mask;
 use crate::config::section::Section;
@@ -16,10 +18,16 @@ enum Kind {
     Exec,
     Http,
     Sql,
+    Embedded,
 }
 
-const KINDS: &[(&str, Kind)] =
-    &[("log", Kind::Log), ("exec", Kind::Exec), ("http", Kind::Http), ("sql", Kind::Sql)];
+const KINDS: &[(&str, Kind)] = &[
+    ("log", Kind::Log),
+    ("exec", Kind::Exec),
+    ("http", Kind::Http),
+    ("sql", Kind::Sql),
+    ("embedded", Kind::Embedded),
+];
 
 impl Setting for Kind {
     fn read(written: Written<'_>) -> Result<Self, Problem> {
@@ -31,10 +39,27 @@ impl Setting for Kind {
     }
 }
 
+const MODES: &[(&str, ExecMode)] = &[("each", ExecMode::Each), ("worker", ExecMode::Worker)];
+
+impl Setting for ExecMode {
+    fn read(written: Written<'_>) -> Result<Self, Problem> {
+        written.choice(MODES)
+    }
+
+    fn show(&self) -> Value {
+        chosen(MODES, self)
+    }
+}
+
 pub(super) fn read(section: &mut Section<'_>) -> Result<Handler, ConfigError> {
     Ok(match section.required("kind", any)? {
         Kind::Log => Handler::Log,
-        Kind::Exec => Handler::Exec { command: command(section)?, timeout: timeout(section)? },
+        Kind::Exec => Handler::Exec {
+            command: command(section)?,
+            mode: section.or("mode", ExecMode::default(), any)?,
+            timeout: timeout(section)?,
+        },
+        Kind::Embedded => Handler::Embedded { timeout: timeout(section)? },
         Kind::Http => Handler::Http(http(section)?),
         Kind::Sql => Handler::Sql {
             function: section.required("function", |name: &String| check_function(name))?,
@@ -62,6 +87,7 @@ fn http(section: &mut Section<'_>) -> Result<HttpHandler, ConfigError> {
         url: section.required("url", |url: &HttpUrl| check_url(&url.0))?.0,
         timeout: timeout(section)?,
         headers: section.strings("headers", check_header)?,
+        permanent_statuses: section.optional("permanent_statuses", any)?.map(|Statuses(statuses)| statuses),
         bearer_file: section.optional("bearer_file", any)?,
         ca_file: section.optional("ca_file", any)?,
         client_cert: section.optional("client_cert", any)?,
@@ -76,6 +102,30 @@ fn http(section: &mut Section<'_>) -> Result<HttpHandler, ConfigError> {
         (Some(_), None) => Err(section.wrong("client_cert", "needs `client_key` too")),
         (None, Some(_)) => Err(section.wrong("client_key", "needs `client_cert` too")),
         _ => Ok(handler),
+    }
+}
+
+struct Statuses(BTreeSet<u16>);
+
+impl Setting for Statuses {
+    fn read(written: Written<'_>) -> Result<Self, Problem> {
+        const WHAT: &str = "a list of statuses from 300 to 599, such as [400, 404, 422]";
+        let DeValue::Array(items) = written.value else { return Err(written.not(WHAT)) };
+        let status = |item: &DeValue<'_>| match item {
+            DeValue::Integer(number) => {
+                number.as_str().parse().ok().filter(|status| (300..600).contains(status))
+            }
+            _ => None,
+        };
+        items
+            .iter()
+            .map(|item| status(item.get_ref()).ok_or_else(|| format!("must be {WHAT}")))
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    fn show(&self) -> Value {
+        self.0.iter().copied().collect()
     }
 }
 

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering as Atomic};
 
-use chrono::Utc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -89,7 +88,7 @@ pub(super) struct Message {
 impl Message {
     pub(super) fn new(group: &Group, taken: Taken) -> Self {
         let Taken { slot, ticket, ending, record, in_doubt } = taken;
-        let message_id = identity::identify(&record, &group.store.cluster_id, Utc::now());
+        let message_id = identity::identify(&record, &group.store.cluster_id);
         let keys = keys::operation_keys(&record, message_id, group.config.dedup);
         let payload_hash =
             if keys.is_empty() { 0 } else { identity::payload_hash(record.payload.as_deref()) };

@@ -1,58 +1,38 @@
-//! `exec`: a process per message, its payload on standard input, its facts in the environment. No shell.
+//! `exec`: a process per message, its payload on standard input, its facts in the environment; or processes that
+//! live on and take one message after the other. No shell.
 
 mod facts;
 mod process;
+mod program;
+mod worker;
 
-use std::ffi::OsString;
-use std::io;
-use std::path::Path;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use rustix::fs::{Access, access};
 use rustix::io::Errno;
 
 use super::{Answer, Handle, HandlerError, reason};
 use crate::domain::delivery::{Delivery, Outcome};
 use process::{Ended, GRACE, LEFTOVERS};
+use program::Program;
+
+pub use worker::Workers;
 
 /// `EX_DATAERR` of sysexits: the message itself is wrong, no further try can succeed.
 const PERMANENT: i32 = 65;
 
-/// What overrides the configuration may hold secrets, and is outboxd's own.
-const OVERRIDES: &str = "OUTBOXD__";
-
-/// Where a program is looked for if `PATH` is not set, as the C library does.
-const DEFAULT_PATH: &str = "/bin:/usr/bin";
-
 pub struct ExecHandler {
-    program: String,
-    arguments: Vec<String>,
+    program: Program,
     timeout: Duration,
-    /// Variables of the daemon that are not for the program.
-    withheld: Vec<OsString>,
 }
 
 impl ExecHandler {
     pub fn new(command: &[String], timeout: Duration) -> Result<Self, HandlerError> {
-        let (program, arguments) = command
-            .split_first()
-            .filter(|(program, _)| !program.is_empty())
-            .ok_or(HandlerError::NoCommand)?;
-        find(program).map_err(|problem| HandlerError::Program { program: program.clone(), problem })?;
-        let withheld = std::env::vars_os()
-            .map(|(name, _)| name)
-            .filter(|name| name.as_encoded_bytes().starts_with(OVERRIDES.as_bytes()))
-            .collect();
-        Ok(Self { program: program.clone(), arguments: arguments.to_vec(), timeout, withheld })
+        Ok(Self { program: Program::new(command)?, timeout })
     }
 
     async fn run(&self, delivery: &Delivery) -> Outcome {
-        let mut command = tokio::process::Command::new(&self.program);
-        command.args(&self.arguments);
-        for name in &self.withheld {
-            command.env_remove(name);
-        }
+        let mut command = self.program.command();
         for (name, value) in facts::of(delivery) {
             match value {
                 Some(value) => command.env(name, value),
@@ -67,17 +47,8 @@ impl ExecHandler {
             Err(error) if error.raw_os_error() == Some(Errno::TOOBIG.raw_os_error()) => Outcome::Permanent {
                 reason: "its key or headers are too large for the environment of a program".into(),
             },
-            Err(error) => reason::retry(self.explain(&error)),
+            Err(error) => reason::retry(self.program.explain(&error)),
         }
-    }
-
-    fn explain(&self, error: &io::Error) -> String {
-        let hint = if error.kind() == io::ErrorKind::NotFound {
-            " (is it still there, and the interpreter that its first line names?)"
-        } else {
-            ""
-        };
-        format!("program `{}` could not be run: {error}{hint}", self.program)
     }
 }
 
@@ -97,34 +68,6 @@ fn judge(status: ExitStatus, words: &[u8]) -> Outcome {
         Some(PERMANENT) => Outcome::Permanent { reason: reason::with_words(&status.to_string(), words) },
         _ => reason::retry(reason::with_words(&status.to_string(), words)),
     }
-}
-
-/// Looks a program up as `execvp` will.
-fn find(program: &str) -> Result<(), &'static str> {
-    if program.contains('/') {
-        return check(Path::new(program));
-    }
-    let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
-    let mut found = Err("is not in PATH");
-    for candidate in
-        std::env::split_paths(&path).map(|folder| folder.join(program)).filter(|path| path.exists())
-    {
-        found = check(&candidate);
-        if found.is_ok() {
-            break;
-        }
-    }
-    found
-}
-
-fn check(path: &Path) -> Result<(), &'static str> {
-    if !path.exists() {
-        return Err("does not exist");
-    }
-    if !path.is_file() {
-        return Err("is not a file");
-    }
-    access(path, Access::EXEC_OK).map_err(|_| "is not executable by the daemon's user")
 }
 
 #[cfg(test)]

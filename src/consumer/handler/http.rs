@@ -4,6 +4,7 @@ mod answer;
 mod request;
 mod tls;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -35,6 +36,7 @@ pub struct Poster {
     timeout: Duration,
     headers: HeaderMap,
     bearer_file: Option<PathBuf>,
+    permanent_statuses: Option<BTreeSet<u16>>,
 }
 
 impl Poster {
@@ -64,7 +66,8 @@ impl Poster {
             .pool_timer(TokioTimer::new())
             .build(connector);
         let bearer_file = settings.bearer_file.clone();
-        Ok(Self { client, url, timeout: settings.timeout, headers, bearer_file })
+        let permanent_statuses = settings.permanent_statuses.clone();
+        Ok(Self { client, url, timeout: settings.timeout, headers, bearer_file, permanent_statuses })
     }
 
     async fn post(&self, delivery: &Delivery) -> Outcome {
@@ -79,7 +82,8 @@ impl Poster {
             Ok(Ok(response)) => {
                 let (head, body) = response.into_parts();
                 let words = drain(body, deadline).await;
-                answer::judge(head.status, &head.headers, &words, SystemTime::now())
+                let permanent = self.permanent_statuses.as_ref();
+                answer::judge(head.status, permanent, &head.headers, &words, SystemTime::now())
             }
         }
     }

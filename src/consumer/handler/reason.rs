@@ -23,7 +23,7 @@ pub fn with_words(fate: &str, words: &[u8]) -> String {
 }
 
 /// Any bytes as text. PostgreSQL keeps no NUL, and a terminal should not obey what it is shown.
-fn legible(bytes: &[u8]) -> String {
+pub fn legible(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     // A cut may have gone through a character at either end.
     let text = text.trim_matches(char::REPLACEMENT_CHARACTER).trim();

@@ -12,8 +12,8 @@ use crate::kafka::publish::Sender;
 use crate::pg::lanes::{LaneError, OwnedLane, Published};
 use crate::producer::work::{Stop, Work};
 
-/// The cursor is written at most this often while a window drains.
-const WRITE_EVERY: Duration = Duration::from_millis(20);
+/// The cursor is written at most this often while a window drains, and after at most so long once it has.
+pub(super) const WRITE_EVERY: Duration = Duration::from_millis(20);
 
 /// A row of `outboxd.publications` is written at most this often.
 const RECORD_EVERY: Duration = Duration::from_secs(1);
@@ -128,7 +128,7 @@ impl Lane {
     }
 
     /// Writes the cursor if it is time to, without waiting for it.
-    pub(super) async fn write_now_and_then(&mut self, work: &Work<'_>) -> Result<(), LaneError> {
+    pub(in crate::producer) async fn write_now_and_then(&mut self, work: &Work<'_>) -> Result<(), LaneError> {
         self.acknowledge(work);
         if self.progress.is_writing() {
             return Ok(());

@@ -1,6 +1,6 @@
 //! Reading the rows of a window and sending them, or setting them aside.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
@@ -67,23 +67,28 @@ impl Lane {
         }
         let end = messages.last().map(|message| message.seq);
         let mut aside = Vec::new();
-        let mut ready = Vec::with_capacity(messages.len());
+        let mut ready = VecDeque::with_capacity(messages.len());
         for message in messages {
             if message.is_scheduled {
                 aside.push((message.seq, Aside::Scheduled));
+            } else if let Some(line) = self.lines.of(&message) {
+                aside.push((message.seq, Aside::Behind(line)));
             } else {
                 match self.topic(work, &message.topic).await? {
-                    Ok(partitions) => ready.push((message, partitions)),
+                    Ok(partitions) => ready.push_back((message, partitions)),
                     Err(reason) => aside.push((message.seq, Aside::Held(reason))),
                 }
             }
         }
-        // Durable before a later row of its topic is sent, and before the cursor passes it.
+        // Durable before a later row of its topic or key is sent, and before the cursor passes it.
         work.store.set_aside(&self.owned, &aside).await?;
         failpoint::hit("relay-after-aside");
-        for stretch in ready.chunks(STRETCH) {
-            for (message, partitions) in stretch {
-                self.publish(work, message, *partitions).await?;
+        while !ready.is_empty() {
+            for _ in 0..STRETCH {
+                let Some((message, partitions)) = ready.pop_front() else { break };
+                if let Err(reason) = self.publish(work, &message, partitions).await? {
+                    self.refuse(work, &message, reason, &mut ready).await?;
+                }
                 self.read_seq = message.seq;
             }
             self.write_now_and_then(work).await?;
@@ -96,17 +101,18 @@ impl Lane {
         Ok(())
     }
 
-    async fn publish(&mut self, work: &Work<'_>, message: &Message, partitions: i32) -> Result<(), Stop> {
+    /// The inner error is why it can never be published.
+    async fn publish(
+        &mut self,
+        work: &Work<'_>,
+        message: &Message,
+        partitions: i32,
+    ) -> Result<Result<(), String>, Stop> {
         if self.suspects.contains(&message.seq) {
             return self.publish_suspect(work, message, partitions).await;
         }
-        match self.send(work, message, partitions).await? {
-            Ok(ticket) => {
-                self.progress.sent(ticket, message.seq);
-                Ok(())
-            }
-            Err(reason) => self.park(work, message, reason).await,
-        }
+        let ticket = self.send(work, message, partitions).await?;
+        Ok(ticket.map(|ticket| self.progress.sent(ticket, message.seq)))
     }
 
     /// One of those that came back together with an error: it may be an innocent.
@@ -115,26 +121,19 @@ impl Lane {
         work: &Work<'_>,
         message: &Message,
         partitions: i32,
-    ) -> Result<(), Stop> {
+    ) -> Result<Result<(), String>, Stop> {
         self.settle(work, self.sender.next_ticket()).await?;
-        match self.trial.of(work, message, partitions).await? {
+        let verdict = match self.trial.of(work, message, partitions).await? {
             Verdict::Taken => {
                 self.progress.published(message.seq);
                 work.relay.status.published(1);
+                Ok(())
             }
-            Verdict::Refused(reason) => self.park(work, message, reason).await?,
+            Verdict::Refused(reason) => Err(reason),
             Verdict::Unclear(reason) => return Err(Stop::Away(reason)),
-        }
+        };
         self.suspects.remove(&message.seq);
-        Ok(())
-    }
-
-    /// Kafka will never take it: an operator decides.
-    async fn park(&mut self, work: &Work<'_>, message: &Message, reason: String) -> Result<(), Stop> {
-        tell_parked(message, &reason);
-        work.store.set_aside(&self.owned, &[(message.seq, Aside::Parked(reason))]).await?;
-        work.relay.status.parked();
-        Ok(())
+        Ok(verdict)
     }
 
     /// Hands it to the producer, as soon as there is room; the inner error is why it can never be published.
@@ -190,11 +189,4 @@ impl Lane {
         self.held.insert(topic.to_owned(), reason.clone());
         Ok(Err(reason))
     }
-}
-
-pub(in crate::producer) fn tell_parked(message: &Message, reason: &str) {
-    tracing::error!(
-        topic = message.topic, id = %message.message_id, seq = message.seq,
-        "a message is parked, Kafka will never take it: {reason}"
-    );
 }

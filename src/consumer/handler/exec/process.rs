@@ -61,7 +61,7 @@ pub async fn run(mut command: Command, input: &[u8], limit: Duration) -> io::Res
 }
 
 /// Waits for the end of the program, and ends it when its time is over: `None`.
-async fn end(child: &mut Child, group: &Group, limit: Duration) -> io::Result<Option<ExitStatus>> {
+pub async fn end(child: &mut Child, group: &Group, limit: Duration) -> io::Result<Option<ExitStatus>> {
     if let Ok(status) = timeout(limit, child.wait()).await {
         return status.map(Some);
     }
@@ -91,22 +91,22 @@ async fn keep_the_end(stream: Option<impl AsyncRead + Unpin>, end: &mut Vec<u8>)
 }
 
 /// The process group of a program, which is killed if it is forgotten.
-struct Group(Option<Pid>);
+pub struct Group(Option<Pid>);
 
 impl Group {
-    fn led_by(child: &Child) -> Self {
+    pub fn led_by(child: &Child) -> Self {
         Self(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw))
     }
 
     /// A group that is gone has had what the signal asks for.
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         if let Some(leader) = self.0 {
             let _ = kill_process_group(leader, signal);
         }
     }
 
     /// What it left in the background goes its own way.
-    fn disband(&mut self) {
+    pub fn disband(&mut self) {
         self.0 = None;
     }
 }

@@ -1,5 +1,6 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -81,7 +82,7 @@ async fn a_program_gets_payload_and_facts_and_no_shell_reads_them() {
 #[tokio::test]
 async fn what_overrides_the_configuration_is_withheld() {
     let mut handler = shell("test -z \"${CARGO_PKG_NAME-}\"", AMPLE);
-    handler.withheld = vec!["CARGO_PKG_NAME".into()];
+    handler.program.withheld = vec!["CARGO_PKG_NAME".into()];
     assert!(std::env::var_os("CARGO_PKG_NAME").is_some());
     assert_eq!(handler.handle(&delivery()).await, Outcome::Done);
 }

@@ -1,5 +1,6 @@
 //! What the status of an answer means.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use hyper::StatusCode;
@@ -8,9 +9,23 @@ use hyper::header::{HeaderMap, LOCATION, RETRY_AFTER};
 use super::super::reason::with_words;
 use crate::domain::delivery::Outcome;
 
-pub fn judge(status: StatusCode, headers: &HeaderMap, words: &[u8], now: SystemTime) -> Outcome {
+/// `permanent` are the statuses that no further try can change, if the operator has named them.
+pub fn judge(
+    status: StatusCode,
+    permanent: Option<&BTreeSet<u16>>,
+    headers: &HeaderMap,
+    words: &[u8],
+    now: SystemTime,
+) -> Outcome {
     if status.is_success() {
         return Outcome::Done;
+    }
+    let is_permanent = match permanent {
+        Some(named) => named.contains(&status.as_u16()),
+        None => status.is_client_error() && !is_temporary(status),
+    };
+    if is_permanent {
+        return Outcome::Permanent { reason: with_words(&status.to_string(), words) };
     }
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     if status.is_redirection() {
@@ -20,9 +35,6 @@ pub fn judge(status: StatusCode, headers: &HeaderMap, words: &[u8], now: SystemT
         return Outcome::Retry { reason: with_words(&fate, words), after: None };
     }
     let reason = with_words(&status.to_string(), words);
-    if status.is_client_error() && !is_temporary(status) {
-        return Outcome::Permanent { reason };
-    }
     Outcome::Retry { reason, after: text(RETRY_AFTER).and_then(|value| retry_after(value, now)) }
 }
 
@@ -45,10 +57,18 @@ mod tests {
     use super::*;
 
     fn judged(status: u16, headers: &[(&'static str, &'static str)]) -> Outcome {
+        judged_with(status, None, headers)
+    }
+
+    fn judged_with(
+        status: u16,
+        permanent: Option<&BTreeSet<u16>>,
+        headers: &[(&'static str, &'static str)],
+    ) -> Outcome {
         let headers =
             headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
-        judge(StatusCode::from_u16(status).unwrap(), &headers, b"words", now)
+        judge(StatusCode::from_u16(status).unwrap(), permanent, &headers, b"words", now)
     }
 
     fn after(outcome: &Outcome) -> Option<u64> {
@@ -68,6 +88,19 @@ mod tests {
             assert!(matches!(judged(status, &[]), Outcome::Permanent { .. }), "{status}");
         }
         assert_eq!(judged(404, &[]), Outcome::Permanent { reason: "404 Not Found: words".into() });
+    }
+
+    #[test]
+    fn the_operator_says_what_is_permanent() {
+        let named = BTreeSet::from([409, 501, 308]);
+        let judged = |status| judged_with(status, Some(&named), &[("retry-after", "7")]);
+        for status in [409, 501, 308] {
+            assert!(matches!(judged(status), Outcome::Permanent { .. }), "{status}");
+        }
+        for status in [400, 404, 422, 500] {
+            assert_eq!(after(&judged(status)), Some(7), "{status}");
+        }
+        assert_eq!(judged(200), Outcome::Done);
     }
 
     #[test]

@@ -25,6 +25,7 @@ fn settings(url: String) -> HttpHandler {
         timeout: AMPLE,
         headers: std::collections::BTreeMap::new(),
         bearer_file: None,
+        permanent_statuses: None,
         ca_file: None,
         client_cert: None,
         client_key: None,
@@ -310,6 +311,47 @@ async fn a_connection_is_kept() {
         assert_eq!(poster.handle(&delivery()).await, Outcome::Done);
     }
     assert_eq!(server.connections.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_connection_closed_while_idle_costs_no_message() {
+    // Closes behind each answer, and does not say so before.
+    let address = raw_server(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", false).await;
+    let poster = Poster::new(&settings(format!("http://{address}/"))).unwrap();
+    for _ in 0..20 {
+        assert_eq!(poster.handle(&delivery()).await, Outcome::Done);
+        // The end is there before the next request, as it is after idleness.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_drips_its_answer_is_cut() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        assert_ne!(stream.read_buf(&mut Vec::new()).await.unwrap(), 0);
+        // Never a whole head, and never silent for long.
+        for byte in b"HTTP/1.1 200 OK\r\nx-slow: ".iter().chain(std::iter::repeat(&b'x')) {
+            if stream.write_all(&[*byte]).await.is_err() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let mut settings = settings(format!("http://{address}/"));
+    settings.timeout = Duration::from_millis(200);
+    assert_eq!(outcome(&settings).await, reason::retry("timed out after 200ms"));
+}
+
+#[tokio::test]
+async fn an_answer_that_is_no_http_is_tried_again() {
+    let address = raw_server(b"\x16\x03\x01 what?\r\n\r\n", false).await;
+    let outcome = outcome(&settings(format!("http://{address}/"))).await;
+    assert!(matches!(outcome, Outcome::Retry { after: None, .. }), "{outcome:?}");
 }
 
 #[tokio::test]

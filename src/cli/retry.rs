@@ -1,0 +1,202 @@
+//! `outboxd retry`.
+
+mod act;
+mod filters;
+mod operator;
+
+use clap::{Args, Subcommand};
+use uuid::Uuid;
+
+use super::global::{Global, connect_to_look};
+use super::output::{self, maybe};
+use crate::domain::payload::Payload;
+use crate::failure::{Exit, Failure};
+use crate::pg::connect::Connection;
+use crate::pg::parked::{self, Decision, Story};
+use crate::pg::retry::{Entry, Filter};
+use filters::{Filters, Page, STATES};
+
+/// Decide about messages that were given up: send them again, or discard them
+///
+/// States: parked (refused by Kafka for good), discarded (by an operator; kept for a while).
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  outboxd retry list --topic orders")]
+pub struct Options {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    List(List),
+    Show(Show),
+    /// Send them again
+    ///
+    /// A message that holds its key (`on_poison = "hold-key"`) or stops its lane (`"stop"`) goes from its place, and what
+    /// waits behind it follows. Any other becomes a new message that carries the old id.
+    #[command(after_help = "\
+Example:
+  outboxd retry run 0199e0c4-35a1-7d27-9a7e-5be91bd1c5f2
+  outboxd retry run --topic orders --error 'too large' --dry-run
+  outboxd retry run --topic orders --since 2h --rate 100/s --yes")]
+    Run(act::Options),
+    /// Give them up for good
+    ///
+    /// What waits behind one of them goes on without it. They are kept, discarded, for `[retention] discarded`, and can be
+    /// sent again so long.
+    #[command(after_help = "\
+Example:
+  outboxd retry discard 0199e0c4-35a1-7d27-9a7e-5be91bd1c5f2
+  outboxd retry discard --type CartAbandoned --until 2026-11-01T00:00:00Z --yes
+  outboxd retry discard --all --dry-run")]
+    Discard(act::Options),
+}
+
+/// Those that wait for a decision, in the order of their inserts
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  outboxd retry list
+  outboxd retry list --error 'too large' --since 1d --json
+  outboxd retry list --after 0199e0c4-35a1-7d27-9a7e-5be91bd1c5f2   the next page: behind the last ID of this one")]
+struct List {
+    #[command(flatten)]
+    filters: Filters,
+    #[command(flatten)]
+    page: Page,
+    /// One array of objects
+    #[arg(long)]
+    json: bool,
+}
+
+/// One of them: why it was given up, what waits for it, its content
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  outboxd retry show 0199e0c4-35a1-7d27-9a7e-5be91bd1c5f2")]
+struct Show {
+    /// The message's own id, or the derived one
+    id: Uuid,
+    /// One object
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a list is cut at if nothing is said.
+const PAGE: u32 = 50;
+
+impl Options {
+    pub async fn run(&self, global: &Global) -> anyhow::Result<Exit> {
+        match &self.command {
+            Command::List(options) => options.run(global).await,
+            Command::Show(options) => options.run(global).await,
+            Command::Run(options) => options.run(global, Decision::Replay).await,
+            Command::Discard(options) => options.run(global, Decision::Discard).await,
+        }
+    }
+}
+
+/// Those that fit.
+async fn list(client: &Connection, filter: &Filter) -> anyhow::Result<Vec<Entry>> {
+    Ok(parked::list(client, filter).await?)
+}
+
+/// Each of these ids, in one of these states; one that is not there is an error that names it.
+async fn find(client: &Connection, states: &[&str], ids: &[Uuid]) -> anyhow::Result<Vec<Entry>> {
+    let mut found = Vec::new();
+    for id in ids {
+        let entries = parked::find(client, states, &[*id]).await?;
+        if entries.is_empty() {
+            let states = states.join(" or ");
+            return Err(Failure::not_found(format!(
+                "no message {id} is {states}; `outboxd messages show {id}` tells what became of it"
+            ))
+            .into());
+        }
+        found.extend(entries);
+    }
+    Ok(found)
+}
+
+impl List {
+    async fn run(&self, global: &Global) -> anyhow::Result<Exit> {
+        let config = global.load()?.config;
+        let client = connect_to_look(&config, "retry").await?;
+        let entries = list(&client, &self.page.of(self.filters.filter(), Some(PAGE))).await?;
+        if self.json {
+            output::json(&entries)?;
+        } else {
+            table(&entries)?;
+        }
+        Ok(Exit::Done)
+    }
+}
+
+fn table(entries: &[Entry]) -> Result<(), output::OutputError> {
+    let columns = ["ID", "STATE", "GROUP", "TOPIC", "KEY", "TYPE", "SINCE", "ERROR"];
+    output::table(columns, entries.iter().map(row))
+}
+
+fn row(entry: &Entry) -> [String; 8] {
+    [
+        entry.id.to_string(),
+        entry.state.clone(),
+        maybe(entry.group.clone()),
+        entry.topic.clone(),
+        maybe(entry.key.clone()),
+        maybe(entry.event_type.clone()),
+        output::time(entry.since),
+        maybe(entry.error.clone()),
+    ]
+}
+
+impl Show {
+    async fn run(&self, global: &Global) -> anyhow::Result<Exit> {
+        let config = global.load()?.config;
+        let client = connect_to_look(&config, "retry").await?;
+        for entry in find(&client, &STATES, &[self.id]).await? {
+            if let Some(story) = parked::show(&client, &entry).await? {
+                if self.json {
+                    output::json(&story)?;
+                } else {
+                    output::line(&describe(&story))?;
+                }
+                return Ok(Exit::Done);
+            }
+        }
+        Err(Failure::not_found(format!("message {} has just been decided", self.id)).into())
+    }
+}
+
+fn describe(story: &Story) -> String {
+    let entry = &story.entry;
+    let holds = match (story.stops_lane, story.holds_key) {
+        (true, _) => "its lane, which stands still".to_owned(),
+        (false, true) => format!("its key; {} later messages wait behind it", story.held_behind),
+        (false, false) => String::new(),
+    };
+    let decided = story.decided.as_ref().map(|decided| {
+        let parked::Decided { command, database_user, os_user, host, operation } = decided;
+        format!("{command}, by {os_user} on {host} as {database_user}, operation {operation}")
+    });
+    let mut facts = vec![
+        ("id", entry.id.to_string()),
+        ("state", entry.state.clone()),
+        ("since", output::time(entry.since)),
+        ("error", maybe(entry.error.clone())),
+        ("holds", holds),
+        ("decided", maybe(decided)),
+        ("topic", entry.topic.clone()),
+        ("key", maybe(entry.key.clone())),
+        ("type", maybe(entry.event_type.clone())),
+        ("idempotency", maybe(story.idempotency_key.clone())),
+        ("created", output::time(story.created_at)),
+    ];
+    for (name, value) in story.content.headers.as_object().into_iter().flatten() {
+        facts.push(("header", format!("{name}={}", value.as_str().unwrap_or_default())));
+    }
+    facts.push(match &story.content.payload {
+        Payload::Text(Some(text)) => ("payload", text.clone()),
+        Payload::Text(None) => ("payload", "none: a tombstone".to_owned()),
+        Payload::Base64(bytes) => ("payload, base64", bytes.clone()),
+    });
+    output::facts(facts)
+}

@@ -1,0 +1,70 @@
+//! Which partition of a topic a message goes to.
+
+use uuid::Uuid;
+
+/// As Java's producers and librdkafka's `murmur2_random` have it. An empty key has none that could be told.
+pub fn of_key(key: &[u8], partitions: i32) -> Option<i32> {
+    let partitions = u32::try_from(partitions).ok().filter(|partitions| *partitions > 0)?;
+    if key.is_empty() {
+        return None;
+    }
+    i32::try_from((murmur2(key) & 0x7fff_ffff) % partitions).ok()
+}
+
+/// Of a message without a key: a hash of its id.
+pub fn of_id(id: Uuid, partitions: i32) -> i32 {
+    let partitions = u128::try_from(partitions.max(1)).unwrap_or(1);
+    let hash = u128::from(xxhash_rust::xxh3::xxh3_64(id.as_bytes()));
+    i32::try_from(hash % partitions).unwrap_or(0)
+}
+
+/// MurmurHash2 of 32 bits, with Kafka's seed.
+#[allow(clippy::cast_possible_truncation, reason = "a length is mixed in by its lower 32 bits")]
+fn murmur2(bytes: &[u8]) -> u32 {
+    const SEED: u32 = 0x9747_b28c;
+    const MIX: u32 = 0x5bd1_e995;
+    let mut hash = SEED ^ bytes.len() as u32;
+    let mut words = bytes.chunks_exact(4);
+    for word in &mut words {
+        let mut word = word.iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte));
+        word = word.wrapping_mul(MIX);
+        word ^= word >> 24;
+        hash = hash.wrapping_mul(MIX) ^ word.wrapping_mul(MIX);
+    }
+    let rest = words.remainder();
+    if !rest.is_empty() {
+        hash ^= rest.iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte));
+        hash = hash.wrapping_mul(MIX);
+    }
+    hash ^= hash >> 13;
+    hash = hash.wrapping_mul(MIX);
+    hash ^ hash >> 15
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_hashes_as_it_does_for_javas_producers() {
+        // From the tests of Kafka's own clients.
+        for (key, hash) in [
+            ("21", -973_932_308_i32),
+            ("foobar", -790_332_482),
+            ("a-little-bit-long-string", -985_981_536),
+            ("a-little-bit-longer-string", -1_486_304_829),
+            ("lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58_897_971),
+            ("abc", 479_470_107),
+        ] {
+            assert_eq!(murmur2(key.as_bytes()).cast_signed(), hash, "{key}");
+        }
+    }
+
+    #[test]
+    fn a_partition_is_one_of_those_there_are() {
+        assert_eq!(of_key(b"21", 1), Some(0));
+        assert!((0..8).contains(&of_key(b"foobar", 8).unwrap()));
+        assert_eq!((of_key(b"", 8), of_key(b"a", 0), of_key(b"a", -1)), (None, None, None));
+        assert!((0..8).contains(&of_id(Uuid::from_u128(7), 8)));
+    }
+}
