@@ -429,8 +429,9 @@ fn the_example_holds_every_key_and_shows_the_defaults() {
     let as_it_is = parse(EXAMPLE, &[]).unwrap();
     for entry in &everything.entries {
         let key = entry.path.join(".");
-        let per_group = key.contains(".retry.")
-            || [".batch", ".start", ".kafka_group", ".dedup"].iter().any(|end| key.ends_with(end));
+        let per_group =
+            ["batch", "concurrency", "ordering", "rate", "start", "kafka_group", "dedup", "retry", "breaker"]
+                .contains(&entry.path.get(2).map_or("", String::as_str));
         // The other groups leave out what `orders` shows.
         let shown = per_group && entry.path[1] != "orders";
         assert!(shown || entry.source != sources::Source::Default, "{key} is not in the example");

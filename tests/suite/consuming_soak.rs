@@ -98,7 +98,9 @@ impl Site {
         let (to_postgres, to_kafka) = (Proxy::to(postgres.port()).await, kafka.proxy().await);
         let (database, topic) = (postgres.database().await, kafka.topic(4).await);
         database.batch(FUNCTION).await;
-        let soon = "{ backoff = \"100ms\", max_backoff = \"1s\" }";
+        // In place: the other half of retrying has its own tests.
+        let soon =
+            "{ inline_attempts = 1000, max_attempts = 1000, backoff = \"100ms\", max_backoff = \"1s\" }";
         let outboxd = Outboxd::new(&database, &kafka)
             .postgres_url(&to_postgres.reroute(&database.agent_url()))
             .brokers(&kafka.proxied_brokers())

@@ -172,7 +172,9 @@ async fn a_consumer_finishes_its_message_records_it_and_leaves_the_group() {
     let database = postgres.database().await;
     let topic = kafka.topic(1).await;
     let gate = Gate::new();
-    let outboxd = Outboxd::new(&database, kafka).group(&topic, &topic, &gate.handler());
+    let outboxd = Outboxd::new(&database, kafka)
+        .set(&format!("groups.{topic}.ordering = \"partition\""))
+        .group(&topic, &topic, &gate.handler());
     let daemon = outboxd.consumer(&[&topic]);
     daemon.ready().await;
     kafka.produce(&topic, None, Some(b"0"), &[]).await;
