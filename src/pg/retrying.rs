@@ -166,7 +166,12 @@ pub async fn open(client: &Client, fence: Fence<'_>) -> Result<Option<Opened>, P
 }
 
 /// Starts an attempt behind so many others, under a lease; false if it is not ours to start.
-pub async fn start(client: &Client, fence: Fence<'_>, attempts: i32, lease: Duration) -> Result<bool, PgError> {
+pub async fn start(
+    client: &Client,
+    fence: Fence<'_>,
+    attempts: i32,
+    lease: Duration,
+) -> Result<bool, PgError> {
     let Fence { group, message_id, dispatch, agent } = fence;
     let lease = millis(lease);
     Ok(client.execute(START, &[&group, &message_id, &dispatch, &agent, &lease, &attempts]).await? > 0)
