@@ -104,7 +104,9 @@ async fn a_consumer_tells_its_whole_health_at_every_beat() {
     let command = format!("kind = \"exec\"\ncommand = [\"test\", \"-e\", \"{}\"]", open.display());
     let outboxd = outboxd(&database, kafka)
         .group(&topic, &topic, &command)
-        .set(&format!("groups.{topic}.retry = {{ inline_attempts = 1000, max_attempts = 1000, backoff = \"50ms\", max_backoff = \"100ms\" }}"));
+        .set(&format!("groups.{topic}.retry = {{ inline_attempts = 1000, max_attempts = 1000, backoff = \"50ms\", max_backoff = \"100ms\" }}"
+        ))
+        .set(&format!("groups.{topic}.breaker.failures = 100000"));
     let daemon = outboxd.consumer(&[&topic]);
     daemon.ready().await;
     kafka.produce(&topic, Some("k"), Some(b"x"), &[]).await;

@@ -38,7 +38,8 @@ async fn an_embedded_handler_gets_each_message_until_it_is_done_and_then_never_a
     let group = format!("orders-{:08x}", fastrand::u32(..));
     let text = format!(
         "[postgres]\nurl = \"{}\"\n[kafka]\nbrokers = \"{}\"\n[http]\nlisten = \"127.0.0.1:0\"\n[groups.{group}]\n\
-         topics = [\"{topic}\"]\nhandler.kind = \"embedded\"\nretry.backoff = \"10ms\"\n",
+         topics = [\"{topic}\"]\nhandler.kind = \"embedded\"\nretry.backoff = \"10ms\"\n\
+         retry.inline_attempts = 5\n",
         database.agent_url(),
         kafka.brokers()
     );
