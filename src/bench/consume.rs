@@ -84,9 +84,12 @@ pub async fn run(bench: &mut Workbench, options: ConsumeOptions) -> anyhow::Resu
         let ours = looks + 1;
         let seen = benching::transactions(&source.client).await? - transactions_before - ours;
         transactions.push(seen.max(0) as f64 / messages as f64);
-        let (handled, seconds) = benching::handled(&source.client, &group).await?;
-        lost += messages.saturating_sub(u64::try_from(handled)?);
-        handling.push(0.8 * messages as f64 / seconds);
+        let handled = benching::handled(&source.client, &group).await?;
+        lost += messages.saturating_sub(u64::try_from(handled.messages)?);
+        if handled.seconds <= 0.0 {
+            bail!("{messages} messages are completed too fast to be measured: take more, with --messages");
+        }
+        handling.push(handled.measured as f64 / handled.seconds);
     }
     let ratios: Vec<f64> = handling.iter().zip(&reading).map(|(handled, read)| handled / read).collect();
     Ok(ConsumeReport {

@@ -42,12 +42,18 @@ statements! {
         select pid from pg_stat_activity
         where datname = current_database() and application_name like 'outboxd/producer/%'";
 
-    /// Evidence, and when its first and its last tenth were written.
+    /// All evidence; and what was written after the first tenth up to the end of the ninth, in how many seconds. Whatever
+    /// is completed together has one time, so that a part begins and ends with a completion.
     HANDLED = "
-        select count(*), coalesce(extract(epoch from min(handled_at) filter (where place > 0.9)
-          - max(handled_at) filter (where place <= 0.1)), 0)::double precision
-        from (select handled_at, cume_dist() over (order by handled_at) as place
-          from outboxd.handled where consumer_group = $1) evidence";
+        with evidence as materialized (
+          select handled_at, cume_dist() over (order by handled_at) as place from outboxd.handled where consumer_group = $1
+        ), measured as (
+          select min(handled_at) filter (where place >= 0.1) as since, min(handled_at) filter (where place >= 0.9) as until
+          from evidence
+        )
+        select count(*), count(*) filter (where handled_at > since and handled_at <= until),
+          coalesce(extract(epoch from max(until) - max(since)), 0)::double precision
+        from evidence cross join measured";
 
     /// An operation of its own for each message.
     GIVE_KEYS = "update outboxd.messages set idempotency_key = 'order-' || seq";
@@ -175,10 +181,19 @@ pub async fn finished(client: &Client, group: &str) -> Result<i64, PgError> {
     Ok(client.query_one(FINISHED, &[&group]).await?.get(0))
 }
 
-/// How many messages a group handled, and the seconds between the first and the last tenth.
-pub async fn handled(client: &Client, group: &str) -> Result<(i64, f64), PgError> {
+/// What a group handled.
+#[derive(Clone, Copy, Debug)]
+pub struct Handled {
+    pub messages: i64,
+    /// Of these, the ones between the first and the last tenth,
+    pub measured: i64,
+    /// and how long they took, by the database's clock; 0 if all was completed at once.
+    pub seconds: f64,
+}
+
+pub async fn handled(client: &Client, group: &str) -> Result<Handled, PgError> {
     let row = client.query_one(HANDLED, &[&group]).await?;
-    Ok((row.get(0), row.get(1)))
+    Ok(Handled { messages: row.get(0), measured: row.get(1), seconds: row.get(2) })
 }
 
 /// Begins a transaction that has written to the outbox, and leaves it open.

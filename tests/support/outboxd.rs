@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::{Daemon, Database, Kafka, PASSWORD, port};
 
-const ONE_SHOT: Duration = Duration::from_secs(300);
+const ONE_SHOT: Duration = Duration::from_secs(60);
 
 /// What a one-shot command answered.
 #[derive(Debug)]
