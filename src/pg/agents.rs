@@ -8,7 +8,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::connect::{Connection, Connector, PgError};
-use super::sql::statements;
+use super::sql::{millis, statements};
 
 statements! {
     /// Ends a look at the backlog that would make the beat late.
@@ -113,7 +113,7 @@ pub async fn register(
     status: &str,
     health: &Value,
 ) -> Result<String, PgError> {
-    let heartbeat = i64::try_from(agent.heartbeat.as_millis()).unwrap_or(i64::MAX);
+    let heartbeat = millis(agent.heartbeat);
     let transaction = client.transaction().await?;
     transaction.batch_execute("select pg_advisory_xact_lock(hashtextextended('outboxd.agents', 0))").await?;
     let row = transaction
@@ -146,7 +146,7 @@ pub async fn beat(client: &Connection, id: Uuid, status: &str, health: &Value) -
 
 /// Marks agents that missed two beats `suspect`, and those silent for `inactive_after` `inactive`; forgets old beats.
 pub async fn reap(client: &Connection, inactive_after: Duration) -> Result<Vec<(String, String)>, PgError> {
-    let limit = i64::try_from(inactive_after.as_millis()).unwrap_or(i64::MAX);
+    let limit = millis(inactive_after);
     let rows = client.query(REAP, &[&limit]).await?;
     client.execute(FORGET_BEATS, &[]).await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::connect::PgError;
 use super::pool::Lent;
-use super::sql::statements;
+use super::sql::{millis, statements};
 
 statements! {
     /// Takes keys that are free, whose claim has ended, or that an earlier start of this message left behind: it died, or
@@ -134,7 +134,7 @@ pub async fn claim(
     let names: Vec<&str> = pairs().map(|(_, key)| &*key.key).collect();
     let ids: Vec<Uuid> = pairs().map(|(message, _)| message.message_id).collect();
     let hashes: Vec<i64> = pairs().map(|(message, _)| message.payload_hash).collect();
-    let ttl = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
+    let ttl = millis(ttl);
     let Claimant { group, agent } = claimant;
     let statement = client.prepare_cached(CLAIM).await?;
     let rows = client.query(&statement, &[&group, &namespaces, &names, &ids, &hashes, &agent, &ttl]).await?;

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::connect::PgError;
 use super::pool::Lent;
-use super::sql::statements;
+use super::sql::{millis, statements};
 
 statements! {
     CONTROL = "
@@ -76,7 +76,7 @@ pub async fn control(client: &Lent, member: Member<'_>) -> Result<Option<Orders>
     let in_flight = i32::try_from(in_flight).unwrap_or(i32::MAX);
     #[allow(clippy::cast_possible_truncation, reason = "a share from 0 to 1")]
     let error_rate = error_rate as f32;
-    let silent = i64::try_from(SILENT.as_millis()).unwrap_or(i64::MAX);
+    let silent = millis(SILENT);
     let statement = client.prepare_cached(CONTROL).await?;
     let row = client
         .query_opt(
@@ -105,7 +105,7 @@ pub async fn leave(client: &Lent, group: &str, agent: Uuid) -> Result<(), PgErro
 
 /// Opens the group's breaker for all of its agents.
 pub async fn open_breaker(client: &Lent, group: &str, pause: Duration, reason: &str) -> Result<(), PgError> {
-    let pause = i64::try_from(pause.as_millis()).unwrap_or(i64::MAX);
+    let pause = millis(pause);
     client.execute(OPEN_BREAKER, &[&group, &pause, &reason.replace('\0', "")]).await?;
     Ok(())
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::connect::{Connection, PgError};
 use super::held::{self, Head, Successor};
-use super::sql::statements;
+use super::sql::{millis, statements};
 use crate::domain::dispatch::{self, Dispatch};
 use crate::domain::retry_choice::Candidate;
 
@@ -299,8 +299,4 @@ pub async fn dispatch(
     let columns: Vec<Json<&Dispatch>> = dispatches.iter().map(|(item, _)| Json(item)).collect();
     let keys: Vec<Option<&str>> = dispatches.iter().map(|(_, key)| key.as_deref()).collect();
     Ok(client.execute(DISPATCH, &[&topics, &columns, &keys]).await?)
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 2)
 }

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 
 use super::connect::{Connection, PgError};
 use super::leaves;
-use super::sql::statements;
+use super::sql::{millis, statements};
 use crate::domain::doctor::fleet::Group;
 use crate::domain::doctor::outbox::{Aside, DeadLetters, Partitions, Sequence};
 use crate::domain::doctor::postgres::{Holder, Index, Relation, Server, Settings};
@@ -137,7 +137,7 @@ pub async fn server(client: &Connection) -> Result<Server, PgError> {
 
 /// Transactions that are open for longer than `long`, and all replication slots.
 pub async fn holders(client: &Connection, long: Duration) -> Result<Vec<Holder>, PgError> {
-    let long = i64::try_from(long.as_millis()).unwrap_or(i64::MAX / 2);
+    let long = millis(long);
     let sessions = client.query(SESSIONS, &[&long]).await?;
     let prepared = client.query(PREPARED, &[&long]).await?;
     let slots = client.query(SLOTS, &[]).await?;

@@ -41,18 +41,31 @@ pub enum Affected {
 /// Does it. An error of the connection, or of COMMIT, leaves open whether it was done: the next try finds out, for the
 /// evidence comes first and waits for whoever is inserting the same.
 pub async fn apply(client: &mut Lent, scope: Scope<'_>, effect: Effect<'_>) -> Result<Affected, PgError> {
+    let transaction = client.transaction().await?;
+    let affected = perform(&transaction, scope, effect).await?;
+    if matches!(affected, Affected::Done) {
+        transaction.commit().await?;
+    }
+    Ok(affected)
+}
+
+/// Evidence, keys and effect, in this transaction, which is to be rolled back unless they are done.
+pub(super) async fn perform(
+    transaction: &Transaction<'_>,
+    scope: Scope<'_>,
+    effect: Effect<'_>,
+) -> Result<Affected, PgError> {
     let Effect { delivery, keys, .. } = effect;
     let message_id = delivery.message_id;
-    let transaction = client.transaction().await?;
-    completing::be_durable(&transaction).await?;
+    completing::be_durable(transaction).await?;
     let finished = Finished::new(message_id, &delivery.record, delivery.attempt);
-    if completing::write(&transaction, scope, &[finished]).await? == 0 {
+    if completing::write(transaction, scope, &[finished]).await? == 0 {
         return Ok(Affected::Repeat);
     }
     if !keys.is_empty() {
         let claimant = Claimant { group: scope.group, agent: scope.agent };
         let wanted = Wanted { message_id, payload_hash: effect.payload_hash, keys };
-        match claims::claim_done(&transaction, claimant, wanted).await? {
+        match claims::claim_done(transaction, claimant, wanted).await? {
             Claimed::All(_) => {}
             Claimed::Done { by, same_payload } => return Ok(Affected::Duplicate { by, same_payload }),
             Claimed::Busy => return Ok(Affected::Busy),
@@ -60,7 +73,7 @@ pub async fn apply(client: &mut Lent, scope: Scope<'_>, effect: Effect<'_>) -> R
     }
     transaction.batch_execute(&format!("set local statement_timeout = {}", effect.statement_timeout)).await?;
     let called = async {
-        call(&transaction, effect.function, delivery).await?;
+        call(transaction, effect.function, delivery).await?;
         transaction.batch_execute("set constraints all immediate").await
     };
     if let Err(error) = called.await {
@@ -70,11 +83,10 @@ pub async fn apply(client: &mut Lent, scope: Scope<'_>, effect: Effect<'_>) -> R
         return Ok(Affected::Failed(error));
     }
     transaction.batch_execute("set local statement_timeout to default").await?;
-    transaction.commit().await?;
     Ok(Affected::Done)
 }
 
-pub(super) async fn call(
+async fn call(
     transaction: &Transaction<'_>,
     function: &str,
     delivery: &Delivery,

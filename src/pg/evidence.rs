@@ -7,7 +7,7 @@ use tokio_postgres::{IsolationLevel, Row};
 
 use super::connect::{Connection, PgError};
 use super::leaves::{Busy, Reclaimed};
-use super::sql::statements;
+use super::sql::{millis, statements};
 use crate::domain::evidence::EvidenceLeaf;
 
 statements! {
@@ -121,8 +121,4 @@ pub async fn forget_keys(
 /// Deletes failed attempts of messages that have no failure any more, up to `limit` rows; says how many.
 pub async fn forget_attempts(client: &Connection, kept: Duration, limit: i64) -> Result<u64, PgError> {
     Ok(client.execute(FORGET_ATTEMPTS, &[&millis(kept), &limit]).await?)
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 2)
 }

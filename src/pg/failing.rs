@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use deadpool_postgres::GenericClient;
 use futures_util::future::try_join_all;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::completing::{Scope, be_durable};
 use super::connect::PgError;
 use super::pool::Lent;
-use super::sql::statements;
+use super::sql::{millis, statements};
 use crate::domain::delivery::Delivery;
 
 statements! {
@@ -105,37 +106,13 @@ pub async fn fail(
         let Failed { delivery, fate, errors, holds_key } = failed;
         let row = Row::of(delivery);
         let (reason, after) = match fate {
-            Fate::Due(after) => (None, i64::try_from(after.as_millis()).unwrap_or(i64::MAX)),
+            Fate::Due(after) => (None, millis(*after)),
             Fate::Dead(reason) => (Some(reason.name()), 0),
         };
         let attempts = number(delivery.attempt);
         let error = errors.last().map(|(_, error)| storable(error));
-        let record = &delivery.record;
-        transaction
-            .execute(
-                &statement,
-                &[
-                    &scope.group,
-                    &delivery.message_id,
-                    &&*record.topic,
-                    &record.partition,
-                    &record.offset,
-                    &record.timestamp,
-                    &record.key.as_deref(),
-                    &record.payload.as_deref(),
-                    &row.names,
-                    &row.values,
-                    &row.event_type,
-                    &row.idempotency_key,
-                    &attempts,
-                    &scope.agent,
-                    &reason,
-                    &error,
-                    &after,
-                    holds_key,
-                ],
-            )
-            .await
+        let outcome: [&(dyn ToSql + Sync); 6] = [&attempts, &scope.agent, &reason, &error, &after, holds_key];
+        transaction.execute(&statement, &[&row.columns(&scope)[..], &outcome].concat()).await
     }))
     .await?;
     let all = || {
@@ -157,36 +134,21 @@ pub async fn hold(client: &mut Lent, scope: Scope<'_>, held: &[&Delivery]) -> Re
     let transaction = client.transaction().await?;
     be_durable(&transaction).await?;
     let statement = transaction.prepare_cached(HOLD).await?;
-    let answers = try_join_all(held.iter().map(async |delivery| {
-        let row = Row::of(delivery);
-        let record = &delivery.record;
-        transaction
-            .query_one(
-                &statement,
-                &[
-                    &scope.group,
-                    &delivery.message_id,
-                    &&*record.topic,
-                    &record.partition,
-                    &record.offset,
-                    &record.timestamp,
-                    &record.key.as_deref(),
-                    &record.payload.as_deref(),
-                    &row.names,
-                    &row.values,
-                    &row.event_type,
-                    &row.idempotency_key,
-                ],
-            )
-            .await
-    }));
+    let answers =
+        try_join_all(held.iter().map(async |delivery| {
+            transaction.query_one(&statement, &Row::of(delivery).columns(&scope)).await
+        }));
     let answers = answers.await?;
     transaction.commit().await?;
     Ok(answers.iter().map(|row| row.get(0)).collect())
 }
 
-/// What of a record needs another form.
+/// A message as its row begins; what of it needs another form.
 struct Row<'a> {
+    delivery: &'a Delivery,
+    topic: &'a str,
+    key: Option<&'a [u8]>,
+    payload: Option<&'a [u8]>,
     names: Vec<&'a str>,
     values: Vec<Option<&'a [u8]>>,
     event_type: Option<&'a str>,
@@ -195,12 +157,40 @@ struct Row<'a> {
 
 impl<'a> Row<'a> {
     fn of(delivery: &'a Delivery) -> Self {
+        let record = &delivery.record;
         let (names, values) =
-            delivery.record.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())).unzip();
+            record.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())).unzip();
         let is_text = |text: &&str| !text.contains('\0');
         let event_type = delivery.event_type().filter(is_text);
         let idempotency_key = delivery.idempotency_key.as_deref().filter(is_text);
-        Self { names, values, event_type, idempotency_key }
+        Self {
+            delivery,
+            topic: &record.topic,
+            key: record.key.as_deref(),
+            payload: record.payload.as_deref(),
+            names,
+            values,
+            event_type,
+            idempotency_key,
+        }
+    }
+
+    fn columns<'b>(&'b self, scope: &'b Scope<'_>) -> [&'b (dyn ToSql + Sync); 12] {
+        let record = &self.delivery.record;
+        [
+            &scope.group,
+            &self.delivery.message_id,
+            &self.topic,
+            &record.partition,
+            &record.offset,
+            &record.timestamp,
+            &self.key,
+            &self.payload,
+            &self.names,
+            &self.values,
+            &self.event_type,
+            &self.idempotency_key,
+        ]
     }
 }
 

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::connect::{Connection, PgError};
 use super::held::{self, Head, Successor};
 use super::retry::{Decided, Decision, Entry, Filter, Place};
-use super::sql::statements;
+use super::sql::{millis, statements};
 use crate::domain::payload::Payload;
 
 statements! {
@@ -185,13 +185,7 @@ pub async fn show(client: &Connection, entry: &Entry) -> Result<Option<Story>, P
         payload: row.get::<_, Option<Vec<u8>>>(11).into(),
         held_behind: row.get(12),
         history,
-        decided: row.get::<_, Option<i64>>(13).map(|operation| Decided {
-            operation,
-            command: row.get(14),
-            database_user: row.get(15),
-            os_user: row.get(16),
-            host: row.get(17),
-        }),
+        decided: Decided::of(&row, 13),
     }))
 }
 
@@ -243,7 +237,7 @@ pub async fn decide(
 
 /// Forgets those that were discarded longer ago, up to `limit`; says how many.
 pub async fn forget_discarded(client: &Connection, discarded: Duration, limit: i64) -> Result<u64, PgError> {
-    let discarded = i64::try_from(discarded.as_millis()).unwrap_or(i64::MAX / 2);
+    let discarded = millis(discarded);
     Ok(client.execute(FORGET_DISCARDED, &[&discarded, &limit]).await?)
 }
 

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::connect::{Connection, PgError};
-use super::sql::statements;
+use super::sql::{millis, statements};
 use crate::domain::delivery::TopicPartition;
 
 statements! {
@@ -246,8 +246,4 @@ pub async fn reset(
     }
     transaction.commit().await?;
     Ok(Some(removed))
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 2)
 }

@@ -16,7 +16,7 @@ pub use batch::Batch;
 
 use super::aside;
 use super::connect::{Connection, PgError, Prepared};
-use super::sql::statements;
+use super::sql::{millis, statements};
 use crate::domain::cursor::{Cursor, FloorCandidate};
 use crate::domain::identity::Tag;
 use crate::domain::offsets::Offsets;
@@ -439,8 +439,4 @@ fn number(text: &str) -> Result<u64, LaneError> {
 
 fn priority(number: i16) -> Result<Priority, LaneError> {
     Priority::try_from(number).map_err(|error| LaneError::Unfit(error.to_string()))
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::connect::{Connection, PgError};
-use super::sql::statements;
+use super::sql::{millis, statements};
 
 statements! {
     BEGIN = "
@@ -44,6 +44,6 @@ pub async fn end(client: &Connection, operation: i64, result: &str) -> Result<()
 
 /// Forgets those older than `audit`, up to `limit`; says how many.
 pub async fn forget(client: &Connection, audit: Duration, limit: i64) -> Result<u64, PgError> {
-    let audit = i64::try_from(audit.as_millis()).unwrap_or(i64::MAX / 2);
+    let audit = millis(audit);
     Ok(client.execute(FORGET, &[&audit, &limit]).await?)
 }

@@ -168,13 +168,7 @@ pub async fn show(client: &Connection, entry: &Entry) -> Result<Option<Story>, P
             headers: row.get::<_, Value>(5),
             payload: row.get::<_, Option<Vec<u8>>>(6).into(),
         },
-        decided: row.get::<_, Option<i64>>(7).map(|operation| Decided {
-            operation,
-            command: row.get(8),
-            database_user: row.get(9),
-            os_user: row.get(10),
-            host: row.get(11),
-        }),
+        decided: Decided::of(&row, 7),
     }))
 }
 

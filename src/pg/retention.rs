@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::connect::{Connection, PgError};
-use super::sql::statements;
+use super::sql::{millis, statements};
 use crate::domain::leaves::Leaf;
 
 statements! {
@@ -166,7 +166,7 @@ pub async fn oldest_in_default(client: &Connection) -> Result<Option<i64>, PgErr
 
 /// Forgets messages that were discarded or sent again as new ones longer ago, up to `limit`; says how many.
 pub async fn forget_decided(client: &Connection, discarded: Duration, limit: i64) -> Result<u64, PgError> {
-    let discarded = i64::try_from(discarded.as_millis()).unwrap_or(i64::MAX / 2);
+    let discarded = millis(discarded);
     Ok(client.execute(FORGET_DECIDED, &[&discarded, &limit]).await?)
 }
 
@@ -177,6 +177,6 @@ pub async fn forget_publications(
     before: i64,
     limit: i64,
 ) -> Result<u64, PgError> {
-    let audit = i64::try_from(audit.as_millis()).unwrap_or(i64::MAX / 2);
+    let audit = millis(audit);
     Ok(client.execute(FORGET_PUBLICATIONS, &[&audit, &before, &limit]).await?)
 }

@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 /// A line of `outboxd retry list`.
@@ -64,6 +65,19 @@ pub struct Decided {
     pub database_user: String,
     pub os_user: String,
     pub host: String,
+}
+
+impl Decided {
+    /// Five columns of a row, from this one on: the operation, which may be none, its command, and who did it.
+    pub(super) fn of(row: &Row, first: usize) -> Option<Self> {
+        row.get::<_, Option<i64>>(first).map(|operation| Self {
+            operation,
+            command: row.get(first + 1),
+            database_user: row.get(first + 2),
+            os_user: row.get(first + 3),
+            host: row.get(first + 4),
+        })
+    }
 }
 
 /// What an operator narrows them down by; an entry must fit all that is given.

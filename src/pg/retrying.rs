@@ -7,13 +7,13 @@ use deadpool_postgres::Transaction;
 use tokio_postgres::{Client, IsolationLevel, Row};
 use uuid::Uuid;
 
-use super::claims::{self, Claim, Claimant, Claimed, Wanted};
+use super::claims::{self, Claim};
 use super::completing::{self, Finished, Scope};
-use super::connect::{PgError, is_conflict, is_connection};
-use super::effect::{self, Effect};
+use super::connect::PgError;
+use super::effect::{self, Affected, Effect};
 use super::held::{self, Head, Next, Successor};
 use super::pool::Lent;
-use super::sql::statements;
+use super::sql::{millis, statements};
 use crate::domain::delivery::Record;
 
 statements! {
@@ -280,33 +280,14 @@ pub async fn apply(
     successor: Successor,
 ) -> Result<Applied, PgError> {
     let Fence { group, message_id, dispatch, agent } = fence;
-    let Effect { delivery, keys, payload_hash, .. } = effect;
     let transaction = begin(client).await?;
-    completing::be_durable(&transaction).await?;
-    let finished = Finished::new(message_id, &delivery.record, delivery.attempt);
-    if completing::write(&transaction, scope, &[finished]).await? == 0 {
-        return Ok(Applied::Repeat);
+    match effect::perform(&transaction, scope, effect).await? {
+        Affected::Done => {}
+        Affected::Repeat => return Ok(Applied::Repeat),
+        Affected::Duplicate { by, .. } => return Ok(Applied::Duplicate { by }),
+        Affected::Busy => return Ok(Applied::Busy),
+        Affected::Failed(error) => return Ok(Applied::Failed(error)),
     }
-    if !keys.is_empty() {
-        let claimant = Claimant { group, agent };
-        match claims::claim_done(&transaction, claimant, Wanted { message_id, payload_hash, keys }).await? {
-            Claimed::All(_) => {}
-            Claimed::Done { by, .. } => return Ok(Applied::Duplicate { by }),
-            Claimed::Busy => return Ok(Applied::Busy),
-        }
-    }
-    transaction.batch_execute(&format!("set local statement_timeout = {}", effect.statement_timeout)).await?;
-    let called = async {
-        effect::call(&transaction, effect.function, delivery).await?;
-        transaction.batch_execute("set constraints all immediate").await
-    };
-    if let Err(error) = called.await {
-        if is_connection(&error) || is_conflict(&error) {
-            return Err(error.into());
-        }
-        return Ok(Applied::Failed(error));
-    }
-    transaction.batch_execute("set local statement_timeout to default").await?;
     let closed = transaction.query_opt(CLOSE_FENCED, &[&group, &message_id, &dispatch, &agent]).await?;
     let Some(closed) = closed else { return Ok(Applied::Late) };
     let next = go_on(&transaction, group, message_id, &closed, successor).await?;
@@ -342,8 +323,4 @@ async fn go_on(
 /// Whatever the default of this user: each statement has to see what committed before it.
 async fn begin(client: &mut Lent) -> Result<Transaction<'_>, PgError> {
     Ok(client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?)
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 2)
 }

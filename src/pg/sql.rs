@@ -1,5 +1,12 @@
 //! Every statement of the daemon, for the test that prepares each against a migrated database.
 
+use std::time::Duration;
+
+/// As statements take a duration: `$1::bigint * interval '1 ms'`. Longer than any that Postgres can add is cut.
+pub(super) fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 2)
+}
+
 /// Declares statements as constants, and lists them as `SQL` with their names.
 macro_rules! statements {
     ($($(#[$doc:meta])* $name:ident = $sql:expr;)*) => {
