@@ -45,6 +45,9 @@ const BACKOFF: Backoff = Backoff { first: Duration::from_secs(1), max: Duration:
 /// Who waits before the first join.
 const SET_UP: &str = "set-up";
 
+/// A claim outlives its handler's time limit by this much: waiting for its turn and the completion have to fit in.
+const CLAIM_MARGIN: Duration = Duration::from_secs(60);
+
 /// What a group works with.
 pub struct GroupContext {
     pub name: String,
@@ -116,6 +119,11 @@ struct Group {
 impl Group {
     fn kafka_group(&self) -> &str {
         self.config.kafka_group.as_deref().unwrap_or(&self.name)
+    }
+
+    /// How long a claim holds if nobody completes it.
+    fn claim_time(&self) -> Duration {
+        self.handler.timeout() + CLAIM_MARGIN
     }
 
     fn client_id(&self) -> String {

@@ -35,9 +35,6 @@ const RENEW_EVERY: Duration = Duration::from_secs(4);
 /// What cannot start now is due again after this long.
 const NOT_NOW: Duration = Duration::from_secs(1);
 
-/// A claim outlives its handler's time limit by this much: the completion has to fit in.
-const CLAIM_MARGIN: Duration = Duration::from_secs(60);
-
 /// Takes retries until `drain`; what runs then comes to its end, the rest is handed back.
 pub(super) async fn work(group: Arc<Group>, drain: CancellationToken) {
     let (sender, mut dispatches) = mpsc::unbounded_channel();
@@ -236,7 +233,7 @@ impl Retrier {
         if attempt.keys.is_empty() {
             return Claimed::All(Vec::new());
         }
-        let ttl = self.group.handler.timeout() + CLAIM_MARGIN;
+        let ttl = self.group.claim_time();
         let (message_id, payload_hash) = (attempt.message_id(), attempt.payload_hash);
         let wanted = [Wanted { message_id, payload_hash, keys: &attempt.keys }];
         let mut claimed = self.answer(|| self.group.store.claim(&wanted, ttl)).await;

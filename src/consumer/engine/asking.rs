@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -13,9 +12,6 @@ use crate::consumer::wait::Wait;
 use crate::pg::PgError;
 use crate::pg::claims::Wanted;
 use crate::pg::completing::{LookedFor, Standing};
-
-/// A claim outlives its handler's time limit by this much: waiting for its turn and the completion have to fit in.
-pub(super) const CLAIM_MARGIN: Duration = Duration::from_secs(60);
 
 /// A batch, and what the group knows of it.
 pub(super) type LookedUp = Vec<(Box<Message>, Standing)>;
@@ -79,7 +75,7 @@ pub(super) async fn count_start(group: Arc<Group>, message: Box<Message>) -> (Bo
 /// Each message with what became of its claims; `None` if one of their partitions is at its end, and it is to be seen
 /// anew who starts.
 pub(super) async fn claim(group: Arc<Group>, messages: Vec<Box<Message>>) -> Asked {
-    let ttl = group.handler.timeout() + CLAIM_MARGIN;
+    let ttl = group.claim_time();
     let mut wait = Wait::new(&group.name, &group.status, "claims");
     loop {
         let wanted: Vec<Wanted<'_>> = messages

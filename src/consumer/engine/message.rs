@@ -9,9 +9,8 @@ use uuid::Uuid;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::Slot;
-use super::asking::CLAIM_MARGIN;
 use crate::config::{OnFailure, Ordering};
-use crate::consumer::{Group, keys};
+use crate::consumer::{CLAIM_MARGIN, Group, keys};
 use crate::domain::chains::Chain;
 use crate::domain::delivery::{Delivery, Record};
 use crate::domain::identity;

@@ -9,7 +9,6 @@ use super::message::Message;
 use super::{Engine, Report, Slot};
 use crate::config::OnDead;
 use crate::consumer::Tally;
-use crate::domain::backoff::Backoff;
 use crate::pg::failing::{Failed, Fate, Reason};
 
 impl Engine {
@@ -71,11 +70,8 @@ impl Engine {
         is_permanent: bool,
     ) {
         let retry = self.group.config.retry;
-        let backoff = Backoff { first: retry.backoff, max: retry.max_backoff };
-        // What the handler asks for is obeyed, within reason: a server may say a year.
-        let asked = after.unwrap_or_default().min(retry.max_backoff);
         let attempt = message.delivery.attempt;
-        let delay = backoff.delay(attempt, fastrand::f64()).max(asked);
+        let delay = retry.delay(attempt, after, fastrand::f64());
         self.group.status.count(Tally::Failed, 1);
         if !is_permanent {
             let change = self.breaker.failed();
@@ -83,7 +79,7 @@ impl Engine {
         }
         let fate = if is_permanent {
             Fate::Dead(Reason::Permanent)
-        } else if attempt >= retry.max_attempts {
+        } else if retry.is_over(attempt) {
             Fate::Dead(Reason::Attempts)
         } else {
             Fate::Due(delay)
