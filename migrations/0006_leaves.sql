@@ -155,6 +155,16 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
   from outboxd.outbox o, pg_control_system() c
 $$;
 
+-- A lock is asked for, and what it protects is looked at by a later statement.
+create function outboxd.need_read_committed() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  if current_setting('transaction_isolation') <> 'read committed' then
+    raise exception 'outboxd: a leaf is emptied or dropped in READ COMMITTED only, where a statement sees what committed before it';
+  end if;
+end
+$$;
+
 -- Empties a leaf: 'reclaimed', 'busy' (in use), or 'kept': a row of it is not published, or something of it was published
 -- since `checked_at`, when retention was asked.
 --
@@ -169,9 +179,7 @@ declare
     where l.from_seq = reclaim_leaf.from_seq and l.to_seq = reclaim_leaf.to_seq);
   unpublished boolean;
 begin
-  if current_setting('transaction_isolation') <> 'read committed' then
-    raise exception 'outboxd: a leaf is reclaimed in READ COMMITTED only, where a statement sees what committed before it';
-  end if;
+  perform outboxd.need_read_committed();
   if leaf is null then
     return 'kept';
   end if;
@@ -207,30 +215,38 @@ begin
 end
 $$;
 
+-- Drops a table that the caller has locked, if it has no rows; false: it has some, or what belongs to it is in use.
+create function outboxd.drop_if_empty(leaf regclass) returns boolean
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  has_rows boolean;
+begin
+  execute format('select exists (select from only %s)', leaf) into has_rows;
+  if has_rows then
+    return false;
+  end if;
+  execute format('drop table %s', leaf);
+  return true;
+exception when lock_not_available then
+  return false;
+end
+$$;
+
 -- Drops a leaf that is behind all lanes and has no rows; false: it is in use, or has some.
 create function outboxd.drop_leaf(from_seq bigint, to_seq bigint) returns boolean
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set lock_timeout = '20ms' as $$
 declare
   leaf regclass := (select l.relation from outboxd.leaves l
     where l.from_seq = drop_leaf.from_seq and l.to_seq = drop_leaf.to_seq);
-  has_rows boolean;
 begin
-  if current_setting('transaction_isolation') <> 'read committed' then
-    raise exception 'outboxd: a leaf is dropped in READ COMMITTED only, where a statement sees what committed before it';
-  end if;
+  perform outboxd.need_read_committed();
   if leaf is null or not outboxd.lock_if_free('outboxd.messages', leaf) then
     return false;
   end if;
-  execute format('select exists (select from only %s)', leaf) into has_rows;
-  if has_rows or exists (select from outboxd.lanes where floor < to_seq - 1) then
+  if exists (select from outboxd.lanes where floor < to_seq - 1) then
     return false;
   end if;
-  begin
-    execute format('drop table %s', leaf);
-  exception when lock_not_available then
-    return false;
-  end;
-  return true;
+  return outboxd.drop_if_empty(leaf);
 end
 $$;
 
@@ -251,9 +267,9 @@ begin
 end
 $$;
 
-revoke execute on function outboxd.lock_if_free, outboxd.make_leaf, outboxd.free_range, outboxd.reserve_range,
-  outboxd.validate_range, outboxd.advance_sequence, outboxd.cursors_are_sound, outboxd.reclaim_leaf, outboxd.drop_leaf,
-  outboxd.delete_published from public;
+revoke execute on function outboxd.lock_if_free, outboxd.need_read_committed, outboxd.drop_if_empty, outboxd.make_leaf,
+  outboxd.free_range, outboxd.reserve_range, outboxd.validate_range, outboxd.advance_sequence, outboxd.cursors_are_sound,
+  outboxd.reclaim_leaf, outboxd.drop_leaf, outboxd.delete_published from public;
 
 -- The first leaves. If the default has rows already, the job `partitions` finds the way back.
 select outboxd.make_leaf(n * 1048576, (n + 1) * 1048576)

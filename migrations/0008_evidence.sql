@@ -63,9 +63,7 @@ declare
   last_pages text;
   young boolean;
 begin
-  if current_setting('transaction_isolation') <> 'read committed' then
-    raise exception 'outboxd: a leaf is reclaimed in READ COMMITTED only, where a statement sees what committed before it';
-  end if;
+  perform outboxd.need_read_committed();
   if leaf is null then
     return 'kept';
   end if;
@@ -97,24 +95,12 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 declare
   leaf regclass := (select l.relation from outboxd.evidence_leaves l
     where l.from_time = drop_evidence_leaf.from_time and l.to_time = drop_evidence_leaf.to_time);
-  has_rows boolean;
 begin
-  if current_setting('transaction_isolation') <> 'read committed' then
-    raise exception 'outboxd: a leaf is dropped in READ COMMITTED only, where a statement sees what committed before it';
-  end if;
+  perform outboxd.need_read_committed();
   if leaf is null or not outboxd.lock_if_free('outboxd.handled', leaf) then
     return false;
   end if;
-  execute format('select exists (select from only %s)', leaf) into has_rows;
-  if has_rows then
-    return false;
-  end if;
-  begin
-    execute format('drop table %s', leaf);
-  exception when lock_not_available then
-    return false;
-  end;
-  return true;
+  return outboxd.drop_if_empty(leaf);
 end
 $$;
 
