@@ -64,6 +64,7 @@ impl Receiver {
         }
         // Not a wait: a handler that takes its time.
         tokio::time::sleep(receiver.takes).await;
+        // A handler that hangs until the test lets it go.
         while receiver.stuck.lock().unwrap().contains(&payload) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

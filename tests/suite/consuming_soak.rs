@@ -13,9 +13,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use fastrand::Rng;
 
-use super::soak::{from_environment, let_pass};
+use super::soak::{SERVICE_FAULTS, Services, from_environment, let_pass};
 use crate::support::ledger::Ledger;
-use crate::support::{Daemon, Database, Direction, Kafka, Outboxd, Postgres, Proxy, database, eventually};
+use crate::support::{Daemon, Database, Outboxd, database, eventually};
 
 const SECONDS: u64 = 30;
 
@@ -69,6 +69,7 @@ impl Server {
                 2 => tokio::time::sleep(Duration::from_secs(3)).await,
                 _ => {
                     *server.done.lock().unwrap().entry(id.clone()).or_default() += 1;
+                    // Not a wait either.
                     tokio::time::sleep(Duration::from_secs(3)).await;
                     return StatusCode::OK.into_response();
                 }
@@ -81,10 +82,7 @@ impl Server {
 
 /// What breaks.
 struct Site {
-    postgres: Postgres,
-    kafka: Kafka,
-    to_postgres: Proxy,
-    to_kafka: Proxy,
+    services: Services,
     database: Database,
     outboxd: Outboxd,
     _producer: Daemon,
@@ -94,16 +92,14 @@ struct Site {
 
 impl Site {
     async fn new(url: &str) -> Self {
-        let (postgres, kafka) = tokio::join!(Postgres::private(), Kafka::private());
-        let (to_postgres, to_kafka) = (Proxy::to(postgres.port()).await, kafka.proxy().await);
-        let (database, topic) = (postgres.database().await, kafka.topic(4).await);
+        let services = Services::start().await;
+        let (database, topic) = (services.database().await, services.kafka.topic(4).await);
         database.batch(FUNCTION).await;
         // In place: the other half of retrying has its own tests.
         let soon =
             "{ inline_attempts = 1000, max_attempts = 1000, backoff = \"100ms\", max_backoff = \"1s\" }";
-        let outboxd = Outboxd::new(&database, &kafka)
-            .postgres_url(&to_postgres.reroute(&database.agent_url()))
-            .brokers(&kafka.proxied_brokers())
+        let outboxd = services
+            .outboxd(&database)
             .set("producer.lease = \"1s\"")
             .set("kafka.consumer.\"session.timeout.ms\" = \"6000\"")
             .set(&format!("groups.effects.retry = {soon}"))
@@ -112,17 +108,7 @@ impl Site {
             .group("calls", &topic, &format!("kind = \"http\"\nurl = \"{url}\"\ntimeout = \"1s\""));
         let producer = outboxd.producer();
         let consumers = [outboxd.consumer(&["effects", "calls"]), outboxd.consumer(&["effects", "calls"])];
-        Self {
-            postgres,
-            kafka,
-            to_postgres,
-            to_kafka,
-            database,
-            outboxd,
-            _producer: producer,
-            consumers,
-            topic,
-        }
+        Self { services, database, outboxd, _producer: producer, consumers, topic }
     }
 
     fn consumer(&self) -> Daemon {
@@ -132,7 +118,7 @@ impl Site {
     async fn fault(&mut self, number: usize, rng: &mut Rng) {
         let time = Duration::from_millis(rng.u64(50..PAUSE));
         let which = usize::from(rng.bool());
-        let kind = rng.u8(0..9);
+        let kind = rng.u8(0..5 + SERVICE_FAULTS);
         println!("fault {number}: kind {kind}, consumer {which}, {time:?}");
         match kind {
             0 | 1 => {
@@ -145,26 +131,7 @@ impl Site {
                 let_pass(Duration::from_secs(6) + time).await;
                 self.consumers[which].resume();
             }
-            3 => {
-                self.postgres.kill();
-                self.postgres.start().await;
-            }
-            4 => {
-                self.kafka.kill();
-                self.kafka.start().await;
-            }
-            5 => {
-                self.to_postgres.cut();
-                let_pass(time).await;
-                self.to_kafka.cut();
-            }
-            6 => {
-                let network = if rng.bool() { &self.to_postgres } else { &self.to_kafka };
-                network.swallow(if rng.bool() { Direction::Requests } else { Direction::Answers });
-                let_pass(time).await;
-                network.cut();
-                network.heal();
-            }
+            kind if kind < 3 + SERVICE_FAULTS => self.services.fault(kind - 3, time, rng).await,
             _ => {
                 self.consumers[which].terminate();
                 self.consumers[which].wait_exit().await;

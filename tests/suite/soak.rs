@@ -27,12 +27,70 @@ pub fn from_environment(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
-/// What breaks.
-struct Site {
+/// What stands below the daemons, and the ways to it.
+pub struct Services {
     postgres: Postgres,
-    kafka: Kafka,
+    pub kafka: Kafka,
     to_postgres: Proxy,
     to_kafka: Proxy,
+}
+
+/// How many kinds of fault the services have.
+pub const SERVICE_FAULTS: u8 = 5;
+
+impl Services {
+    pub async fn start() -> Self {
+        let (postgres, kafka) = tokio::join!(Postgres::private(), Kafka::private());
+        let (to_postgres, to_kafka) = (Proxy::to(postgres.port()).await, kafka.proxy().await);
+        Self { postgres, kafka, to_postgres, to_kafka }
+    }
+
+    pub async fn database(&self) -> Database {
+        self.postgres.database().await
+    }
+
+    /// A program that reaches them by ways that can be cut.
+    pub fn outboxd(&self, database: &Database) -> Outboxd {
+        Outboxd::new(database, &self.kafka)
+            .postgres_url(&self.to_postgres.reroute(&database.agent_url()))
+            .brokers(&self.kafka.proxied_brokers())
+    }
+
+    /// One of the kinds below `SERVICE_FAULTS`, over when it returns.
+    pub async fn fault(&self, kind: u8, time: Duration, rng: &mut Rng) {
+        match kind {
+            0 => {
+                self.postgres.kill();
+                self.postgres.start().await;
+            }
+            1 => {
+                self.kafka.kill();
+                self.kafka.start().await;
+            }
+            2 => {
+                self.kafka.pause();
+                let_pass(time).await;
+                self.kafka.resume();
+            }
+            3 => {
+                self.to_postgres.cut();
+                let_pass(time).await;
+                self.to_kafka.cut();
+            }
+            _ => {
+                let network = if rng.bool() { &self.to_postgres } else { &self.to_kafka };
+                network.swallow(if rng.bool() { Direction::Requests } else { Direction::Answers });
+                let_pass(time).await;
+                network.cut();
+                network.heal();
+            }
+        }
+    }
+}
+
+/// What breaks.
+struct Site {
+    services: Services,
     database: Database,
     outboxd: Outboxd,
     producers: [Daemon; 2],
@@ -41,15 +99,11 @@ struct Site {
 
 impl Site {
     async fn new() -> Self {
-        let (postgres, kafka) = tokio::join!(Postgres::private(), Kafka::private());
-        let (to_postgres, to_kafka) = (Proxy::to(postgres.port()).await, kafka.proxy().await);
-        let (database, topic) = (postgres.database().await, kafka.topic(4).await);
-        let outboxd = Outboxd::new(&database, &kafka)
-            .postgres_url(&to_postgres.reroute(&database.agent_url()))
-            .brokers(&kafka.proxied_brokers())
-            .set(LEASE);
+        let services = Services::start().await;
+        let (database, topic) = (services.database().await, services.kafka.topic(4).await);
+        let outboxd = services.outboxd(&database).set(LEASE);
         let producers = [outboxd.producer(), outboxd.producer()];
-        Self { postgres, kafka, to_postgres, to_kafka, database, outboxd, producers, topic }
+        Self { services, database, outboxd, producers, topic }
     }
 
     /// A transaction that stays open with a row of a key of its own.
@@ -84,31 +138,7 @@ impl Site {
                 let_pass(Duration::from_secs(1) + time).await;
                 self.producers[which].resume();
             }
-            3 => {
-                self.postgres.kill();
-                self.postgres.start().await;
-            }
-            4 => {
-                self.kafka.kill();
-                self.kafka.start().await;
-            }
-            5 => {
-                self.kafka.pause();
-                let_pass(time).await;
-                self.kafka.resume();
-            }
-            6 => {
-                self.to_postgres.cut();
-                let_pass(time).await;
-                self.to_kafka.cut();
-            }
-            7 => {
-                let network = if rng.bool() { &self.to_postgres } else { &self.to_kafka };
-                network.swallow(if rng.bool() { Direction::Requests } else { Direction::Answers });
-                let_pass(time).await;
-                network.cut();
-                network.heal();
-            }
+            3..=7 => self.services.fault(kind - 3, time, rng).await,
             8 => self.hold(time, number).await,
             _ => {
                 self.producers[which].terminate();
@@ -138,7 +168,7 @@ async fn no_schedule_of_faults_loses_or_inverts_a_message() {
     }
     let committed = writers.stop().await;
     ledger.published(&site.database).await;
-    let found = ledger.check(&site.database, &site.kafka).await;
+    let found = ledger.check(&site.database, &site.services.kafka).await;
     println!(
         "SOAK_SEED={seed}: {faults} faults, {} messages, {} repeats, {} of them out of line",
         found.messages, found.repeats, found.skips
