@@ -23,6 +23,13 @@ impl Offsets {
         self.highest[self.latest].2 = offset;
     }
 
+    /// Takes over what was published after all that is noted here.
+    pub fn extend(&mut self, later: &Self) {
+        for (topic, partition, offset) in &later.highest {
+            self.note(topic, *partition, *offset);
+        }
+    }
+
     /// As stored: `topic/partition` and the offset. No topic's name has a slash.
     pub fn to_json(&self) -> serde_json::Value {
         let named = self.highest.iter().map(|(topic, partition, offset)| {
@@ -45,5 +52,10 @@ mod tests {
             offsets.note(topic, partition, offset);
         }
         assert_eq!(offsets.to_json(), serde_json::json!({ "a/0": 7, "b/0": 2, "a/1": 9 }));
+        let mut later = Offsets::default();
+        later.note("b", 0, 3);
+        later.note("c", 0, 0);
+        offsets.extend(&later);
+        assert_eq!(offsets.to_json(), serde_json::json!({ "a/0": 7, "b/0": 3, "a/1": 9, "c/0": 0 }));
     }
 }

@@ -71,10 +71,9 @@ impl Lane {
             let Some(line) = self.lines.of(&oldest) else { break oldest };
             work.store.change_state(&self.owned, &[(oldest.seq, Aside::Behind(line))]).await?;
         };
-        match self.trial.of(work, &oldest, partitions).await? {
-            Verdict::Taken => {
+        match self.try_alone(work, &oldest, partitions).await? {
+            Verdict::Taken(_) => {
                 work.store.published_from_aside(&self.owned, &[oldest.seq]).await?;
-                work.relay.status.published(1);
                 Ok(true)
             }
             Verdict::Refused(reason) => {
@@ -124,7 +123,7 @@ impl Lane {
             }
             let refused = if self.suspects.contains(&message.seq) {
                 self.settle(work, self.sender.next_ticket()).await?;
-                let verdict = self.trial.of(work, message, *partitions).await?;
+                let verdict = self.try_alone(work, message, *partitions).await?;
                 if let Verdict::Unclear(reason) = verdict {
                     ended = Err(Stop::Away(reason));
                     break;
@@ -158,12 +157,12 @@ impl Lane {
         }
         self.settle(work, self.sender.next_ticket()).await?;
         failpoint::hit("relay-before-forget");
-        self.aside_tickets.clear();
+        // Those that were tried alone are counted already.
+        work.relay.status.published(std::mem::take(&mut self.aside_tickets).len() as u64);
         work.store.published_from_aside(&self.owned, &sent).await?;
         failpoint::hit("relay-after-forget");
         // Before the topic's new rows are sent: those of these keys line up behind.
         work.store.change_state(&self.owned, &behind).await?;
-        work.relay.status.published(sent.len() as u64);
         work.relay.status.lane_turns(self.owned.priority);
         ended
     }

@@ -195,14 +195,13 @@ impl Lane {
         let Some(message) = work.store.read_one(self.owned.priority, *seq).await? else {
             return self.go_on("it is gone");
         };
-        let verdict = self.trial.of(work, &message, partitions).await?;
+        let verdict = self.try_alone(work, &message, partitions).await?;
         if let Some(stopped) = &mut self.stopped {
             *stopped = Stopped { tries: stopped.tries + 1, tried_at: Instant::now() };
         }
         match verdict {
-            Verdict::Taken => {
+            Verdict::Taken(_) => {
                 work.store.published_from_aside(&self.owned, &[*seq]).await?;
-                work.relay.status.published(1);
                 self.go_on("Kafka has taken it")
             }
             Verdict::Refused(reason) => {

@@ -142,3 +142,26 @@ async fn every_message_is_in_one_publication_also_over_a_takeover() {
     let noted = "select coalesce(sum(messages), 0) from outboxd.publications";
     assert!(database.count(&format!("select ({noted})::bigint")).await > 0);
 }
+
+/// Innocents of a refused batch are tried alone, by another producer: a group that has not read them is not past them.
+#[tokio::test]
+async fn offsets_of_what_was_tried_alone_are_told_too() {
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    let topic = format!("small-{:x}", fastrand::u64(..));
+    kafka.create_topic(&topic, 1, &[("max.message.bytes", "20000")]).await;
+    let insert = "insert into outboxd.messages (topic, key, payload)
+        select $1, 'k', decode(string_agg(md5(random()::text), ''), 'hex')
+        from generate_series(1, 21) m, generate_series(1, case when m = 21 then 2000 else 10 end) group by m order by m";
+    database.execute(insert, &[&topic]).await;
+    let producer = Outboxd::new(&database, kafka).producer();
+    database.reach(&topic, "published", 20).await;
+    database.reach(&topic, "parked", 1).await;
+    let recorded = "select count(*) from outboxd.publications";
+    eventually("it is recorded", Duration::from_secs(30), async || database.count(recorded).await > 0).await;
+    let highest = kafka.read_all(&topic).await.iter().map(|record| record.offset).max();
+    let told = "select max((offsets ->> $1)::bigint) from outboxd.publications";
+    let told: Option<i64> = database.query_one(told, &[&format!("{topic}/0")]).await.get(0);
+    assert_eq!(told, highest);
+    producer.terminate();
+    assert_eq!(producer.wait_exit().await, Some(0));
+}

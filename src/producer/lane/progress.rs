@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Lane;
+use crate::domain::offsets::Offsets;
 use crate::failpoint;
 use crate::kafka::publish::Sender;
 use crate::pg::lanes::{LaneError, OwnedLane, Published};
@@ -84,11 +85,15 @@ impl Progress {
         tickets.iter().filter_map(|ticket| found(*ticket).ok()).map(|place| self.sent[place].1).collect()
     }
 
+    /// Where the broker has put what was published after all that is noted so far.
+    pub(in crate::producer) fn note(&mut self, offsets: &Offsets) {
+        self.published.offsets.extend(offsets);
+    }
+
     /// What is to be written now, with the offsets that the broker told.
     pub(super) fn take(&mut self, sender: &Sender) -> Published {
-        let mut published = std::mem::take(&mut self.published);
-        published.offsets = sender.take_offsets();
-        published
+        self.note(&sender.take_offsets());
+        std::mem::take(&mut self.published)
     }
 
     /// Waits for the write under way.

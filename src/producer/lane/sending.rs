@@ -123,10 +123,9 @@ impl Lane {
         partitions: i32,
     ) -> Result<Result<(), String>, Stop> {
         self.settle(work, self.sender.next_ticket()).await?;
-        let verdict = match self.trial.of(work, message, partitions).await? {
-            Verdict::Taken => {
+        let verdict = match self.try_alone(work, message, partitions).await? {
+            Verdict::Taken(_) => {
                 self.progress.published(message.seq);
-                work.relay.status.published(1);
                 Ok(())
             }
             Verdict::Refused(reason) => Err(reason),
