@@ -3,6 +3,7 @@
 pub mod cleanup;
 pub mod dead_letters;
 mod evidence;
+mod logs;
 pub mod partitions;
 pub mod process_retry;
 pub mod reap_agents;

@@ -224,7 +224,8 @@ impl Daemon {
         let mut jobs = vec![jobs::reap_agents::job(connector.clone(), &self.config.agent)];
         if self.role == "producer" {
             jobs.push(jobs::partitions::job(connector.clone(), &self.config.retention));
-            jobs.push(jobs::cleanup::job(connector.clone(), self.config.retention.clone()));
+            let retention = self.config.retention.clone();
+            jobs.push(jobs::cleanup::job(connector.clone(), self.config.kafka.clone(), retention));
             jobs.push(jobs::process_retry::job(connector.clone(), self.config.groups.clone()));
             let Config { kafka, topics, groups, .. } = &self.config;
             let client_id = format!("outboxd-{agent}");

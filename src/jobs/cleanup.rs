@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::evidence::{self, Walk};
+use super::logs::Logs;
 use super::{Job, Outcome};
-use crate::config::{Ceiling, Retention};
+use crate::config::{Ceiling, Kafka, Retention};
 use crate::domain::leaves::Leaf;
 use crate::domain::schedule::Schedule;
 use crate::pg::connect::Connection;
@@ -29,8 +30,8 @@ const END_LEAF_AFTER: Duration = Duration::from_secs(3_600);
 /// and only if few numbers are lost by it: they are used up one by one.
 const FEW: i64 = 1 << 21;
 
-pub fn job(connector: Connector, retention: Retention) -> Job {
-    let shared = Arc::new((connector, retention, Walk::default()));
+pub fn job(connector: Connector, kafka: Kafka, retention: Retention) -> Job {
+    let shared = Arc::new((connector, kafka, retention, Walk::default()));
     Job {
         name: NAME,
         schedule: Schedule::Every(Duration::from_secs(60)),
@@ -38,12 +39,12 @@ pub fn job(connector: Connector, retention: Retention) -> Job {
         body: Box::new(move || {
             let shared = Arc::clone(&shared);
             Box::pin(async move {
-                let (connector, retention, walk) = &*shared;
+                let (connector, kafka, retention, walk) = &*shared;
                 let mut client = connector.connect().await?;
                 if !leaves::claim(&client, NAME).await? {
                     return Ok(None);
                 }
-                let outcome = work(&mut client, retention, walk).await;
+                let outcome = work(&mut client, &mut Logs::new(kafka), retention, walk).await;
                 leaves::give_back(&client, NAME).await?;
                 outcome
             })
@@ -51,15 +52,15 @@ pub fn job(connector: Connector, retention: Retention) -> Job {
     }
 }
 
-async fn work(client: &mut Connection, rules: &Retention, walk: &Walk) -> Outcome {
+async fn work(client: &mut Connection, logs: &mut Logs<'_>, rules: &Retention, walk: &Walk) -> Outcome {
     let until = Instant::now() + ENOUGH;
     let found = leaves::leaves(client).await?;
     let covered = retention::covered(client).await?;
     let (behind, ahead): (Vec<Found>, Vec<Found>) =
         found.into_iter().partition(|found| found.leaf.to - 1 <= covered);
-    let reclaimed = reclaim(client, rules, &behind, until).await?;
+    let reclaimed = reclaim(client, logs, rules, &behind, until).await?;
     let dropped = drop_empty(client, &behind, until).await?;
-    let deleted = delete_from_default(client, rules, until).await?;
+    let deleted = delete_from_default(client, logs, rules, until).await?;
     end_old_leaf(client, rules, &ahead).await?;
     let forgotten = forget_publications(client, rules).await?;
     let decided = count(retention::forget_decided(client, rules.discarded, BATCH).await?);
@@ -91,20 +92,31 @@ enum Verdict {
     Overdue(Behind),
 }
 
-async fn judge(client: &Connection, rules: &Retention, range: Leaf) -> Result<Verdict, PgError> {
+async fn judge(
+    client: &Connection,
+    logs: &mut Logs<'_>,
+    rules: &Retention,
+    range: Leaf,
+) -> Result<Verdict, PgError> {
     let Some(age) = retention::age(client, range).await? else { return Ok(Verdict::Free) };
     if age < rules.published {
         return Ok(Verdict::Young);
     }
-    Ok(match (retention::behind(client, range).await?, rules.max) {
-        (None, _) => Verdict::Free,
-        (Some(behind), Ceiling::After(max)) if age >= max => Verdict::Overdue(behind),
-        (Some(_), _) => Verdict::Waits,
-    })
+    for behind in retention::behind(client, range).await? {
+        // What is in no log any more, no group will ever be past.
+        if logs.may_hold(&behind.topic, behind.partition, behind.offset).await {
+            return Ok(match rules.max {
+                Ceiling::After(max) if age >= max => Verdict::Overdue(behind),
+                _ => Verdict::Waits,
+            });
+        }
+    }
+    Ok(Verdict::Free)
 }
 
 async fn reclaim(
     client: &mut Connection,
+    logs: &mut Logs<'_>,
     rules: &Retention,
     behind: &[Found],
     until: Instant,
@@ -115,7 +127,7 @@ async fn reclaim(
             break;
         }
         let checked_at = retention::now(client).await?;
-        let overdue = match judge(client, rules, *leaf).await? {
+        let overdue = match judge(client, logs, rules, *leaf).await? {
             Verdict::Young => break,
             Verdict::Waits => continue,
             Verdict::Free => None,
@@ -158,7 +170,12 @@ async fn drop_empty(client: &mut Connection, behind: &[Found], until: Instant) -
     Ok(dropped)
 }
 
-async fn delete_from_default(client: &Connection, rules: &Retention, until: Instant) -> Result<i64, PgError> {
+async fn delete_from_default(
+    client: &Connection,
+    logs: &mut Logs<'_>,
+    rules: &Retention,
+    until: Instant,
+) -> Result<i64, PgError> {
     let mut deleted = 0;
     let mut from = 0;
     while Instant::now() < until {
@@ -170,7 +187,7 @@ async fn delete_from_default(client: &Connection, rules: &Retention, until: Inst
             if stray.range.from >= stray.range.to {
                 continue;
             }
-            let overdue = match judge(client, rules, stray.range).await? {
+            let overdue = match judge(client, logs, rules, stray.range).await? {
                 Verdict::Young => return Ok(deleted),
                 Verdict::Waits => continue,
                 Verdict::Free => None,

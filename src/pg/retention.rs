@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio_postgres::Row;
+
 use super::connect::{Connection, PgError};
 use super::sql::{millis, statements};
 use crate::domain::leaves::Leaf;
@@ -24,10 +26,10 @@ statements! {
           (select max(clock_timestamp()) from outboxd.lanes
             where publishing_last_seq >= $1 and publishing_first_seq < $2)))::float8";
 
-    /// A group that subscribes to a topic of the range and is not past what was published of it. A partition without a
+    /// Groups that subscribe to a topic of the range and are not past what was published of it. A partition without a
     /// position is one where it has handled nothing.
     BEHIND = "
-        select g.name, published.topic, published.partition, published.\"offset\", position.next_offset
+        select g.name, published.topic, published.partition, max(published.\"offset\"), position.next_offset
         from (
           select split_part(o.place, '/', 1) as topic, split_part(o.place, '/', 2)::integer as partition,
             o.\"offset\"::bigint as \"offset\"
@@ -44,7 +46,8 @@ statements! {
           and position.cluster_id = g.cluster_id and position.topic = published.topic
           and position.partition = published.partition
         where position.next_offset is null or position.next_offset <= published.\"offset\"
-        limit 1";
+        group by g.name, published.topic, published.partition, position.next_offset
+        order by g.name, published.topic, published.partition";
 
     COUNT = "select count(*) from outboxd.messages where priority between -1 and 1 and seq >= $1 and seq < $2";
 
@@ -128,16 +131,17 @@ fn seconds(age: Option<f64>) -> Result<Option<Duration>, PgError> {
     Ok(age.map(|age| Duration::try_from_secs_f64(age).unwrap_or_default()))
 }
 
-/// A group that this range waits for.
-pub async fn behind(client: &Connection, range: Leaf) -> Result<Option<Behind>, PgError> {
-    let row = client.query_opt(BEHIND, &[&range.from, &range.to]).await?;
-    Ok(row.map(|row| Behind {
+/// Who is behind what was published of this range, and where.
+pub async fn behind(client: &Connection, range: Leaf) -> Result<Vec<Behind>, PgError> {
+    let rows = client.query(BEHIND, &[&range.from, &range.to]).await?;
+    let behind = |row: &Row| Behind {
         group: row.get(0),
         topic: row.get(1),
         partition: row.get(2),
         offset: row.get(3),
         next_offset: row.get(4),
-    }))
+    };
+    Ok(rows.iter().map(behind).collect())
 }
 
 pub async fn count(client: &Connection, range: Leaf) -> Result<i64, PgError> {

@@ -79,6 +79,26 @@ async fn a_group_that_lags_keeps_its_messages_and_one_that_is_past_them_does_not
     eventually("they go", PATIENCE, async || database.count(ROWS).await == 0).await;
 }
 
+/// Known by what its log holds: gone, or made anew and shorter.
+#[tokio::test]
+async fn records_of_a_topic_that_was_deleted_are_waited_for_by_nobody() {
+    let kafka = Kafka::shared().await;
+    for is_made_anew in [false, true] {
+        let database = Postgres::shared().await.database().await;
+        let topic = kafka.topic(1).await;
+        two_days_old(&database, kafka, &topic).await;
+        let _producer = outboxd(&database, kafka).producer();
+        first_leaf_has_ended(&database).await;
+        cleanup_has_run(&database).await;
+        assert_eq!(database.count(ROWS).await, 10, "it has no position");
+        kafka.delete_topic(&topic).await;
+        if is_made_anew {
+            kafka.create_topic(&topic, 1, &[]).await;
+        }
+        eventually("they go", PATIENCE, async || database.count(ROWS).await == 0).await;
+    }
+}
+
 #[tokio::test]
 async fn a_group_that_is_forgotten_is_not_waited_for_and_one_that_is_alive_is_not_forgotten() {
     let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);

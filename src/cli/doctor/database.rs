@@ -199,7 +199,7 @@ async fn blocking(client: &Connection, config: &Config) -> Result<Option<Blockin
         if age < config.retention.published {
             break;
         }
-        if let Some(behind) = retention::behind(client, found.leaf).await? {
+        if let Some(behind) = retention::behind(client, found.leaf).await?.into_iter().next() {
             return Ok(Some(Blocking {
                 group: behind.group,
                 topic: behind.topic,
