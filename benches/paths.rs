@@ -21,6 +21,7 @@ fn message() -> Message {
         topic: "orders".into(),
         key: Some("customer-7".into()),
         payload: Some(vec![b'x'; 300]),
+        unread: None,
         headers: vec![("content-type".into(), "application/json".into())],
         event_type: Some("OrderPlaced".into()),
         idempotency_key: None,

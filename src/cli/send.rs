@@ -118,16 +118,9 @@ fn named_file(file: Option<&Path>) -> anyhow::Result<Option<std::fs::File>> {
     Ok(Some(file))
 }
 
-/// librdkafka's limit for one record, in bytes, as the relay's producer has it.
-fn max_bytes(kafka: &Kafka) -> anyhow::Result<usize> {
-    const PROPERTY: &str = "message.max.bytes";
-    const DEFAULT: usize = 1_000_000;
-    match kafka.producer.0.get(PROPERTY).or_else(|| kafka.client.0.get(PROPERTY)) {
-        Some(limit) => {
-            limit.parse().with_context(|| Failure::usage(format!("{PROPERTY} is no number: {limit}")))
-        }
-        None => Ok(DEFAULT),
-    }
+/// librdkafka's limit for one record, in bytes.
+fn max_bytes(kafka: &Kafka) -> Result<usize, Failure> {
+    kafka.largest_record().map_err(Failure::usage)
 }
 
 #[cfg(test)]

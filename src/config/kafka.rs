@@ -50,6 +50,16 @@ impl Kafka {
         self.properties(&self.consumer)
     }
 
+    /// librdkafka's limit for one record of the relay's producer, in bytes.
+    pub fn largest_record(&self) -> Result<usize, String> {
+        const PROPERTY: &str = "message.max.bytes";
+        const DEFAULT: usize = 1_000_000;
+        match self.producer.0.get(PROPERTY).or_else(|| self.client.0.get(PROPERTY)) {
+            Some(limit) => limit.parse().map_err(|_| format!("{PROPERTY} is no number: {limit}")),
+            None => Ok(DEFAULT),
+        }
+    }
+
     fn properties(&self, side: &Properties) -> Result<Vec<(String, String)>, std::io::Error> {
         let mut resolved = vec![("bootstrap.servers".to_owned(), self.brokers.clone())];
         for (name, value) in self.client.0.iter().chain(&side.0) {

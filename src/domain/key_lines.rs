@@ -55,6 +55,7 @@ mod tests {
             topic: "orders".into(),
             key: key.map(str::to_owned),
             payload: None,
+            unread: None,
             headers: Vec::new(),
             event_type: None,
             idempotency_key: None,

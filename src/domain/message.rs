@@ -19,6 +19,8 @@ pub struct Message {
     pub topic: String,
     pub key: Option<String>,
     pub payload: Option<Vec<u8>>,
+    /// Bytes of a payload that was not read, because no record may be so large.
+    pub unread: Option<i32>,
     pub headers: Vec<(String, String)>,
     pub event_type: Option<String>,
     pub idempotency_key: Option<String>,

@@ -236,6 +236,10 @@ impl Sender {
         if self.is_broken() {
             return Err(SendError::Broken);
         }
+        if let Some(bytes) = message.unread {
+            let reason = format!("its payload of {bytes} bytes is larger than `message.max.bytes` allows");
+            return Err(SendError::Refused(reason));
+        }
         let ticket = self.next_ticket;
         let added = message.record_headers();
         let headers =

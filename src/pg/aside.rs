@@ -36,7 +36,8 @@ statements! {
         where priority = $1 and state = 'held' and key_line is null and not stops_lane group by topic";
 
     READ_HELD = "
-        select seq, id, topic, key, payload, headers, type, idempotency_key, due_at is not null, created_at, retry
+        select seq, id, topic, key, case when octet_length(payload) <= $4 then payload end, headers, type, idempotency_key, due_at is not null, created_at, retry,
+          case when octet_length(payload) > $4 then octet_length(payload) end
         from outboxd.set_aside
         where priority = $1 and state = 'held' and key_line is null and not stops_lane and topic = $2 order by seq limit $3";
 
@@ -57,7 +58,8 @@ statements! {
         select min(seq) from outboxd.set_aside where priority = $1 and key_line = $2 and state = 'parked'";
 
     READ_LINE = "
-        select seq, id, topic, key, payload, headers, type, idempotency_key, false, created_at, retry from outboxd.set_aside
+        select seq, id, topic, key, case when octet_length(payload) <= $5 then payload end, headers, type, idempotency_key, false, created_at, retry,
+          case when octet_length(payload) > $5 then octet_length(payload) end from outboxd.set_aside
         where priority = $1 and key_line = $2 and state = 'held' and seq < $3 order by seq limit $4";
 
     STOP = "
@@ -65,11 +67,13 @@ statements! {
         where priority = $1 and stops_lane order by seq limit 1";
 
     READ_ONE = "
-        select seq, id, topic, key, payload, headers, type, idempotency_key, due_at is not null, created_at, retry
+        select seq, id, topic, key, case when octet_length(payload) <= $3 then payload end, headers, type, idempotency_key, due_at is not null, created_at, retry,
+          case when octet_length(payload) > $3 then octet_length(payload) end
         from outboxd.set_aside where priority = $1 and seq = $2";
 
     READ_DUE = "
-        select seq, id, topic, key, payload, headers, type, idempotency_key, true, created_at, retry from outboxd.set_aside
+        select seq, id, topic, key, case when octet_length(payload) <= $3 then payload end, headers, type, idempotency_key, true, created_at, retry,
+          case when octet_length(payload) > $3 then octet_length(payload) end from outboxd.set_aside
         where priority = $1 and state = 'scheduled' and due_at <= clock_timestamp() order by due_at, seq limit $2";
 
     FORGET_ASIDE = "
@@ -218,14 +222,15 @@ impl LaneStore {
         Ok(rows.iter().map(|row| (row.get(0), row.get::<_, Option<String>>(1).unwrap_or_default())).collect())
     }
 
-    /// Held messages of a topic, oldest first, up to so many bytes.
+    /// Held messages of a topic, oldest first: so many, or what a batch holds.
     pub async fn read_held(
         &self,
         priority: Priority,
         topic: &str,
-        bytes: usize,
+        rows: Option<i64>,
     ) -> Result<VecDeque<Message>, LaneError> {
-        self.read_aside("READ_HELD", &[&priority.number(), &topic, &MOST_ROWS], bytes).await
+        let rows = rows.unwrap_or(MOST_ROWS);
+        self.read_aside("READ_HELD", &[&priority.number(), &topic, &rows, &self.limits.payload_bytes]).await
     }
 
     /// The lines of the lane's keys.
@@ -246,15 +251,18 @@ impl LaneStore {
         Ok(self.connection.query_one(self.statement("FIRST_PARKED"), &params).await?.get(0))
     }
 
-    /// Held messages of a line before that `seq`, oldest first, up to so many bytes.
+    /// Held messages of a line before that `seq`, oldest first, up to the bytes of a batch.
     pub async fn read_line(
         &self,
         priority: Priority,
         line: i64,
         before: i64,
-        bytes: usize,
     ) -> Result<VecDeque<Message>, LaneError> {
-        self.read_aside("READ_LINE", &[&priority.number(), &line, &before, &MOST_ROWS], bytes).await
+        self.read_aside(
+            "READ_LINE",
+            &[&priority.number(), &line, &before, &MOST_ROWS, &self.limits.payload_bytes],
+        )
+        .await
     }
 
     /// What stops the lane, if anything does.
@@ -270,21 +278,23 @@ impl LaneStore {
 
     /// One message that is set aside.
     pub async fn read_one(&self, priority: Priority, seq: i64) -> Result<Option<Message>, LaneError> {
-        Ok(self.read_aside("READ_ONE", &[&priority.number(), &seq], 1).await?.pop_front())
+        let params: [&(dyn ToSql + Sync); 3] = [&priority.number(), &seq, &self.limits.payload_bytes];
+        Ok(self.read_aside("READ_ONE", &params).await?.pop_front())
     }
 
-    /// Scheduled messages that are due, up to so many bytes.
-    pub async fn read_due(&self, priority: Priority, bytes: usize) -> Result<VecDeque<Message>, LaneError> {
-        self.read_aside("READ_DUE", &[&priority.number(), &MOST_ROWS], bytes).await
+    /// Scheduled messages that are due, up to the bytes of a batch.
+    pub async fn read_due(&self, priority: Priority) -> Result<VecDeque<Message>, LaneError> {
+        self.read_aside("READ_DUE", &[&priority.number(), &MOST_ROWS, &self.limits.payload_bytes]).await
     }
 
     async fn read_aside(
         &self,
         name: &'static str,
         params: &[&(dyn ToSql + Sync)],
-        bytes: usize,
     ) -> Result<VecDeque<Message>, LaneError> {
-        let rows = batch::rows(&self.connection, self.statement(name), params, self.tag, bytes).await?;
+        let rows =
+            batch::rows(&self.connection, self.statement(name), params, self.tag, self.limits.batch_bytes)
+                .await?;
         Ok(rows.messages)
     }
 }

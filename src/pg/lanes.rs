@@ -12,7 +12,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-pub use batch::Batch;
+pub use batch::{Batch, Limits};
 
 use super::aside;
 use super::connect::{Connection, PgError, Prepared};
@@ -201,11 +201,12 @@ pub struct LaneStore {
     pub(super) connection: Connection,
     statements: HashMap<&'static str, Prepared>,
     pub(super) tag: Tag,
+    pub(super) limits: Limits,
 }
 
 impl LaneStore {
     /// Prepares a fresh connection, and refuses a database whose xids the cursors do not speak of.
-    pub async fn open(connection: Connection) -> Result<Self, LaneError> {
+    pub async fn open(connection: Connection, limits: Limits) -> Result<Self, LaneError> {
         let row = connection.query_one(IDENTITY, &[]).await?;
         if row.get::<_, bool>(3) {
             return Err(LaneError::Unfit("this server is a standby: lanes move on a primary only".into()));
@@ -222,7 +223,7 @@ impl LaneStore {
         for (name, sql) in SQL.iter().chain(aside::SQL) {
             statements.insert(*name, connection.prepare(sql).await?);
         }
-        Ok(Self { connection, statements, tag: Tag::new(row.get(0), row.get(1)) })
+        Ok(Self { connection, statements, tag: Tag::new(row.get(0), row.get(1)), limits })
     }
 
     /// The outbox's tag, which message ids are made with.

@@ -18,7 +18,7 @@ const RELEASE_FOR: Duration = Duration::from_millis(200);
 impl Lane {
     /// Publishes scheduled messages that are due. They keep no order.
     pub(super) async fn publish_due(&mut self, work: &Work<'_>) -> Result<(), Stop> {
-        let due = work.store.read_due(self.owned.priority, work.relay.batch_bytes()).await?;
+        let due = work.store.read_due(self.owned.priority).await?;
         let mut ready = Vec::new();
         let mut held = Vec::new();
         for message in due {
@@ -66,7 +66,7 @@ impl Lane {
     /// Tries the oldest held message alone. If the broker takes it, it counts as published.
     async fn try_topic(&mut self, work: &Work<'_>, topic: &str, partitions: i32) -> Result<bool, Stop> {
         let oldest = loop {
-            let mut held = work.store.read_held(self.owned.priority, topic, 1).await?;
+            let mut held = work.store.read_held(self.owned.priority, topic, Some(1)).await?;
             let Some(oldest) = held.pop_front() else { return Ok(true) };
             let Some(line) = self.lines.of(&oldest) else { break oldest };
             work.store.change_state(&self.owned, &[(oldest.seq, Aside::Behind(line))]).await?;
@@ -92,7 +92,7 @@ impl Lane {
         let begun = Instant::now();
         while begun.elapsed() < RELEASE_FOR {
             let priority = self.owned.priority;
-            let held = work.store.read_held(priority, topic, work.relay.batch_bytes()).await?;
+            let held = work.store.read_held(priority, topic, None).await?;
             if held.is_empty() {
                 self.held.remove(topic);
                 tracing::info!(topic, lane = priority.name(), "its held messages are published");

@@ -151,7 +151,7 @@ impl Lane {
         let mut is_first = true;
         loop {
             let before = end.unwrap_or(i64::MAX);
-            let rows = work.store.read_line(priority, *number, before, work.relay.batch_bytes()).await?;
+            let rows = work.store.read_line(priority, *number, before).await?;
             let Some(first) = rows.front() else { break };
             if std::mem::take(&mut is_first) {
                 // It may be refused once more: tried alone, that costs the others nothing.

@@ -19,10 +19,11 @@ use super::work::{Stop, Work};
 use super::{BACKOFF, Relay, RelayStatus, SessionError, in_time};
 use crate::domain::lane_shares;
 use crate::domain::priority::Priority;
+use crate::kafka::KafkaFailure;
 use crate::kafka::error::Refusal;
 use crate::kafka::publish::{DeliveryFailure, Incarnation, blocking};
 use crate::kafka::topics::Topics;
-use crate::pg::lanes::{Poll, Seen};
+use crate::pg::lanes::{Limits, Poll, Seen};
 
 /// How often Kafka is asked whether it is there, however little there is to send.
 const ASK_KAFKA_EVERY: Duration = Duration::from_secs(5);
@@ -106,8 +107,12 @@ impl Relay {
         Ok(Incarnation::start(&self.kafka, &self.client_id(), self.settings.buffer_bytes)?)
     }
 
-    pub(super) fn batch_bytes(&self) -> usize {
-        usize::try_from(self.settings.batch_bytes).unwrap_or(usize::MAX)
+    pub(super) fn limits(&self) -> Result<Limits, SessionError> {
+        let largest = self.kafka.largest_record().map_err(KafkaFailure::Setup)?;
+        Ok(Limits {
+            batch_bytes: usize::try_from(self.settings.batch_bytes).unwrap_or(usize::MAX),
+            payload_bytes: i32::try_from(largest).unwrap_or(i32::MAX),
+        })
     }
 }
 

@@ -45,10 +45,11 @@ pub(super) struct Work<'a> {
 
 impl<'a> Work<'a> {
     pub(super) async fn open(relay: &'a Relay) -> Result<Self, SessionError> {
+        let limits = relay.limits()?;
         let (store, reader) = in_time(PATIENCE, async {
-            let store = LaneStore::open(relay.connector.connect().await?).await?;
+            let store = LaneStore::open(relay.connector.connect().await?, limits).await?;
             let connection = relay.connector.connect().await?;
-            let reader = LaneReader::open(connection, store.tag(), relay.batch_bytes()).await?;
+            let reader = LaneReader::open(connection, store.tag(), limits).await?;
             Ok((store, reader))
         })
         .await?;

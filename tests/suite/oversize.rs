@@ -52,3 +52,23 @@ async fn the_largest_that_send_takes_is_published_and_one_byte_more_is_refused_b
     producer.terminate();
     assert_eq!(producer.wait_exit().await, Some(0));
 }
+
+/// What fits no record is not read into memory to find that out.
+#[tokio::test]
+async fn a_message_that_is_larger_than_memory_may_be_is_parked_unread() {
+    const BYTES: u64 = 300_000_000;
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    let topic = kafka.topic(1).await;
+    let insert = "insert into outboxd.messages (topic, payload) values ($1, convert_to(repeat('x', $2), 'UTF8'))";
+    database.execute(insert, &[&topic, &i32::try_from(BYTES).unwrap()]).await;
+    database.execute(insert, &[&topic, &1]).await;
+    let producer = Outboxd::new(&database, kafka).producer();
+    database.reach(&topic, "parked", 1).await;
+    database.reach(&topic, "published", 1).await;
+    let peak = producer.peak_memory();
+    assert!(peak < BYTES / 2, "{peak} bytes at its peak");
+    let reason = database.query_one("select reason from outboxd.set_aside", &[]).await.get::<_, String>(0);
+    assert!(reason.contains("300000000 bytes") && reason.contains("message.max.bytes"), "{reason}");
+    producer.terminate();
+    assert_eq!(producer.wait_exit().await, Some(0));
+}

@@ -82,6 +82,12 @@ impl Daemon {
         self.process.exited().is_none()
     }
 
+    /// The most memory that it ever had, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let process = procfs::process::Process::new(self.process.id()).unwrap();
+        process.status().unwrap().vmhwm.unwrap() * 1024
+    }
+
     /// Waits for its end; its exit code, nothing if a signal ended it.
     pub async fn wait_exit(&self) -> Option<i32> {
         self.process.ended(PATIENCE).await.code()

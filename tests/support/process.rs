@@ -30,7 +30,6 @@ impl Process {
         Self { name: name.to_owned(), child: Mutex::new(child), pid, log: log.to_owned() }
     }
 
-    #[allow(dead_code, reason = "only measurements use it")]
     pub fn id(&self) -> i32 {
         self.pid.as_raw_pid()
     }

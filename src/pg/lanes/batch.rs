@@ -21,6 +21,15 @@ pub struct Batch {
     pub last: bool,
 }
 
+/// What a read may bring.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Of a batch, but for a row that is larger.
+    pub batch_bytes: usize,
+    /// Of a payload that is read at all: what is larger fits no record, and might not fit our memory.
+    pub payload_bytes: i32,
+}
+
 /// What a read of messages brought.
 pub(in crate::pg) struct Rows {
     pub messages: VecDeque<Message>,
@@ -49,7 +58,7 @@ pub(in crate::pg) async fn rows(
     Ok(rows)
 }
 
-/// A message from the eleven columns that every read of messages selects, in their order.
+/// A message from the twelve columns that every read of messages selects, in their order.
 fn message(row: &Row, tag: Tag) -> Result<Message, LaneError> {
     let seq = row.get(0);
     let created_at: DateTime<Utc> = row.get(9);
@@ -60,6 +69,7 @@ fn message(row: &Row, tag: Tag) -> Result<Message, LaneError> {
         topic: row.get(2),
         key: row.get(3),
         payload: row.get(4),
+        unread: row.get(11),
         headers: row.try_get::<_, Headers>(5)?.0,
         event_type: row.get(6),
         idempotency_key: row.get(7),

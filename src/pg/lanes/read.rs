@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio_postgres::types::ToSql;
 
-use super::batch::{self, Batch, Rows};
+use super::batch::{self, Batch, Limits, Rows};
 use super::{LaneError, SESSION};
 use crate::domain::cursor::Cursor;
 use crate::domain::identity::Tag;
@@ -21,7 +21,8 @@ statements! {
     /// One index-ordered scan of the primary key. The casts stand in subselects, so that they are evaluated once and not
     /// per row. Bytes are counted by the reader: a running sum here would cost more than the rest of it.
     READ_MAIN = "
-        select seq, id, topic, key, payload, headers, type, idempotency_key, deliver_after is not null, created_at, retry
+        select seq, id, topic, key, case when octet_length(payload) <= $6 then payload end, headers, type, idempotency_key, deliver_after is not null, created_at, retry,
+          case when octet_length(payload) > $6 then octet_length(payload) end
         from outboxd.messages m
         where m.priority = $1 and m.seq > $2 and m.txid >= (select $3::text::xid8)
           and pg_visible_in_snapshot(m.txid, (select $4::text::pg_snapshot))
@@ -36,7 +37,8 @@ statements! {
         order by seq + 0 limit $5";
 
     READ_LATE = "
-        select seq, id, topic, key, payload, headers, type, idempotency_key, deliver_after is not null, created_at, retry
+        select seq, id, topic, key, case when octet_length(payload) <= $3 then payload end, headers, type, idempotency_key, deliver_after is not null, created_at, retry,
+          case when octet_length(payload) > $3 then octet_length(payload) end
         from outboxd.messages m where m.priority = $1 and m.seq = any($2) order by m.seq + 0";
 }
 
@@ -56,21 +58,20 @@ pub struct LaneReader {
     late_places: Prepared,
     late: Prepared,
     tag: Tag,
-    batch_bytes: usize,
+    limits: Limits,
 }
 
 impl LaneReader {
-    /// `batch_bytes` bounds a batch, but for a row that is larger.
-    pub async fn open(connection: Connection, tag: Tag, batch_bytes: usize) -> Result<Self, LaneError> {
+    pub async fn open(connection: Connection, tag: Tag, limits: Limits) -> Result<Self, LaneError> {
         connection.set(SESSION).await?;
         let main = connection.prepare(READ_MAIN).await?;
         let late_places = connection.prepare(LATE_PLACES).await?;
         let late = connection.prepare(READ_LATE).await?;
-        Ok(Self { connection, main, late_places, late, tag, batch_bytes })
+        Ok(Self { connection, main, late_places, late, tag, limits })
     }
 
     async fn rows(&self, statement: &Prepared, params: &[&(dyn ToSql + Sync)]) -> Result<Rows, LaneError> {
-        batch::rows(&self.connection, statement, params, self.tag, self.batch_bytes).await
+        batch::rows(&self.connection, statement, params, self.tag, self.limits.batch_bytes).await
     }
 }
 
@@ -146,10 +147,13 @@ impl Window {
     }
 
     async fn read_main(&mut self) -> Result<(), LaneError> {
-        let number = self.priority.number();
+        let (number, payload_bytes) = (self.priority.number(), self.reader.limits.payload_bytes);
         let Rows { messages, bytes, was_cut } = self
             .reader
-            .rows(&self.reader.main, &[&number, &self.main_after, &self.min_txid, &self.target, &self.rows])
+            .rows(
+                &self.reader.main,
+                &[&number, &self.main_after, &self.min_txid, &self.target, &self.rows, &payload_bytes],
+            )
             .await?;
         let count = i64::try_from(messages.len()).unwrap_or(i64::MAX);
         self.main.has_ended = !was_cut && count < self.rows;
@@ -160,7 +164,7 @@ impl Window {
     }
 
     async fn read_late(&mut self) -> Result<(), LaneError> {
-        let number = self.priority.number();
+        let (number, payload_bytes) = (self.priority.number(), self.reader.limits.payload_bytes);
         if self.late_places.is_empty() {
             let places = self
                 .reader
@@ -178,7 +182,8 @@ impl Window {
         }
         let count = usize::try_from(self.rows).unwrap_or(1).min(self.late_places.len());
         let places: Vec<i64> = self.late_places.iter().take(count).copied().collect();
-        let Rows { messages, bytes, .. } = self.reader.rows(&self.reader.late, &[&number, &places]).await?;
+        let Rows { messages, bytes, .. } =
+            self.reader.rows(&self.reader.late, &[&number, &places, &payload_bytes]).await?;
         self.learn_size(i64::try_from(messages.len()).unwrap_or(i64::MAX), bytes);
         // What was cut off is read next time.
         self.late_after = messages.back().map_or(places[count - 1], |message| message.seq);
@@ -193,7 +198,8 @@ impl Window {
     fn learn_size(&mut self, rows: i64, bytes: usize) {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         if rows > 0 {
-            let fitting = i64::try_from(self.reader.batch_bytes).unwrap_or(i64::MAX) / (bytes / rows).max(1);
+            let fitting =
+                i64::try_from(self.reader.limits.batch_bytes).unwrap_or(i64::MAX) / (bytes / rows).max(1);
             self.rows = fitting.clamp(1, MOST_ROWS);
         }
     }
