@@ -1,5 +1,7 @@
 //! This process as an agent: registered, beating by a task and a connection of its own, also while it drains.
 
+mod census;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -7,6 +9,8 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
+
+pub use census::Census;
 
 use crate::domain::health::ErrorRate;
 use crate::pg::agents::{self, Registration};

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context;
-use daemon::Daemon;
+use daemon::{Daemon, Role};
 pub use dev::{DevOptions, dev};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -18,10 +18,10 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::config::{Config, Loaded};
 use crate::consumer::handler::Handler;
 use crate::consumer::{self, ConsumerError, ConsumerStatus, Drained, GroupContext, GroupStatus, handler};
-use crate::domain::health::Vitals;
 use crate::failure::{Exit, Failure, Kind};
 use crate::lifecycle::Lifecycle;
 use crate::producer::{Relay, RelayStatus};
+use crate::telemetry::metrics::Metrics;
 
 /// What the command line says of a daemon, over its file.
 #[derive(Clone, Debug, Default)]
@@ -54,9 +54,11 @@ pub async fn consumer(loaded: Loaded, groups: Vec<String>, options: DaemonOption
 }
 
 async fn run_producer(config: Config, lifecycle: Lifecycle) -> anyhow::Result<Exit> {
-    let status = Arc::new(RelayStatus::default());
-    let vitals: Vec<Arc<dyn Vitals>> = vec![Arc::clone(&status) as Arc<dyn Vitals>];
-    let mut daemon = Daemon::start(config, lifecycle.clone(), "producer", Vec::new(), vitals).await?;
+    let metrics = Arc::new(Metrics::default());
+    let status = Arc::new(RelayStatus::new(Arc::clone(&metrics)));
+    let vitals: Vec<Arc<dyn Role>> = vec![Arc::clone(&status) as Arc<dyn Role>];
+    let mut daemon =
+        Daemon::start(config, lifecycle.clone(), "producer", Vec::new(), vitals, metrics).await?;
     let Some(member) = daemon.join().await? else { return Ok(Exit::Done) };
     let relay = Relay {
         agent: member.name.clone(),
@@ -90,9 +92,11 @@ async fn run_consumer(
     lifecycle: Lifecycle,
 ) -> anyhow::Result<Exit> {
     let groups: Vec<String> = handlers.keys().cloned().collect();
-    let status: Vec<_> = groups.iter().map(|group| Arc::new(GroupStatus::new(group))).collect();
-    let vitals: Vec<Arc<dyn Vitals>> = vec![Arc::new(ConsumerStatus(status.clone()))];
-    let mut daemon = Daemon::start(config, lifecycle.clone(), "consumer", groups, vitals).await?;
+    let metrics = Arc::new(Metrics::default());
+    let status: Vec<_> =
+        groups.iter().map(|group| Arc::new(GroupStatus::new(group, Arc::clone(&metrics)))).collect();
+    let vitals: Vec<Arc<dyn Role>> = vec![Arc::new(ConsumerStatus(status.clone()))];
+    let mut daemon = Daemon::start(config, lifecycle.clone(), "consumer", groups, vitals, metrics).await?;
     let Some(member) = daemon.join().await? else { return Ok(Exit::Done) };
     let mut running = JoinSet::new();
     for ((name, handler), status) in handlers.into_iter().zip(status) {

@@ -45,6 +45,9 @@ const BACKOFF: Backoff = Backoff { first: Duration::from_secs(1), max: Duration:
 /// Who waits before the first join.
 const SET_UP: &str = "set-up";
 
+/// Who waits while no broker answers.
+const KAFKA: &str = "Kafka";
+
 /// A claim outlives its handler's time limit by this much: waiting for its turn and the completion have to fit in.
 const CLAIM_MARGIN: Duration = Duration::from_secs(60);
 

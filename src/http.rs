@@ -1,10 +1,10 @@
-//! The HTTP server of a daemon: is the process alive, is it ready.
+//! The HTTP server of a daemon: is the process alive, is it ready, what does it count.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::extract::{RawQuery, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use axum::{Router, serve};
@@ -13,12 +13,16 @@ use tokio::net::TcpListener;
 
 use crate::config::{self, http::LISTEN};
 use crate::domain::health::Report;
+use crate::telemetry::metrics;
 
 /// How many ports after the default are tried.
 const PORTS_TRIED: u16 = 100;
 
-/// Makes a report when asked.
-pub type Reporter = Arc<dyn Fn() -> Report + Send + Sync>;
+/// What is answered with, made when it is asked for.
+pub struct Site {
+    pub report: Box<dyn Fn() -> Report + Send + Sync>,
+    pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+}
 
 /// Binds the address that the operator chose, or the default, or the next free port.
 pub async fn bind(config: &config::Http) -> std::io::Result<TcpListener> {
@@ -40,22 +44,25 @@ pub async fn bind(config: &config::Http) -> std::io::Result<TcpListener> {
 }
 
 /// Answers until the process ends.
-pub async fn answer(listener: TcpListener, report: Reporter) -> std::io::Result<()> {
-    let routes =
-        Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)).with_state(report);
+pub async fn answer(listener: TcpListener, site: Site) -> std::io::Result<()> {
+    let routes = Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .with_state(Arc::new(site));
     serve(listener, routes).await
 }
 
 /// The process works: 200 also while it waits or drains.
-async fn healthz(State(report): State<Reporter>) -> Response {
-    let alive = report().alive;
+async fn healthz(State(site): State<Arc<Site>>) -> Response {
+    let alive = (site.report)().alive;
     let status = if alive { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(json!({ "status": if alive { "ok" } else { "stuck" } }))).into_response()
 }
 
 /// It can do its work now; `?verbose` answers in lines.
-async fn readyz(State(report): State<Reporter>, RawQuery(query): RawQuery) -> Response {
-    let report = report();
+async fn readyz(State(site): State<Arc<Site>>, RawQuery(query): RawQuery) -> Response {
+    let report = (site.report)();
     let status = if report.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     if query
         .is_some_and(|query| query.split('&').any(|part| part == "verbose" || part.starts_with("verbose=")))
@@ -78,4 +85,9 @@ async fn readyz(State(report): State<Reporter>, RawQuery(query): RawQuery) -> Re
         Json(json!({ "status": if report.is_ready() { "ready" } else { "not ready" }, "checks": checks })),
     )
         .into_response()
+}
+
+/// For Prometheus.
+async fn metrics(State(site): State<Arc<Site>>) -> Response {
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], (site.metrics)()).into_response()
 }

@@ -3,6 +3,7 @@
 pub mod agents;
 pub mod aside;
 pub mod benching;
+pub mod census;
 pub mod claims;
 pub mod completing;
 pub mod connect;

@@ -1,4 +1,6 @@
-//! Logs: on standard error, as text for people or one JSON object a line.
+//! Logs: on standard error, as text for people or one JSON object a line. And metrics.
+
+pub mod metrics;
 
 use std::io;
 

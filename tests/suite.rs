@@ -27,6 +27,7 @@ mod suite {
     mod layers;
     mod leaves;
     mod lifecycle;
+    mod metrics;
     mod migrating;
     mod no_holes;
     mod oversize;

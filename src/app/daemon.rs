@@ -16,6 +16,7 @@ use crate::lifecycle::{self, Lifecycle};
 use crate::pg::agents::Registration;
 use crate::pg::migrate::{self, Fit};
 use crate::pg::{Connector, PgError};
+use crate::telemetry::metrics::{Alone, Gauges, Metrics, Version};
 use crate::{http, jobs};
 
 /// Between two tries to get started.
@@ -23,6 +24,10 @@ const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// How often a wait is told.
 const TELL_EVERY: Duration = Duration::from_secs(30);
+
+/// What a role tells of itself.
+pub(super) trait Role: Vitals + Gauges {}
+impl<T: Vitals + Gauges> Role for T {}
 
 /// A daemon in the making: it listens and answers health checks, and waits for its database.
 pub(super) struct Daemon {
@@ -37,7 +42,8 @@ pub(super) struct Daemon {
 
 /// What the health report is made of.
 struct Board {
-    vitals: Vec<Arc<dyn Vitals>>,
+    vitals: Vec<Arc<dyn Role>>,
+    metrics: Arc<Metrics>,
     lifecycle: Lifecycle,
     heartbeat: Duration,
     /// What the start waits for.
@@ -82,6 +88,16 @@ impl Board {
         Report { checks, alive: !stuck }
     }
 
+    /// The answer of `/metrics`. It asks nobody: what the database has to say is asked at intervals.
+    fn metrics(&self) -> String {
+        for role in &self.vitals {
+            role.show();
+        }
+        let draining = self.lifecycle.drain.is_cancelled();
+        self.metrics.draining.get_or_create(&Alone).set(draining.into());
+        self.metrics.text().unwrap_or_default()
+    }
+
     fn health(&self) -> Value {
         let mut document = Map::new();
         for part in self.vitals.iter().map(|vitals| vitals.health()) {
@@ -112,12 +128,16 @@ impl Daemon {
         lifecycle: Lifecycle,
         role: &'static str,
         groups: Vec<String>,
-        vitals: Vec<Arc<dyn Vitals>>,
+        vitals: Vec<Arc<dyn Role>>,
+        metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
         let listener = http::bind(&config.http).await?;
         let address = listener.local_addr()?;
+        let version = Version { version: env!("CARGO_PKG_VERSION") };
+        metrics.build_info.get_or_create(&version).set(1);
         let board = Arc::new(Board {
             vitals,
+            metrics,
             lifecycle: lifecycle.clone(),
             heartbeat: config.agent.heartbeat,
             waiting: Mutex::new(Some("PostgreSQL has not been asked yet".into())),
@@ -127,8 +147,12 @@ impl Daemon {
         let (answered, informed) = (Arc::clone(&board), Arc::clone(&board));
         let tasks = vec![
             AbortOnDropHandle::new(tokio::spawn(async move {
-                let report: http::Reporter = Arc::new(move || answered.report());
-                if let Err(error) = http::answer(listener, report).await {
+                let (reports, measures) = (Arc::clone(&answered), answered);
+                let site = http::Site {
+                    report: Box::new(move || reports.report()),
+                    metrics: Box::new(move || measures.metrics()),
+                };
+                if let Err(error) = http::answer(listener, site).await {
                     tracing::error!("the HTTP server has ended: {error}");
                 }
             })),
@@ -182,6 +206,7 @@ impl Daemon {
                     let _ = self.board.pulse.set(member.pulse());
                     tracing::info!(agent = member.name, id = %member.id, "{} joined", self.role);
                     self.start_jobs(&member.name);
+                    self.start_census(&member.name);
                     return Ok(Some(member));
                 }
                 Err(Hindrance::Never(reason)) => anyhow::bail!(reason),
@@ -219,6 +244,19 @@ impl Daemon {
         Ok(agents::join(connector, registration, Arc::new(move || board.health())).await?)
     }
 
+    /// Of the producers one counts for all.
+    fn start_census(&mut self, agent: &str) {
+        if self.role == "producer" {
+            let census = agents::Census {
+                agent: agent.to_owned(),
+                connector: self.connector(agent),
+                metrics: Arc::clone(&self.board.metrics),
+                published: self.config.retention.published,
+            };
+            self.tasks.push(AbortOnDropHandle::new(tokio::spawn(census.run())));
+        }
+    }
+
     fn start_jobs(&mut self, agent: &str) {
         let connector = self.connector(agent);
         let mut jobs = vec![jobs::reap_agents::job(connector.clone(), &self.config.agent)];
@@ -226,7 +264,11 @@ impl Daemon {
             jobs.push(jobs::partitions::job(connector.clone(), &self.config.retention));
             let retention = self.config.retention.clone();
             jobs.push(jobs::cleanup::job(connector.clone(), self.config.kafka.clone(), retention));
-            jobs.push(jobs::process_retry::job(connector.clone(), self.config.groups.clone()));
+            jobs.push(jobs::process_retry::job(
+                connector.clone(),
+                self.config.groups.clone(),
+                Arc::clone(&self.board.metrics),
+            ));
             let Config { kafka, topics, groups, .. } = &self.config;
             let client_id = format!("outboxd-{agent}");
             jobs.extend(jobs::dead_letters::job(connector, kafka.clone(), client_id, topics.clone(), groups));
@@ -300,6 +342,10 @@ fn host_name() -> String {
 mod tests {
     use super::*;
 
+    impl Gauges for Loop {
+        fn show(&self) {}
+    }
+
     struct Loop {
         since_turn: Duration,
         waiting_for: Option<&'static str>,
@@ -326,6 +372,7 @@ mod tests {
     fn report(start_waits: bool, since_turn: Duration, waiting_for: Option<&'static str>) -> Report {
         let board = Board {
             vitals: vec![Arc::new(Loop { since_turn, waiting_for })],
+            metrics: Arc::default(),
             lifecycle: Lifecycle::manual(),
             heartbeat: Duration::from_secs(1),
             waiting: Mutex::new(start_waits.then(|| "PostgreSQL".to_owned())),

@@ -181,6 +181,7 @@ impl Retrier {
         let began = Instant::now();
         let _lease = self.keep_lease(attempt);
         let outcome = handler.handle(&attempt.delivery).await;
+        self.group.status.answered(began.elapsed());
         failpoint::hit("retry-after-handle");
         match outcome {
             Outcome::Done => {
@@ -207,7 +208,9 @@ impl Retrier {
             payload_hash: attempt.payload_hash,
         };
         failpoint::hit("retry-before-handle");
+        let began = Instant::now();
         let applied = self.answer(|| store.apply_retry(dispatch, effect, self.successor())).await;
+        self.group.status.answered(began.elapsed());
         failpoint::hit("retry-after-handle");
         match applied {
             Applied::Done(next) => {
@@ -279,6 +282,7 @@ impl Retrier {
                 None
             }
             (Completed::Yes(next), Verdict::Dead { reason, .. }) => {
+                self.group.status.gave_up(reason);
                 tracing::error!(group = &**group, %id, attempt = number, "a dead letter ({reason}): {error}");
                 next
             }

@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::engine::{self, Input, Report, Slot};
 use super::level::Level;
 use super::start;
-use super::{Group, SessionError};
+use super::{Group, KAFKA, SessionError};
 use crate::domain::delivery::{Record, TopicPartition};
 use crate::domain::start_offset::Extent;
 use crate::failpoint;
@@ -47,9 +47,6 @@ const TELL_MISSING: Duration = Duration::from_secs(60);
 /// A group that finishes nothing for so long, while more and more waits, is told.
 const STANDS_STILL: Duration = Duration::from_secs(60);
 const WATCHDOG: &str = "watchdog";
-
-/// Who waits while no broker answers.
-const KAFKA: &str = "Kafka";
 
 /// What the session's tasks tell its loop.
 #[derive(Debug)]
@@ -264,6 +261,7 @@ impl Session {
         for (at, partition) in &mut self.partitions {
             if self.full.contains(&partition.slot) && !partition.paused {
                 partition.paused = true;
+                self.group.status.paused(at, true);
                 self.subscription.pause(at)?;
             }
         }
@@ -276,6 +274,7 @@ impl Session {
         if let Some((at, partition)) = found
             && std::mem::take(&mut partition.paused)
         {
+            self.group.status.paused(at, false);
             self.subscription.resume(at)?;
         }
         self.look_whether_full();
@@ -364,6 +363,7 @@ impl Session {
             return Ok(());
         }
         tracing::info!(group = &*self.group.name, partitions = names(&partitions), "assigned");
+        self.group.status.rebalanced();
         self.assignment += 1;
         self.starting.extend(partitions.iter().map(|at| (at.clone(), self.assignment)));
         let (group, events, assignment) = (Arc::clone(&self.group), self.events.clone(), self.assignment);
@@ -394,6 +394,7 @@ impl Session {
 
     fn revoked(&mut self, partitions: Vec<TopicPartition>) -> Result<(), SessionError> {
         tracing::info!(group = &*self.group.name, partitions = names(&partitions), "revoked");
+        self.group.status.rebalanced();
         let patience = (self.group.handler.timeout() + REVOKE_MARGIN).min(REVOKE_LIMIT);
         let revocation = self.revocation.get_or_insert_with(|| Revocation {
             all: Vec::new(),
@@ -416,6 +417,7 @@ impl Session {
     /// Another member may be at work on them: nothing of ours counts any more.
     fn lost(&mut self, partitions: Vec<TopicPartition>) -> Result<(), SessionError> {
         tracing::warn!(group = &*self.group.name, partitions = names(&partitions), "lost to another member");
+        self.group.status.rebalanced();
         for at in &partitions {
             self.starting.remove(at);
             self.lose(at);

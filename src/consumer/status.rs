@@ -10,11 +10,12 @@ use serde_json::{Value, json};
 
 use crate::domain::delivery::TopicPartition;
 use crate::domain::health::Vitals;
+use crate::telemetry::metrics::{self, Alone, Gauges, Group, GroupReason, GroupResult, Metrics};
 
 /// Written by the group's tasks, read by the heartbeat and the health check.
-#[derive(Debug)]
 pub struct GroupStatus {
     group: String,
+    metrics: Arc<Metrics>,
     /// Its reader of the retry topic moves, and it does not drain.
     takes_retries: AtomicBool,
     /// Retries at work.
@@ -52,6 +53,8 @@ struct Partition {
     end: Option<i64>,
     /// Messages that a handler has now, and those that are finished without evidence yet.
     in_flight: u64,
+    /// It is full, and not read.
+    paused: bool,
     /// When the oldest message was written that was taken in and is not finished.
     pending_since: Option<DateTime<Utc>>,
 }
@@ -82,9 +85,12 @@ pub(super) enum Tally {
 }
 
 impl GroupStatus {
-    pub fn new(group: impl Into<String>) -> Self {
+    pub fn new(group: impl Into<String>, metrics: Arc<Metrics>) -> Self {
+        let group = group.into();
+        foresee(&metrics, &group);
         Self {
-            group: group.into(),
+            group,
+            metrics,
             takes_retries: AtomicBool::new(false),
             retries: AtomicU32::new(0),
             inner: Mutex::new(Inner {
@@ -172,6 +178,41 @@ impl GroupStatus {
             Tally::Duplicate => inner.duplicates += times,
             Tally::OtherPayload => inner.other_payloads += times,
         }
+        drop(inner);
+        let result = match tally {
+            Tally::Processed => "done",
+            Tally::Failed => "failed",
+            Tally::Duplicate => "duplicate",
+            Tally::OtherPayload => return,
+        };
+        self.metrics.handled.get_or_create(&GroupResult { group: self.group.clone(), result }).inc_by(times);
+        if tally == Tally::Duplicate {
+            self.metrics.duplicates_skipped.get_or_create(&self.label()).inc_by(times);
+        }
+    }
+
+    fn label(&self) -> Group {
+        Group { group: self.group.clone() }
+    }
+
+    /// A handler has answered, whatever it said.
+    pub(super) fn answered(&self, took: Duration) {
+        self.metrics.handler_duration.get_or_create(&self.label()).observe(took.as_secs_f64());
+    }
+
+    pub(super) fn gave_up(&self, reason: &'static str) {
+        self.metrics.dead_lettered.get_or_create(&GroupReason { group: self.group.clone(), reason }).inc();
+    }
+
+    /// Partitions came or went.
+    pub(super) fn rebalanced(&self) {
+        self.metrics.rebalances.get_or_create(&self.label()).inc();
+    }
+
+    pub(super) fn paused(&self, at: &TopicPartition, paused: bool) {
+        if let Some(partition) = self.inner().partitions.get_mut(at) {
+            partition.paused = paused;
+        }
     }
 
     /// In flight, processed, failed.
@@ -219,13 +260,59 @@ impl GroupStatus {
     }
 }
 
+/// What is counted of a group is known before the first event.
+fn foresee(metrics: &Metrics, group: &str) {
+    let label = Group { group: group.to_owned() };
+    for result in ["done", "failed", "duplicate"] {
+        drop(metrics.handled.get_or_create(&GroupResult { group: group.to_owned(), result }));
+    }
+    for reason in metrics::GIVEN_UP {
+        drop(metrics.dead_lettered.get_or_create(&GroupReason { group: group.to_owned(), reason }));
+    }
+    drop(metrics.duplicates_skipped.get_or_create(&label));
+    drop(metrics.handler_duration.get_or_create(&label));
+    drop(metrics.rebalances.get_or_create(&label));
+}
+
 fn age_seconds(since: DateTime<Utc>) -> f64 {
     (Utc::now() - since).to_std().unwrap_or_default().as_secs_f64()
 }
 
 /// Every group of a consumer.
-#[derive(Debug)]
 pub struct ConsumerStatus(pub Vec<Arc<GroupStatus>>);
+
+impl Gauges for ConsumerStatus {
+    fn show(&self) {
+        let Some(GroupStatus { metrics, .. }) = self.0.first().map(Arc::as_ref) else { return };
+        // Those that went to other agents are told there.
+        metrics.consumer_lag.clear();
+        metrics.partition_paused.clear();
+        let mut connected = true;
+        for group in &self.0 {
+            let inner = group.inner();
+            for ((topic, partition), state) in &inner.partitions {
+                let at = metrics::Partition {
+                    group: group.group.clone(),
+                    topic: topic.to_string(),
+                    partition: *partition,
+                };
+                let lag = state.end.map_or(0, |end| (end - state.next).max(0));
+                metrics.consumer_lag.get_or_create(&at).set(lag);
+                metrics.partition_paused.get_or_create(&at).set(state.paused.into());
+            }
+            let in_flight: u64 = inner.partitions.values().map(|at| at.in_flight).sum();
+            let retries = group.retries.load(Ordering::Relaxed);
+            let in_flight = metrics::gauge(in_flight + u64::from(retries));
+            metrics.handler_in_flight.get_or_create(&group.label()).set(in_flight);
+            let progress = metrics::timestamp(inner.last_progress);
+            metrics.consumer_last_progress.get_or_create(&group.label()).set(progress);
+            let waits_for_kafka =
+                [super::SET_UP, super::KAFKA].iter().any(|who| inner.waiting_for.contains_key(who));
+            connected &= !waits_for_kafka;
+        }
+        metrics.kafka_connected.get_or_create(&Alone).set(connected.into());
+    }
+}
 
 impl Vitals for ConsumerStatus {
     fn health(&self) -> Value {

@@ -44,6 +44,11 @@ impl Tag {
     }
 }
 
+/// When the message of this derived id was inserted, in milliseconds since 1970.
+pub fn millis_of(id: Uuid) -> u64 {
+    u64::try_from(id.as_u128() >> 80).unwrap_or(0)
+}
+
 /// A UUIDv7 of that time, in whole milliseconds, and of those 74 bits.
 fn uuid_v7(time: DateTime<Utc>, random: u128) -> Uuid {
     // Floored, as in SQL: div_euclid also below the epoch.

@@ -17,6 +17,7 @@ use crate::domain::schedule::Schedule;
 use crate::pg::connect::Connection;
 use crate::pg::dispatching::{self, Due, Settlement, Unheard};
 use crate::pg::{Connector, PgError, leaves};
+use crate::telemetry::metrics::{self, GroupReason, Metrics};
 
 pub const NAME: &str = "process-retry";
 
@@ -35,9 +36,12 @@ const REST: Duration = Duration::from_millis(100);
 /// Dispatches in a row that an agent has read and not started: then something is wrong with the message, or with us.
 const MOST_UNDELIVERED: i16 = 3;
 
-pub fn job(connector: Connector, groups: BTreeMap<String, Group>) -> Job {
+pub fn job(connector: Connector, groups: BTreeMap<String, Group>, metrics: Arc<Metrics>) -> Job {
+    for group in groups.keys() {
+        drop(metrics.retries_scheduled.get_or_create(&metrics::Group { group: group.clone() }));
+    }
     // It runs every second: the connection is kept, and made anew after an error.
-    let shared = Arc::new((connector, Mutex::new(None), Policies(groups)));
+    let shared = Arc::new((connector, Mutex::new(None), Policies { groups, metrics }));
     Job {
         name: NAME,
         schedule: Schedule::Every(Duration::from_secs(1)),
@@ -96,15 +100,29 @@ async fn work(client: &mut Connection, policies: &Policies) -> Outcome {
 }
 
 /// What the file of this agent says of each group; of one that it does not name, the defaults.
-struct Policies(BTreeMap<String, Group>);
+struct Policies {
+    groups: BTreeMap<String, Group>,
+    metrics: Arc<Metrics>,
+}
 
 impl Policies {
     fn of(&self, group: &str) -> Retry {
-        self.0.get(group).map_or_else(Retry::default, |group| group.retry)
+        self.groups.get(group).map_or_else(Retry::default, |group| group.retry)
     }
 
     fn deadlines(&self) -> Vec<(&str, Duration)> {
-        self.0.iter().map(|(name, group)| (name.as_str(), group.retry.deadline)).collect()
+        self.groups.iter().map(|(name, group)| (name.as_str(), group.retry.deadline)).collect()
+    }
+
+    fn gave_up(&self, group: &str, reason: &'static str) {
+        self.metrics.dead_lettered.get_or_create(&GroupReason { group: group.to_owned(), reason }).inc();
+    }
+
+    fn scheduled(&self, dispatches: &[(Dispatch, Option<String>)]) {
+        for (dispatch, _) in dispatches {
+            let group = metrics::Group { group: dispatch.group.clone() };
+            self.metrics.retries_scheduled.get_or_create(&group).inc();
+        }
     }
 }
 
@@ -119,6 +137,9 @@ async fn settle(client: &mut Connection, policies: &Policies) -> Result<usize, P
         .map(|unheard| {
             let settlement = judge(&unheard, policies.of(&unheard.group), fastrand::f64());
             tell(&unheard, &settlement);
+            if let Some(reason) = settlement.reason {
+                policies.gave_up(&unheard.group, reason);
+            }
             (unheard, settlement)
         })
         .collect();
@@ -182,7 +203,12 @@ async fn give_out(client: &Connection, policies: &Policies) -> Result<Option<u64
             dispatches.push(dispatch(due, candidates[place].agent, policies));
         }
     }
-    Ok(Some(if dispatches.is_empty() { 0 } else { dispatching::dispatch(client, &dispatches).await? }))
+    if dispatches.is_empty() {
+        return Ok(Some(0));
+    }
+    let given = dispatching::dispatch(client, &dispatches).await?;
+    policies.scheduled(&dispatches);
+    Ok(Some(given))
 }
 
 fn room(candidates: &[Candidate]) -> i64 {

@@ -23,6 +23,7 @@ use tokio_postgres::{AsyncMessage, Client, Config as ClientConfig, NoTls};
 pub use self::connection::{Connection, Prepared};
 use self::connection::{ParameterTypes, Unnamed};
 use crate::config::{Postgres, SslMode, Tls};
+use crate::telemetry::metrics::count_db_error;
 
 /// How long to wait for a connection: long enough for a busy server, short enough to be told about a dead one.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,6 +46,10 @@ pub struct QueryError(#[from] pub tokio_postgres::Error);
 
 impl From<tokio_postgres::Error> for PgError {
     fn from(error: tokio_postgres::Error) -> Self {
+        // A conflict is nobody's failure.
+        if !is_conflict(&error) {
+            count_db_error();
+        }
         Self::Query(QueryError(error))
     }
 }
@@ -131,8 +136,10 @@ impl Connector {
     /// One connection of its own, with its driver.
     pub async fn connect(&self) -> Result<Connection, PgError> {
         let warnings = Arc::new(AtomicU64::new(0));
-        let (client, driver) =
-            self.open(&Arc::clone(&warnings)).await.map_err(|error| self.unreachable(explain(error)))?;
+        let (client, driver) = self.open(&Arc::clone(&warnings)).await.map_err(|error| {
+            count_db_error();
+            self.unreachable(explain(error))
+        })?;
         Ok(Connection { client, warnings, driver, unnamed: self.types.clone().map(Unnamed::new) })
     }
 

@@ -69,6 +69,7 @@ pub const MIGRATIONS: &[Migration] = migrations! {
     7 "0007_failures" since 7;
     8 "0008_evidence" since 7;
     9 "0009_operations" since 9;
+    10 "0010_lane_counts" since 9;
 };
 
 /// Roles and rights, with places for the configured names.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use deadpool_postgres::{Object, PoolError};
 
 use super::connect::{Connector, PgError, QueryError, describe, is_connection};
+use crate::telemetry::metrics::count_db_error;
 
 /// A connection on loan. It keeps the statements that it was asked to prepare.
 pub type Lent = Object;
@@ -53,9 +54,12 @@ impl Pool {
     }
 
     async fn lend(&self) -> Result<Object, PgError> {
-        self.inner.get().await.map_err(|error| match error {
-            PoolError::Backend(error) => self.unreachable(anyhow::anyhow!(describe(&error))),
-            error => self.unreachable(anyhow::anyhow!(error)),
+        self.inner.get().await.map_err(|error| {
+            count_db_error();
+            match error {
+                PoolError::Backend(error) => self.unreachable(anyhow::anyhow!(describe(&error))),
+                error => self.unreachable(anyhow::anyhow!(error)),
+            }
         })
     }
 

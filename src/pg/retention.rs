@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio_postgres::Row;
 
 use super::connect::{Connection, PgError};
+use super::leaves;
 use super::sql::{millis, statements};
 use crate::domain::leaves::Leaf;
 
@@ -142,6 +143,25 @@ pub async fn behind(client: &Connection, range: Leaf) -> Result<Vec<Behind>, PgE
         next_offset: row.get(4),
     };
     Ok(rows.iter().map(behind).collect())
+}
+
+/// The group that the oldest published leaf waits for which would have gone otherwise, and that leaf's age.
+pub async fn blocked(
+    client: &Connection,
+    published: Duration,
+) -> Result<Option<(Behind, Duration)>, PgError> {
+    let covered = covered(client).await?;
+    let leaves = leaves::leaves(client).await?;
+    for found in leaves.iter().filter(|found| !found.is_empty && found.leaf.to - 1 <= covered) {
+        let Some(age) = age(client, found.leaf).await? else { continue };
+        if age < published {
+            break;
+        }
+        if let Some(behind) = behind(client, found.leaf).await?.into_iter().next() {
+            return Ok(Some((behind, age)));
+        }
+    }
+    Ok(None)
 }
 
 pub async fn count(client: &Connection, range: Leaf) -> Result<i64, PgError> {

@@ -22,6 +22,7 @@ pub fn all() -> Vec<(&'static str, &'static str)> {
     [
         super::agents::SQL,
         super::aside::SQL,
+        super::census::SQL,
         super::claims::SQL,
         super::completing::SQL,
         super::consuming::SQL,

@@ -227,7 +227,7 @@ impl Lane {
         self.progress.written(&mut self.owned).await?;
         // Read while the write is under way: nothing is sent before that is acknowledged.
         self.ahead = Ahead::of(work, &self.owned, &next, 0);
-        let published = self.progress.take(&self.sender);
+        let published = self.progress.take(work, &self.sender);
         failpoint::hit("relay-before-window");
         work.store.turn(&mut self.owned, next, &published).await?;
         failpoint::hit("relay-after-window");

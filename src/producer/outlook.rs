@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
-use super::{SessionError, in_time};
+use super::{RelayStatus, SessionError, in_time};
 use crate::domain::snapshot::Snapshot;
 use crate::pg::lanes::{LaneStore, Poll};
 
@@ -73,7 +73,7 @@ impl Outlook {
     }
 
     /// Looks until the database fails.
-    pub(super) async fn keep(&self, store: &LaneStore) -> SessionError {
+    pub(super) async fn keep(&self, store: &LaneStore, status: &RelayStatus) -> SessionError {
         let mut seen_at = Instant::now();
         let mut still: Option<Still> = None;
         loop {
@@ -95,10 +95,12 @@ impl Outlook {
             }
             let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
             let owners = self.asking().clone();
+            let asked_at = Instant::now();
             let poll = match look(store, &owners).await {
                 Ok(poll) => Arc::new(poll),
                 Err(error) => return error,
             };
+            status.looked(asked_at.elapsed());
             if poll.has_work() {
                 seen_at = Instant::now();
             }

@@ -23,7 +23,7 @@ use crate::kafka::KafkaFailure;
 use crate::kafka::error::Refusal;
 use crate::kafka::publish::{DeliveryFailure, Incarnation, blocking};
 use crate::kafka::topics::Topics;
-use crate::pg::lanes::{Limits, Poll, Seen};
+use crate::pg::lanes::{LaneError, Limits, Poll, Seen};
 
 /// How often Kafka is asked whether it is there, however little there is to send.
 const ASK_KAFKA_EVERY: Duration = Duration::from_secs(5);
@@ -79,12 +79,15 @@ pub(super) async fn work(
     };
     let result = tokio::select! {
         result = session.run(former, drain) => result,
-        error = work.outlook.keep(&work.store) => Err(error),
+        error = work.outlook.keep(&work.store, &relay.status) => Err(error),
         () = keeper.ended() => Err(SessionError::LeaseEnded),
     };
     // Nothing of ours is sent from here on.
     session.running.clear();
     session.incarnation.end().await;
+    if matches!(result, Err(SessionError::LeaseEnded | SessionError::Lane(LaneError::Lost(_)))) {
+        relay.status.lost_leases();
+    }
     former.extend(session.owned.iter().map(|(priority, owned)| (*priority, owned.owner)));
     relay.status.own(&[]);
     result
@@ -262,6 +265,7 @@ impl Session<'_> {
         }
         if let Some(failure) = failure {
             self.failures += 1;
+            self.work.relay.status.delivery_failed(&failure.topic, failure.refusal);
             consider(&failure, &mut lanes);
             tokio::time::sleep(BACKOFF.delay(self.failures, fastrand::f64())).await;
         }

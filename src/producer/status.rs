@@ -2,17 +2,22 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::domain::health::Vitals;
+use crate::domain::offsets::Offsets;
 use crate::domain::priority::Priority;
+use crate::kafka::error::Refusal;
+use crate::telemetry::metrics::{Alone, Gauges, Lane, Metrics, TopicReason};
 
 /// Written by the relay, read by the heartbeat and the health check.
-#[derive(Debug)]
-pub struct RelayStatus(Mutex<Inner>);
+pub struct RelayStatus {
+    metrics: Arc<Metrics>,
+    inner: Mutex<Inner>,
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -23,6 +28,7 @@ struct Inner {
     waiting_for: Option<String>,
     /// Asked now and then also when there is nothing to send.
     kafka_away: Option<String>,
+    kafka_has_answered: bool,
     turned_at: Instant,
 }
 
@@ -34,22 +40,29 @@ struct LaneStatus {
     turned_at: Instant,
 }
 
-impl Default for RelayStatus {
-    fn default() -> Self {
-        Self(Mutex::new(Inner {
+impl RelayStatus {
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        // Known before the first event.
+        drop(metrics.lease_lost.get_or_create(&Alone));
+        drop(metrics.poll_duration.get_or_create(&Alone));
+        for lane in Priority::ALL.map(|priority| Lane { lane: priority.name() }) {
+            drop(metrics.commit_to_ack.get_or_create(&lane));
+            drop(metrics.relay_batch_rows.get_or_create(&lane));
+        }
+        let inner = Mutex::new(Inner {
             lanes: BTreeMap::new(),
             published: 0,
             parked: 0,
             waiting_for: Some("PostgreSQL".into()),
             kafka_away: None,
+            kafka_has_answered: false,
             turned_at: Instant::now(),
-        }))
+        });
+        Self { metrics, inner }
     }
-}
 
-impl RelayStatus {
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn own(&self, lanes: &[Priority]) {
@@ -86,11 +99,48 @@ impl RelayStatus {
     }
 
     pub(super) fn kafka_away(&self, reason: Option<String>) {
-        self.inner().kafka_away = reason;
+        let mut inner = self.inner();
+        inner.kafka_has_answered |= reason.is_none();
+        inner.kafka_away = reason;
     }
 
     pub(super) fn published(&self, messages: u64) {
         self.inner().published += messages;
+    }
+
+    /// Kafka has acknowledged these records.
+    pub(super) fn acknowledged(&self, records: &Offsets) {
+        for (topic, records) in records.records() {
+            self.metrics.count_published(topic, records);
+        }
+    }
+
+    /// A message of that lane, inserted at that millisecond, was acknowledged just now.
+    pub(super) fn published_after(&self, lane: Priority, created_ms: u64) {
+        self.metrics.observe_commit_to_ack(lane.name(), created_ms);
+    }
+
+    pub(super) fn delivery_failed(&self, topic: &str, refusal: Refusal) {
+        let reason = match refusal {
+            Refusal::Transport => "transport",
+            Refusal::TopicForbidden => "forbidden",
+            Refusal::TopicMissing => "missing",
+            Refusal::Record => "record",
+        };
+        self.metrics.publish_failures.get_or_create(&TopicReason { topic: topic.to_owned(), reason }).inc();
+    }
+
+    pub(super) fn read(&self, lane: Priority, rows: usize) {
+        #[allow(clippy::cast_precision_loss, reason = "a batch has few rows")]
+        self.metrics.relay_batch_rows.get_or_create(&Lane { lane: lane.name() }).observe(rows as f64);
+    }
+
+    pub(super) fn looked(&self, took: Duration) {
+        self.metrics.poll_duration.get_or_create(&Alone).observe(took.as_secs_f64());
+    }
+
+    pub(super) fn lost_leases(&self) {
+        self.metrics.lease_lost.get_or_create(&Alone).inc();
     }
 
     /// How many messages were published so far.
@@ -127,6 +177,18 @@ impl Inner {
     fn waiting_for(&self) -> Option<&String> {
         let of_a_lane = || self.lanes.values().find_map(|lane| lane.waiting_for.as_ref());
         self.waiting_for.as_ref().or_else(of_a_lane)
+    }
+}
+
+impl Gauges for RelayStatus {
+    fn show(&self) {
+        let inner = self.inner();
+        for priority in Priority::ALL {
+            let owned = inner.lanes.contains_key(&Reverse(priority));
+            self.metrics.lane_owned.get_or_create(&Lane { lane: priority.name() }).set(owned.into());
+        }
+        let connected = inner.kafka_has_answered && inner.kafka_away.is_none();
+        self.metrics.kafka_connected.get_or_create(&Alone).set(connected.into());
     }
 }
 

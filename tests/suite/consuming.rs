@@ -113,7 +113,7 @@ impl Consumer {
         );
         let mut config = Config::parse(&text, None, []).unwrap().config;
         let (drain, abort) = (CancellationToken::new(), CancellationToken::new());
-        let status = Arc::new(GroupStatus::new(group));
+        let status = Arc::new(GroupStatus::new(group, Arc::default()));
         let agent_name = format!("test-{:08x}", fastrand::u32(..));
         let group_config = config.groups.remove(group).unwrap();
         let context = GroupContext {

@@ -14,7 +14,7 @@ use crate::domain::doctor::{Check, Finding, postgres, rights};
 use crate::pg::connect::Connection;
 use crate::pg::doctor::{self, LIMIT};
 use crate::pg::migrate::{self, Fit};
-use crate::pg::{PgError, agents, groups, inspect, leaves, retention};
+use crate::pg::{PgError, agents, groups, inspect, retention};
 
 /// The checks, and the topics that the database knows of, with who wants each.
 pub async fn examine(config: &Config, long: Duration) -> (Vec<Check>, BTreeMap<String, String>) {
@@ -191,26 +191,15 @@ async fn standing(client: &Connection, config: &Config) -> Result<Vec<Finding>, 
 
 /// The oldest leaf that would have gone, were it not for a group.
 async fn blocking(client: &Connection, config: &Config) -> Result<Option<Blocking>, PgError> {
-    let covered = retention::covered(client).await?;
-    let leaves = leaves::leaves(client).await?;
-    let done = leaves.iter().filter(|found| !found.is_empty && found.leaf.to - 1 <= covered);
-    for found in done {
-        let Some(age) = retention::age(client, found.leaf).await? else { continue };
-        if age < config.retention.published {
-            break;
-        }
-        if let Some(behind) = retention::behind(client, found.leaf).await?.into_iter().next() {
-            return Ok(Some(Blocking {
-                group: behind.group,
-                topic: behind.topic,
-                partition: behind.partition,
-                offset: behind.offset,
-                next_offset: behind.next_offset,
-                age_seconds: age.as_secs_f64(),
-            }));
-        }
-    }
-    Ok(None)
+    let blocked = retention::blocked(client, config.retention.published).await?;
+    Ok(blocked.map(|(behind, age)| Blocking {
+        group: behind.group,
+        topic: behind.topic,
+        partition: behind.partition,
+        offset: behind.offset,
+        next_offset: behind.next_offset,
+        age_seconds: age.as_secs_f64(),
+    }))
 }
 
 async fn topics(client: &Connection) -> Result<BTreeMap<String, String>, PgError> {

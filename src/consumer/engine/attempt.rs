@@ -37,10 +37,12 @@ pub(super) enum End {
 
 pub(super) async fn run(group: Arc<Group>, message: Box<Message>) -> (Box<Message>, End) {
     failpoint::hit("consumer-before-handle");
+    let started = Instant::now();
     let end = match &group.handler {
         Handler::Outside(handler) => handle(handler.as_ref(), &message).await,
         Handler::Sql(handler) => apply(&group, handler, &message).await,
     };
+    group.status.answered(started.elapsed());
     failpoint::hit("consumer-after-handle");
     (message, end)
 }

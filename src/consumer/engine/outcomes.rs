@@ -104,6 +104,9 @@ impl Engine {
         if holds_key {
             self.held.extend(message.hold);
         }
+        if let Fate::Dead(reason) = fate {
+            self.group.status.gave_up(reason.name());
+        }
         let trace = Trace::of(&message);
         self.end_of_turn(&message);
         let Message { delivery, errors, claims, .. } = *message;

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Lane;
+use crate::domain::identity;
+use crate::domain::message::Message;
 use crate::domain::offsets::Offsets;
 use crate::failpoint;
 use crate::kafka::publish::Sender;
@@ -23,8 +25,8 @@ const RECORD_EVERY: Duration = Duration::from_secs(1);
 const NOTE_EVERY: Duration = Duration::from_secs(5);
 
 pub(in crate::producer) struct Progress {
-    /// Ticket and `seq` of what is sent and not acknowledged, in order of both.
-    sent: VecDeque<(u64, i64)>,
+    /// What is sent and not acknowledged, in order of ticket and `seq`.
+    sent: VecDeque<Sent>,
     /// What is acknowledged and not written. Its last is the highest `seq` such that all that was sent up to it is
     /// acknowledged.
     published: Published,
@@ -33,6 +35,13 @@ pub(in crate::producer) struct Progress {
     pub(super) moved_at: Instant,
     recorded_at: Instant,
     has_unrecorded: bool,
+}
+
+struct Sent {
+    ticket: u64,
+    seq: i64,
+    /// When it was inserted, in milliseconds since 1970.
+    created_ms: u64,
 }
 
 struct Writing {
@@ -54,8 +63,9 @@ impl Progress {
         }
     }
 
-    pub(super) fn sent(&mut self, ticket: u64, seq: i64) {
-        self.sent.push_back((ticket, seq));
+    pub(super) fn sent(&mut self, ticket: u64, message: &Message) {
+        let created_ms = identity::millis_of(message.message_id);
+        self.sent.push_back(Sent { ticket, seq: message.seq, created_ms });
     }
 
     /// Everything before it is acknowledged.
@@ -66,23 +76,24 @@ impl Progress {
         self.published.messages += 1;
     }
 
-    /// Takes note of the acknowledged prefix; returns how many messages it covers newly.
-    fn acknowledge(&mut self, prefix: u64) -> u64 {
+    /// Takes note of the acknowledged prefix; returns how many messages it covers newly, and when the first of them was
+    /// inserted.
+    fn acknowledge(&mut self, prefix: u64) -> (u64, Option<u64>) {
+        let first = self.sent.front().filter(|sent| sent.ticket < prefix).map(|sent| sent.created_ms);
         let mut count = 0;
-        while let Some((ticket, seq)) = self.sent.front().copied()
-            && ticket < prefix
+        while self.sent.front().is_some_and(|sent| sent.ticket < prefix)
+            && let Some(sent) = self.sent.pop_front()
         {
-            self.sent.pop_front();
-            self.published(seq);
+            self.published(sent.seq);
             count += 1;
         }
-        count
+        (count, first)
     }
 
     /// The rows behind these tickets.
     pub(super) fn seqs_of(&self, tickets: &[u64]) -> Vec<i64> {
-        let found = |ticket| self.sent.binary_search_by_key(&ticket, |(ticket, _)| *ticket);
-        tickets.iter().filter_map(|ticket| found(*ticket).ok()).map(|place| self.sent[place].1).collect()
+        let found = |ticket| self.sent.binary_search_by_key(&ticket, |sent| sent.ticket);
+        tickets.iter().filter_map(|ticket| found(*ticket).ok()).map(|place| self.sent[place].seq).collect()
     }
 
     /// Where the broker has put what was published after all that is noted so far.
@@ -91,9 +102,11 @@ impl Progress {
     }
 
     /// What is to be written now, with the offsets that the broker told.
-    pub(super) fn take(&mut self, sender: &Sender) -> Published {
+    pub(super) fn take(&mut self, work: &Work<'_>, sender: &Sender) -> Published {
         self.note(&sender.take_offsets());
-        std::mem::take(&mut self.published)
+        let published = std::mem::take(&mut self.published);
+        work.relay.status.acknowledged(&published.offsets);
+        published
     }
 
     /// Waits for the write under way.
@@ -125,9 +138,12 @@ impl Lane {
     /// Counts what the broker has acknowledged since the last call.
     pub(super) fn acknowledge(&mut self, work: &Work<'_>) -> u64 {
         let prefix = self.sender.acknowledged();
-        let count = self.progress.acknowledge(prefix);
+        let (count, oldest) = self.progress.acknowledge(prefix);
         let status = &work.relay.status;
         status.published(count);
+        if let Some(created_ms) = oldest {
+            status.published_after(self.owned.priority, created_ms);
+        }
         status.in_flight(self.owned.priority, self.sender.next_ticket() - prefix);
         count
     }
@@ -177,7 +193,7 @@ impl Lane {
 
     fn begin_write(&mut self, work: &Work<'_>) {
         self.progress.moved_at = Instant::now();
-        let published = self.progress.take(&self.sender);
+        let published = self.progress.take(work, &self.sender);
         let published_seq = published.last_seq;
         let (store, owned) = (Arc::clone(&work.store), self.owned.clone());
         self.progress.write(published_seq, async move { store.progress(&owned, &published).await });

@@ -60,6 +60,7 @@ impl Lane {
         let Some(ahead) = &mut self.ahead else { return Ok(()) };
         let Batch { mut messages, last } = ahead.next().await?;
         failpoint::hit("relay-after-read");
+        work.relay.status.read(self.owned.priority, messages.len());
         if self.look_aside && !messages.is_empty() {
             let seqs: Vec<i64> = messages.iter().map(|message| message.seq).collect();
             let already: HashSet<i64> = work.store.which_are_aside(&self.owned, &seqs).await?;
@@ -112,7 +113,7 @@ impl Lane {
             return self.publish_suspect(work, message, partitions).await;
         }
         let ticket = self.send(work, message, partitions).await?;
-        Ok(ticket.map(|ticket| self.progress.sent(ticket, message.seq)))
+        Ok(ticket.map(|ticket| self.progress.sent(ticket, message)))
     }
 
     /// One of those that came back together with an error: it may be an innocent.

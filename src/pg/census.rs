@@ -1,0 +1,136 @@
+//! What one agent tells of the whole database, for metrics and for the dashboard. Bounded reads, at intervals.
+
+use super::connect::{Connection, PgError};
+use super::sql::statements;
+
+statements! {
+    /// Ends a look that would make the next one late.
+    BOUND = "set statement_timeout = '5s'";
+
+    /// Who does the work of `process-pending`: the owner of a lane, the normal one first. Should nobody own any, the
+    /// producer that has been alive longest tells of it.
+    TELLER = "
+        select coalesce(
+          (select agent from outboxd.lanes where lease_expires_at > clock_timestamp() order by abs(priority), priority limit 1),
+          (select name from outboxd.agents where role = 'producer' and status in ('active', 'draining')
+            and last_heartbeat_at > clock_timestamp() - heartbeat * 2 order by started_at, name limit 1))";
+
+    PARKED = "
+        select topic, count(*) from (select topic from outboxd.set_aside where state = 'parked' limit $1) bounded
+        group by topic";
+
+    /// Each state by an index of its own.
+    GROUPS = "
+        with bounded as materialized (
+          (select consumer_group, false as dead from outboxd.failures where state = 'due' limit $1)
+          union all
+          (select consumer_group, false from outboxd.failures where state in ('retrying', 'running') limit $1)
+          union all
+          (select consumer_group, false from outboxd.failures where state = 'held' limit $1)
+          union all
+          (select consumer_group, true from outboxd.failures where state = 'dead' limit $1)
+        )
+        select g.name, g.breaker_until is not null,
+          (select count(*) from bounded b where b.consumer_group = g.name and not b.dead),
+          (select count(*) from bounded b where b.consumer_group = g.name and b.dead)
+        from outboxd.groups g order by g.name";
+
+    AGENTS = "select role, status, count(*) from outboxd.agents group by role, status";
+
+    SILENCE = "
+        select coalesce(extract(epoch from clock_timestamp() - min(last_heartbeat_at)), 0)::float8 from outboxd.agents
+        where status <> 'stopped'";
+
+    OLDEST_TRANSACTION = "
+        select coalesce(extract(epoch from clock_timestamp() - least(
+          (select min(xact_start) from pg_stat_activity
+            where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()),
+          (select min(prepared) from pg_prepared_xacts where database = current_database()))), 0)::float8";
+
+    NOW = "select clock_timestamp()::text";
+
+    /// What commands have sent again since then. One that takes longer than a day is not waited for.
+    REPLAYED = "
+        select result, messages, (max(ended_at) over ())::text from outboxd.operations
+        where began_at > clock_timestamp() - interval '1 day' and command = 'retry run'
+          and ended_at > $1::text::timestamptz";
+}
+
+/// Where counting ends.
+pub const LIMIT: i64 = 10_000;
+
+/// A group as the database sees it.
+#[derive(Clone, Debug)]
+pub struct GroupCounts {
+    pub name: String,
+    pub breaker_open: bool,
+    pub backlog: i64,
+    pub dead_letters: i64,
+}
+
+/// Operations that have ended.
+#[derive(Clone, Debug, Default)]
+pub struct Replayed {
+    /// How each ended, and how many messages it sent again.
+    pub ended: Vec<(String, i64)>,
+    /// When the last of them did.
+    pub until: Option<String>,
+}
+
+/// Ends every later statement of this connection that takes too long.
+pub async fn bound(client: &Connection) -> Result<(), PgError> {
+    Ok(client.set(BOUND).await?)
+}
+
+/// The name of the agent that tells of the whole database.
+pub async fn teller(client: &Connection) -> Result<Option<String>, PgError> {
+    Ok(client.query_one(TELLER, &[]).await?.get(0))
+}
+
+/// By topic.
+pub async fn parked(client: &Connection) -> Result<Vec<(String, i64)>, PgError> {
+    let rows = client.query(PARKED, &[&LIMIT]).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+pub async fn groups(client: &Connection) -> Result<Vec<GroupCounts>, PgError> {
+    let rows = client.query(GROUPS, &[&LIMIT]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| GroupCounts {
+            name: row.get(0),
+            breaker_open: row.get(1),
+            backlog: row.get(2),
+            dead_letters: row.get(3),
+        })
+        .collect())
+}
+
+/// Role, state, how many.
+pub async fn agents(client: &Connection) -> Result<Vec<(String, String, i64)>, PgError> {
+    let rows = client.query(AGENTS, &[]).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
+}
+
+/// Of the agent that has been silent for longest without having said goodbye, in seconds.
+pub async fn silence(client: &Connection) -> Result<f64, PgError> {
+    Ok(client.query_one(SILENCE, &[]).await?.get(0))
+}
+
+/// The age of the oldest open transaction, in seconds, as far as this user may see.
+pub async fn oldest_transaction(client: &Connection) -> Result<f64, PgError> {
+    Ok(client.query_one(OLDEST_TRANSACTION, &[]).await?.get(0))
+}
+
+/// The database's clock, as it writes it.
+pub async fn now(client: &Connection) -> Result<String, PgError> {
+    Ok(client.query_one(NOW, &[]).await?.get(0))
+}
+
+pub async fn replayed_since(client: &Connection, since: &str) -> Result<Replayed, PgError> {
+    let rows = client.query(REPLAYED, &[&since]).await?;
+    Ok(Replayed {
+        ended: rows.iter().map(|row| (row.get(0), row.get(1))).collect(),
+        until: rows.first().map(|row| row.get(2)),
+    })
+}
