@@ -5,6 +5,7 @@
 //! `seq`; the cursor moves over the acknowledged prefix only, by writes that name lane, owner, epoch and window.
 
 mod aside;
+mod confirmed;
 mod lane;
 mod lease;
 mod outlook;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use confirmed::Confirmed;
 pub use status::RelayStatus;
 
 use crate::config;
@@ -71,11 +73,11 @@ impl Relay {
     /// Publishes until `drain`, then finishes what is under way and gives its lanes up. Lost connections and errors
     /// end a session, never the relay. Dropped before it returns, it leaves everything to the next owner.
     pub async fn run(&self, drain: &CancellationToken) {
-        let mut former = HashMap::new();
+        let (confirmed, mut former) = (Confirmed::default(), HashMap::new());
         let mut failures = 0_u32;
         while !drain.is_cancelled() {
             let before = self.status.total();
-            let error = match session::work(self, &mut former, drain).await {
+            let error = match session::work(self, &confirmed, &mut former, drain).await {
                 Ok(()) => return,
                 Err(error) => error,
             };

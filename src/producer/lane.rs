@@ -230,6 +230,7 @@ impl Lane {
         let published = self.progress.take(work, &self.sender);
         failpoint::hit("relay-before-window");
         work.store.turn(&mut self.owned, next, &published).await?;
+        work.confirmed.note(&self.owned);
         failpoint::hit("relay-after-window");
         self.progress.moved_at = Instant::now();
         self.record_now_and_then(work).await?;

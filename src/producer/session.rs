@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
+use super::confirmed::Confirmed;
 use super::lane::Lane;
 use super::lease::LeaseKeeper;
 use super::poison::Holding;
@@ -59,10 +60,11 @@ struct Owned {
 /// without telling the database; their lanes are taken back at once.
 pub(super) async fn work(
     relay: &Relay,
+    confirmed: &Confirmed,
     former: &mut HashMap<Priority, Uuid>,
     drain: &CancellationToken,
 ) -> Result<(), SessionError> {
-    let work = Work::open(relay).await?;
+    let work = Work::open(relay, confirmed).await?;
     let keeper = LeaseKeeper::start(relay.connector.clone(), relay.settings.lease);
     let _asking =
         AbortOnDropHandle::new(tokio::spawn(ask_kafka(work.topics.clone(), Arc::clone(&relay.status))));
@@ -199,6 +201,7 @@ impl Session<'_> {
         former.remove(&priority);
         let Some(lane) = acquired else { return Ok(false) };
         self.keeper.add(lane.owner, since);
+        self.work.confirmed.hold_against(&lane);
         self.owned.insert(priority, Owned { owner: lane.owner, leave: CancellationToken::new() });
         let held = in_time(PATIENCE, self.work.store.held_topics(priority)).await?.into_iter().collect();
         let holding = in_time(PATIENCE, Holding::load(&self.work.store, priority)).await?;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::confirmed::Confirmed;
 use super::outlook::Outlook;
 use super::{Relay, SessionError, in_time};
 use crate::kafka::KafkaFailure;
@@ -40,11 +41,12 @@ pub(super) struct Work<'a> {
     pub(super) reader: Arc<LaneReader>,
     pub(super) topics: Topics,
     pub(super) outlook: Outlook,
-    confirmed: Mutex<HashMap<String, (Instant, i32)>>,
+    pub(super) confirmed: &'a Confirmed,
+    ready_topics: Mutex<HashMap<String, (Instant, i32)>>,
 }
 
 impl<'a> Work<'a> {
-    pub(super) async fn open(relay: &'a Relay) -> Result<Self, SessionError> {
+    pub(super) async fn open(relay: &'a Relay, confirmed: &'a Confirmed) -> Result<Self, SessionError> {
         let limits = relay.limits()?;
         let (store, reader) = in_time(PATIENCE, async {
             let store = LaneStore::open(relay.connector.connect().await?, limits).await?;
@@ -59,23 +61,24 @@ impl<'a> Work<'a> {
             reader: Arc::new(reader),
             topics: Topics::new(&relay.kafka, &relay.client_id())?,
             outlook: Outlook::default(),
-            confirmed: Mutex::default(),
+            confirmed,
+            ready_topics: Mutex::default(),
         })
     }
 
-    fn confirmed(&self) -> MutexGuard<'_, HashMap<String, (Instant, i32)>> {
-        self.confirmed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ready_topics(&self) -> MutexGuard<'_, HashMap<String, (Instant, i32)>> {
+        self.ready_topics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A new incarnation knows no topic.
     pub(super) fn forget_topics(&self) {
-        self.confirmed().clear();
+        self.ready_topics().clear();
     }
 
     /// The partitions of a topic that was confirmed not long ago.
     pub(super) fn partitions(&self, topic: &str) -> Option<i32> {
-        let confirmed = self.confirmed();
-        confirmed.get(topic).filter(|(at, _)| at.elapsed() < TOPIC_AGE).map(|(_, partitions)| *partitions)
+        let ready = self.ready_topics();
+        ready.get(topic).filter(|(at, _)| at.elapsed() < TOPIC_AGE).map(|(_, partitions)| *partitions)
     }
 
     /// Asks the broker, and lets the incarnation know the topic before the first record of it.
@@ -88,7 +91,7 @@ impl<'a> Work<'a> {
         match self.topics.check(topic).await.map_err(away)? {
             TopicState::Ready { partitions } => {
                 incarnation.learn(topic).await.map_err(away)?;
-                self.confirmed().insert(topic.to_owned(), (Instant::now(), partitions));
+                self.ready_topics().insert(topic.to_owned(), (Instant::now(), partitions));
                 Ok(Ok(partitions))
             }
             TopicState::Missing => Ok(Err(self.make(topic).await)),

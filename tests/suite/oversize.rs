@@ -59,7 +59,8 @@ async fn a_message_that_is_larger_than_memory_may_be_is_parked_unread() {
     const BYTES: u64 = 300_000_000;
     let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
     let topic = kafka.topic(1).await;
-    let insert = "insert into outboxd.messages (topic, payload) values ($1, convert_to(repeat('x', $2), 'UTF8'))";
+    let insert =
+        "insert into outboxd.messages (topic, payload) values ($1, convert_to(repeat('x', $2), 'UTF8'))";
     database.execute(insert, &[&topic, &i32::try_from(BYTES).unwrap()]).await;
     database.execute(insert, &[&topic, &1]).await;
     let producer = Outboxd::new(&database, kafka).producer();

@@ -78,6 +78,7 @@ async fn a_transaction_prepared_before_a_promotion_and_committed_after_it_is_pub
     // While these are published the primary dies.
     insert(&pair.database, topic, "during-", 15_000).await;
     pair.caught_up(15_500).await;
+    assert!(!pair.relay.log().contains("behind what was confirmed"));
     let unknown = pair.fail_over().await;
     insert(&pair.copy, topic, "after-", 500).await;
     pair.published().await;
@@ -105,6 +106,7 @@ async fn a_standby_that_lagged_hands_numbers_out_again_and_hides_no_message() {
     Ledger::new(&pair.database, topic).published(&pair.database).await;
     assert_eq!(pair.fail_over().await, 0);
     insert(&pair.copy, topic, "again-", 300).await;
+    pair.relay.wait_for_line("the cursor is behind what was confirmed").await;
     let first_again = pair.copy.count("select min(seq) from outboxd.messages where key like 'again-%'").await;
     assert!(first_again < 600, "{first_again}: numbers are handed out again");
     pair.published().await;
