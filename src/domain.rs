@@ -27,4 +27,5 @@ pub mod retry_choice;
 pub mod schedule;
 pub mod snapshot;
 pub mod start_offset;
+pub mod suspicion;
 pub mod watermark;

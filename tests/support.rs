@@ -18,7 +18,7 @@ pub mod watchdog;
 
 pub use daemon::Daemon;
 pub use database::{Database, PASSWORD};
-pub use eventually::{eventually, eventually_some};
+pub use eventually::{eventually, eventually_some, until_none_is_left};
 pub use kafka::Kafka;
 pub use outboxd::Outboxd;
 pub use pgbouncer::PgBouncer;

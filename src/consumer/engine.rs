@@ -31,6 +31,7 @@ use self::asking::LookedUp;
 use self::attempt::End;
 use self::gathering::{Gathering, Written};
 use self::message::{Ending, Message};
+use self::suspects::Suspects;
 use super::Group;
 use super::control::Heard;
 use super::handler::Handler;
@@ -117,6 +118,21 @@ enum Id {
     Recorded,
 }
 
+/// Messages whose turn has come.
+#[derive(Default)]
+struct Line {
+    /// Their keys are to be claimed.
+    unclaimed: VecDeque<Box<Message>>,
+    /// They lack only a handler.
+    startable: VecDeque<Box<Message>>,
+}
+
+impl Line {
+    fn len(&self) -> usize {
+        self.unclaimed.len() + self.startable.len()
+    }
+}
+
 type Work<T> = Option<AbortOnDropHandle<T>>;
 /// Messages, and what became of their claims, if that is known.
 type Asked = (Vec<Box<Message>>, Option<Vec<Claimed>>);
@@ -145,20 +161,14 @@ pub(super) struct Engine {
     free: VecDeque<Box<Message>>,
     /// Of keys that a message of this engine has: who waits for them.
     operations: HashMap<u64, Vec<Box<Message>>>,
-    /// Their keys are to be claimed.
-    unclaimed: VecDeque<Box<Message>>,
+    line: Line,
     claim: Work<Asked>,
-    /// They lack only a handler.
-    startable: VecDeque<Box<Message>>,
     running: FuturesUnordered<Running>,
     heard: watch::Receiver<Heard>,
     /// Why nothing may start, by an order.
     closed: Option<String>,
     breaker: Breaker,
-    /// They run one by one, and nothing beside them.
-    suspects: VecDeque<Box<Message>>,
-    counting: Work<(Box<Message>, u32)>,
-    suspect: Option<Uuid>,
+    suspects: Suspects,
     /// What this engine has told of the breaker.
     changes: u64,
     pace: Option<Pace>,
@@ -198,16 +208,13 @@ pub(super) fn start(
         held: HashSet::new(),
         free: VecDeque::new(),
         operations: HashMap::new(),
-        unclaimed: VecDeque::new(),
+        line: Line::default(),
         claim: None,
-        startable: VecDeque::new(),
         running: FuturesUnordered::new(),
         heard: group.control.heard.clone(),
         closed: None,
         breaker: Breaker::new(group.config.breaker.failures),
-        suspects: VecDeque::new(),
-        counting: None,
-        suspect: None,
+        suspects: Suspects::default(),
         changes: 0,
         pace: group.config.rate.map(|Rate(rate)| Pace::new(rate, std::time::Instant::now())),
         next_at: None,
@@ -252,8 +259,8 @@ impl Engine {
                     Some((messages, claimed)) => self.claimed(messages, claimed),
                     None => return,
                 },
-                counted = answer(&mut self.counting) => match counted {
-                    Some((message, starts)) => self.counted(message, starts),
+                counted = answer(&mut self.suspects.counting) => match counted {
+                    Some(messages) => self.free.extend(messages),
                     None => return,
                 },
                 Some(handled) = self.running.next() => {
@@ -313,7 +320,9 @@ impl Engine {
     /// Others are dropped when their turn comes.
     fn drop_unstarted(&mut self, slot: Slot) {
         self.waiting.retain(|(of, _)| *of != slot);
-        for queue in [&mut self.unclaimed, &mut self.startable, &mut self.suspects] {
+        let (line, suspects) = (&mut self.line, &mut self.suspects);
+        let of_suspects = [&mut suspects.waiting, &mut suspects.line.unclaimed, &mut suspects.line.startable];
+        for queue in [&mut line.unclaimed, &mut line.startable].into_iter().chain(of_suspects) {
             let (gone, stays): (VecDeque<_>, _) = queue.drain(..).partition(|message| message.slot == slot);
             *queue = stays;
             self.free.extend(gone);
@@ -326,13 +335,14 @@ impl Engine {
             while let Some(message) = self.free.pop_front() {
                 self.proceed(message);
             }
-            if self.running.len() >= self.places() || self.startable.is_empty() || !self.is_in_pace() {
+            let has_work = !self.suspects.line_or(&mut self.line).startable.is_empty();
+            if self.running.len() >= self.places() || !has_work || !self.is_in_pace() {
                 break;
             }
-            let Some(message) = self.startable.pop_front() else { break };
+            let Some(message) = self.suspects.line_or(&mut self.line).startable.pop_front() else { break };
             self.start(message);
         }
-        self.begin_suspect();
+        self.begin_lineup();
         self.begin_claim();
         self.begin_look_up();
         self.begin_completion();

@@ -1,6 +1,6 @@
 //! The group's part of the database. An answer that does not come in time is an error like any other.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,13 +84,13 @@ impl Store {
     }
 
     /// See `starts::note`.
-    pub(super) async fn note(&self, ids: &[Uuid]) -> Result<HashSet<Uuid>, PgError> {
+    pub(super) async fn note(&self, ids: &[Uuid]) -> Result<HashMap<Uuid, u32>, PgError> {
         let call = async |client: &mut Lent| starts::note(client, &self.group, ids).await;
         self.pool.ask(PATIENCE, call).await
     }
 
-    pub(super) async fn count_start(&self, id: Uuid) -> Result<u32, PgError> {
-        let call = async |client: &mut Lent| starts::start(client, &self.group, id).await;
+    pub(super) async fn count_starts(&self, ids: &[Uuid]) -> Result<(), PgError> {
+        let call = async |client: &mut Lent| starts::count(client, &self.group, ids).await;
         self.pool.ask(PATIENCE, call).await
     }
 

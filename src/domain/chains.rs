@@ -26,6 +26,11 @@ impl<T> Chains<T> {
         Some(member)
     }
 
+    /// Those that wait in it, the next one first.
+    pub fn waiting(&mut self, chain: Chain) -> impl Iterator<Item = &mut T> {
+        self.0.get_mut(&chain).into_iter().flatten()
+    }
+
     /// The one that was under way is not any more; the next one is.
     pub fn leave(&mut self, chain: Chain) -> Option<T> {
         let next = self.0.get_mut(&chain)?.pop_front();
@@ -47,6 +52,7 @@ mod tests {
         assert_eq!(chains.enter(1, "b"), None);
         assert_eq!(chains.enter(1, "c"), None);
         assert_eq!(chains.enter(2, "x"), Some("x"));
+        assert_eq!(chains.waiting(1).collect::<Vec<_>>(), [&"b", &"c"]);
         assert_eq!(chains.leave(1), Some("b"));
         assert_eq!(chains.enter(1, "d"), None);
         assert_eq!((chains.leave(1), chains.leave(1), chains.leave(1)), (Some("c"), Some("d"), None));

@@ -1,6 +1,6 @@
 //! Messages that were in doubt when their partition was assigned: one of them may have killed its process.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use deadpool_postgres::GenericClient;
 use uuid::Uuid;
@@ -10,28 +10,46 @@ use super::pool::Lent;
 use super::sql::statements;
 
 statements! {
+    /// With the starts of those that were noted before.
     NOTE = "
-        insert into outboxd.starts (consumer_group, message_id)
-        select $1, noted.id from unnest($2::uuid[]) as noted (id) order by noted.id
-        on conflict do nothing returning message_id";
+        with noted as (
+          insert into outboxd.starts (consumer_group, message_id)
+          select $1, noted.id from unnest($2::uuid[]) as noted (id) order by noted.id
+          on conflict do nothing returning message_id
+        )
+        select message_id, null::integer from noted
+        union all
+        select message_id, starts from outboxd.starts where consumer_group = $1 and message_id = any($2)";
 
-    START = "
-        update outboxd.starts set starts = starts + 1 where consumer_group = $1 and message_id = $2 returning starts";
+    COUNT = "
+        insert into outboxd.starts as s (consumer_group, message_id, starts)
+        select $1, started.id, 1 from unnest($2::uuid[]) as started (id) order by started.id
+        on conflict (consumer_group, message_id) do update set starts = s.starts + 1";
 
     FORGET = "delete from outboxd.starts where consumer_group = $1 and message_id = any($2)";
 }
 
-/// Notes them; returns those that were not noted before. The others an agent had when it ended without a word.
-pub async fn note(client: &Lent, group: &str, ids: &[Uuid]) -> Result<HashSet<Uuid>, PgError> {
+/// Notes them. Returns those that were noted before, an agent had them when it ended without a word, each with how often it
+/// has started since.
+pub async fn note(client: &Lent, group: &str, ids: &[Uuid]) -> Result<HashMap<Uuid, u32>, PgError> {
     let statement = client.prepare_cached(NOTE).await?;
     let rows = client.query(&statement, &[&group, &ids]).await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    // One that somebody else notes at this moment is in neither half.
+    let mut before: HashMap<Uuid, u32> = ids.iter().map(|id| (*id, 0)).collect();
+    for row in &rows {
+        match row.get::<_, Option<i32>>(1) {
+            Some(starts) => before.insert(row.get(0), u32::try_from(starts).unwrap_or(0)),
+            None => before.remove(&row.get(0)),
+        };
+    }
+    Ok(before)
 }
 
-/// Counts a start of one that is in doubt, just before it; the count with this one.
-pub async fn start(client: &Lent, group: &str, id: Uuid) -> Result<u32, PgError> {
-    let row = client.query_opt(START, &[&group, &id]).await?;
-    Ok(row.map_or(0, |row| u32::try_from(row.get::<_, i32>(0)).unwrap_or(0)))
+/// Counts a start of each of these, just before they start together.
+pub async fn count(client: &Lent, group: &str, ids: &[Uuid]) -> Result<(), PgError> {
+    let statement = client.prepare_cached(COUNT).await?;
+    client.execute(&statement, &[&group, &ids]).await?;
+    Ok(())
 }
 
 /// They are finished, or were never started.

@@ -15,12 +15,12 @@ use fastrand::Rng;
 
 use super::soak::{SERVICE_FAULTS, Services, from_environment, let_pass};
 use crate::support::ledger::Ledger;
-use crate::support::{Daemon, Database, Outboxd, database, eventually};
+use crate::support::{Daemon, Database, Outboxd, database, until_none_is_left};
 
 const SECONDS: u64 = 30;
 
-/// After the last fault: failures of the longest backoff, and takeovers.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// After the last fault something has to happen within this time: takeovers, failures of the longest backoff.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const WRITERS: u64 = 2;
 
@@ -141,13 +141,42 @@ impl Site {
     }
 }
 
-/// Messages without evidence of that group.
-async fn unhandled(database: &Database, topic: &str, group: &str) -> i64 {
-    let Ok(client) = database::try_connect(&database.url).await else { return i64::MAX };
-    let count = "select count(*) from outboxd.messages m where topic = $1 and not exists (
-        select from outboxd.handled h
-        where h.consumer_group = $2 and h.message_id = outboxd.message_id(m.created_at, m.seq))";
-    client.query_one(count, &[&topic, &group]).await.map_or(i64::MAX, |row| row.get(0))
+/// What a group that stands still may wait for, in lines.
+const STANDING: &str = "
+    select format('failures %s: %s, attempts up to %s, next at %s, target %s, error %s', state, count(*), max(attempts),
+      min(next_attempt_at), min(target::text), min(error)) from outboxd.failures where consumer_group = $1 group by state
+    union all select format('keys held: %s', count(*)) from outboxd.held_keys where consumer_group = $1
+    union all select format('operations claimed: %s', count(*)) from outboxd.idempotency_keys
+      where consumer_group = $1 and state = 'claimed'
+    union all select format('in doubt after %s starts: %s', starts, count(*)) from outboxd.starts
+      where consumer_group = $1 group by starts
+    union all select format('breaker until %s: %s', breaker_until, breaker_reason) from outboxd.groups
+      where name = $1 and breaker_until is not null
+    union all select format('session in %s for %s (%s), behind %s: %s', state, clock_timestamp() - state_change,
+      wait_event, pg_blocking_pids(pid), left(query, 100)) from pg_stat_activity
+      where usename = 'agent' and state <> 'idle' and application_name like 'outboxd/consumer%'
+    union all select format('%s of partition %s, since %s', next_offset, partition, updated_at) from outboxd.group_positions
+      where consumer_group = $1";
+
+impl Site {
+    /// Messages without evidence of that group.
+    async fn unhandled(&self, group: &str) -> Option<i64> {
+        let client = database::try_connect(&self.database.url).await.ok()?;
+        let count = "select count(*) from outboxd.messages m where topic = $1 and not exists (
+            select from outboxd.handled h
+            where h.consumer_group = $2 and h.message_id = outboxd.message_id(m.created_at, m.seq))";
+        client.query_one(count, &[&self.topic, &group]).await.ok().map(|row| row.get(0))
+    }
+
+    async fn standing(&self, group: &str) -> String {
+        let mut lines: Vec<String> =
+            self.database.query(STANDING, &[&group]).await.iter().map(|row| row.get(0)).collect();
+        for consumer in &self.consumers {
+            let (_, report) = consumer.get("/readyz?verbose").await.unwrap_or_default();
+            lines.push(format!("{}: {}", consumer.listen, report.trim().replace('\n', "; ")));
+        }
+        lines.join("\n")
+    }
 }
 
 #[tokio::test]
@@ -172,9 +201,13 @@ async fn no_schedule_of_faults_skips_a_message_or_repeats_an_effect() {
     server.is_well.store(true, Ordering::Relaxed);
     site.database.batch("drop table public.well").await;
     for group in ["effects", "calls"] {
-        eventually(&format!("{group}: every message is handled"), PATIENCE, async || {
-            unhandled(&site.database, &site.topic, group).await == 0
-        })
+        let what = format!("messages that {group} has to handle");
+        until_none_is_left(
+            &what,
+            PATIENCE,
+            async || site.unhandled(group).await,
+            async || site.standing(group).await,
+        )
         .await;
     }
     let messages = site.database.count("select count(*) from outboxd.messages where retry is null").await;

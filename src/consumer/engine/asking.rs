@@ -1,6 +1,6 @@
 //! What the engine asks the database before anything is handled. Without an answer nothing is.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -35,7 +35,7 @@ pub(super) async fn look_up(group: Arc<Group>, again: Vec<Box<Message>>, taken: 
                 wait.end();
                 for (message, standing) in messages.iter_mut().zip(&standings) {
                     message.in_doubt &= *standing == Standing::New;
-                    message.suspect = message.in_doubt && !noted.contains(&message.id());
+                    message.starts = noted.get(&message.id()).copied();
                 }
                 return messages.into_iter().zip(standings).collect();
             }
@@ -44,28 +44,32 @@ pub(super) async fn look_up(group: Arc<Group>, again: Vec<Box<Message>>, taken: 
     }
 }
 
-/// With those that were not noted before.
+/// With those that were noted before.
 async fn look_up_once(
     group: &Group,
     wanted: &[LookedFor<'_>],
     messages: &[Box<Message>],
-) -> Result<(Vec<Standing>, HashSet<Uuid>), PgError> {
+) -> Result<(Vec<Standing>, HashMap<Uuid, u32>), PgError> {
     let standings = group.store.look_up(wanted).await?;
     let new = messages.iter().zip(&standings).filter(|(_, standing)| **standing == Standing::New);
     let in_doubt: Vec<Uuid> =
         new.filter(|(message, _)| message.in_doubt).map(|(message, _)| message.id()).collect();
-    let noted = if in_doubt.is_empty() { HashSet::new() } else { group.store.note(&in_doubt).await? };
+    let noted = if in_doubt.is_empty() { HashMap::new() } else { group.store.note(&in_doubt).await? };
     Ok((standings, noted))
 }
 
-/// Counts a start of a suspect, however long that takes.
-pub(super) async fn count_start(group: Arc<Group>, message: Box<Message>) -> (Box<Message>, u32) {
+/// Counts a start of each of these, however long that takes. Gives those back that start first.
+pub(super) async fn count_starts(
+    group: Arc<Group>,
+    first: Vec<Box<Message>>,
+    all: Vec<Uuid>,
+) -> Vec<Box<Message>> {
     let mut wait = Wait::new(&group.name, &group.status, "starts");
     loop {
-        match group.store.count_start(message.id()).await {
-            Ok(starts) => {
+        match group.store.count_starts(&all).await {
+            Ok(()) => {
                 wait.end();
-                return (message, starts);
+                return first;
             }
             Err(error) => wait.pause(&error.to_string()).await,
         }

@@ -13,7 +13,7 @@ impl Engine {
     pub(super) fn begin_look_up(&mut self) {
         let batch = self.group.config.batch;
         let has_work = !self.again.is_empty() || !self.waiting.is_empty();
-        let is_fed = self.startable.len() + self.unclaimed.len() >= batch || self.gathering.is_full();
+        let is_fed = self.line.len() >= batch || self.gathering.is_full();
         if self.look_up.is_some() || !has_work || is_fed {
             return;
         }
@@ -40,7 +40,7 @@ impl Engine {
                 match self.partitions.get_mut(&message.slot) {
                     Some(partition) if !message.ending.is_stopping() => drop(partition.noted.insert(id)),
                     // Noted, and never to be started.
-                    _ if !message.suspect => self.gathering.completion.cleared.push(id),
+                    _ if message.starts.is_none() => self.gathering.completion.cleared.push(id),
                     _ => {}
                 }
             }

@@ -72,8 +72,10 @@ pub(super) struct Message {
     pub(super) payload_hash: i64,
     /// Noted as one that lies where a process may have died.
     pub(super) in_doubt: bool,
-    /// It was there already: a process died that had it. It runs alone.
-    pub(super) suspect: bool,
+    /// It was noted already: a process died that had it. How often it has started since.
+    pub(super) starts: Option<u32>,
+    /// Its next start is counted: it runs with no others but those that were counted with it.
+    pub(super) counted: bool,
     /// Its keys are taken within this engine: no other message of the same operation is under way here.
     pub(super) alone: bool,
     pub(super) claims: Vec<Claim>,
@@ -104,7 +106,8 @@ impl Message {
             keys,
             payload_hash,
             in_doubt,
-            suspect: false,
+            starts: None,
+            counted: false,
             alone: false,
             claims: Vec::new(),
             claimed_at: None,

@@ -15,8 +15,7 @@ const BREAKER: &str = "breaker";
 impl Engine {
     /// How many may run at a time now.
     pub(super) fn places(&self) -> usize {
-        let is_alone = self.counting.is_some() || self.suspect.is_some() || !self.suspects.is_empty();
-        if self.closed.is_some() || is_alone { 0 } else { self.breaker.places(self.concurrency) }
+        if self.closed.is_some() { 0 } else { self.breaker.places(self.concurrency) }
     }
 
     pub(super) fn is_in_pace(&mut self) -> bool {

@@ -57,6 +57,7 @@ impl Engine {
 
     /// It waits behind one of its key that failed.
     pub(super) fn hold(&mut self, mut message: Box<Message>) {
+        message.counted = false;
         self.begin(&mut message);
         self.end_of_turn(&message);
         self.gathering.hold(message);
@@ -126,6 +127,7 @@ impl Engine {
     }
 
     pub(super) fn end_of_turn(&mut self, message: &Message) {
+        self.suspects.ended(message.id());
         if let Some(chain) = message.chain {
             self.free.extend(self.chains.leave(chain));
         }

@@ -1,5 +1,6 @@
 //! The second stage: messages whose turn it is claim their operations and are handled.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,27 +27,23 @@ impl Engine {
     /// Its turn has come.
     pub(super) fn proceed(&mut self, mut message: Box<Message>) {
         if message.ending.is_stopping() {
-            self.give_up(message);
-        } else if message.hold.is_some_and(|hold| self.held.contains(&hold)) {
-            self.hold(message);
-        } else if message.keys.is_empty() {
-            self.startable.push_back(message);
-        } else if message.alone || self.is_alone(&message) {
-            if !message.alone {
-                message.alone = true;
-                self.operations.extend(message.operations().map(|operation| (operation, Vec::new())));
-            }
-            match self.group.handler {
-                Handler::Outside(_) if !message.has_claims() => self.unclaimed.push_back(message),
-                _ => self.startable.push_back(message),
-            }
-        } else {
-            self.wait_for_operation(message);
+            return self.give_up(message);
         }
-    }
-
-    pub(super) fn is_alone(&self, message: &Message) -> bool {
-        message.operations().all(|operation| !self.operations.contains_key(&operation))
+        if message.hold.is_some_and(|hold| self.held.contains(&hold)) {
+            return self.hold(message);
+        }
+        if !take_operations(&mut self.operations, &mut message) {
+            return self.wait_for_operation(message);
+        }
+        if message.starts.is_some() && !message.counted {
+            return self.suspects.waiting.push_back(message);
+        }
+        let lacks_claims = !message.keys.is_empty() && !message.has_claims();
+        let line = if message.counted { &mut self.suspects.line } else { &mut self.line };
+        match self.group.handler {
+            Handler::Outside(_) if lacks_claims => line.unclaimed.push_back(message),
+            _ => line.startable.push_back(message),
+        }
     }
 
     /// Another message of this engine has one of its keys.
@@ -61,15 +58,16 @@ impl Engine {
     /// Claims for those that start now, and for no more than will soon.
     pub(super) fn begin_claim(&mut self) {
         let all = self.places();
-        let places = all.saturating_sub(self.running.len() + self.startable.len());
+        let line = self.suspects.line_or(&mut self.line);
+        let places = all.saturating_sub(self.running.len() + line.startable.len());
         // Handlers that answer at once leave nothing running behind them.
         let is_fast = self.running.is_empty() && all == self.concurrency && self.pace.is_none();
         let places = if is_fast { places.max(self.group.config.batch) } else { places };
-        if self.claim.is_some() || self.unclaimed.is_empty() || places == 0 {
+        if self.claim.is_some() || line.unclaimed.is_empty() || places == 0 {
             return;
         }
-        let count = places.min(self.unclaimed.len());
-        let mut messages: Vec<Box<Message>> = self.unclaimed.drain(..count).collect();
+        let count = places.min(line.unclaimed.len());
+        let mut messages: Vec<Box<Message>> = line.unclaimed.drain(..count).collect();
         for message in &mut messages {
             self.begin(message);
         }
@@ -89,6 +87,7 @@ impl Engine {
                 Claimed::Done { by, same_payload } => self.duplicate(message, by, same_payload),
                 Claimed::Busy => {
                     message.claims.clear();
+                    self.acquit(&mut message);
                     self.wait_for_key(message);
                 }
             }
@@ -106,20 +105,13 @@ impl Engine {
         }
     }
 
-    pub(super) fn start(&mut self, message: Box<Message>) {
+    pub(super) fn start(&mut self, mut message: Box<Message>) {
         if message.ending.is_stopping() {
             return self.give_up(message);
         }
         if !message.claims.is_empty() && !message.has_claims() {
-            return self.unclaimed.push_back(message);
+            return self.free.push_back(message);
         }
-        if message.suspect {
-            return self.suspects.push_back(message);
-        }
-        self.run_handler(message);
-    }
-
-    pub(super) fn run_handler(&mut self, mut message: Box<Message>) {
         self.begin(&mut message);
         let mut running: Running = Box::pin(attempt::run(Arc::clone(&self.group), message));
         // A handler that answers at once needs no place among those that run.
@@ -129,10 +121,8 @@ impl Engine {
         }
     }
 
-    pub(super) fn handled(&mut self, (message, end): Handled) {
-        if self.suspect == Some(message.id()) {
-            self.suspect = None;
-        }
+    pub(super) fn handled(&mut self, (mut message, end): Handled) {
+        self.acquit(&mut message);
         if matches!(end, End::Done(_) | End::Applied | End::Failed(Outcome::Permanent { .. })) {
             let change = self.breaker.answered();
             self.change_breaker(change, "");
@@ -172,6 +162,7 @@ impl Engine {
     }
 
     pub(super) fn delay(&mut self, message: Box<Message>, delay: Duration) {
+        self.dismiss_behind(&message);
         self.delayed.push(Box::pin(async move {
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
@@ -180,4 +171,20 @@ impl Engine {
             message
         }));
     }
+}
+
+/// Makes its operations its own, unless another message of this engine has one of them.
+pub(super) fn take_operations(
+    operations: &mut HashMap<u64, Vec<Box<Message>>>,
+    message: &mut Message,
+) -> bool {
+    if message.alone || message.keys.is_empty() {
+        return true;
+    }
+    let wanted: Vec<u64> = message.operations().collect();
+    message.alone = wanted.iter().all(|operation| !operations.contains_key(operation));
+    if message.alone {
+        operations.extend(wanted.into_iter().map(|operation| (operation, Vec::new())));
+    }
+    message.alone
 }

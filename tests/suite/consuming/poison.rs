@@ -1,6 +1,8 @@
 //! A message that kills its process is found and given up, and its neighbours are not blamed.
 
-use super::{PATIENCE, evidence, unique};
+use axum::http::StatusCode;
+
+use super::{Consumer, PATIENCE, Receiver, evidence, posting, unique};
 use crate::support::{Kafka, Outboxd, Postgres, eventually};
 
 /// Kills the daemon that started it at the payload `poison`.
@@ -40,4 +42,41 @@ async fn a_message_that_kills_its_process_is_given_up_and_no_other() {
         database.query_one("select reason, convert_from(payload, 'UTF8') from outboxd.failures", &[]).await;
     assert_eq!((row.get::<_, &str>(0), row.get::<_, &str>(1)), ("starts", "poison"));
     assert_eq!(database.count("select count(*) from outboxd.starts").await, 0, "nothing is left in doubt");
+}
+
+/// Of few keys, whose messages wait for each other.
+#[tokio::test]
+async fn what_a_process_left_in_doubt_starts_together_and_not_one_by_one() {
+    let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
+    let (topic, group) = (kafka.topic(1).await, unique("orders"));
+    let receiver = Receiver::default();
+    let url = receiver.clone().listen().await;
+    for n in 0..200 {
+        let payload = format!("m{n}");
+        receiver.stuck.lock().unwrap().insert(payload.clone());
+        kafka.produce(&topic, Some(&format!("k{}", n % 5)), Some(payload.as_bytes()), &[]).await;
+    }
+    let of_starts = async |starts: i32| {
+        database.count(&format!("select count(*) from outboxd.starts where starts = {starts}")).await
+    };
+    let settings = posting(&[&topic], &url).replace("5s", "60s");
+    for starts in 0..=1 {
+        let consumer = Consumer::start(&database.agent_url(), kafka, &group, &settings);
+        eventually("all are in doubt", PATIENCE, async || of_starts(starts).await == 200).await;
+        consumer.aborted().await;
+    }
+    let consumer = Consumer::start(&database.agent_url(), kafka, &group, &settings);
+    eventually("fewer start together", PATIENCE, async || of_starts(2).await == 32).await;
+    // What is behind one that fails waits for it, and nothing else does.
+    receiver.tell("m0", StatusCode::SERVICE_UNAVAILABLE);
+    receiver.stuck.lock().unwrap().clear();
+    eventually("all others are handled", PATIENCE, async || evidence(&database).await == 160).await;
+    receiver.answers.lock().unwrap().clear();
+    eventually("all are handled", PATIENCE, async || evidence(&database).await == 200).await;
+    eventually("nothing is in doubt", PATIENCE, async || {
+        database.count("select count(*) from outboxd.starts").await == 0
+    })
+    .await;
+    assert_eq!(database.count("select count(*) from outboxd.failures").await, 0, "nobody is blamed");
+    consumer.drained().await;
 }
