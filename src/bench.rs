@@ -4,6 +4,7 @@
 //! production: the built program, as a process of its own. What was published is read back, record by record; a rate is
 //! one of the broker's own clock. Machines drift: what counts is a ratio of two things measured in turn in one run.
 
+mod alone;
 pub mod bound;
 mod child;
 pub mod consume;

@@ -6,6 +6,9 @@
 //!   to the consumer is in it, so it overstates what an acknowledgement takes. It is what the budgets are held against.
 //! - by the record's LogAppendTime: the broker's own word, but in whole milliseconds, rounded down, and by its clock, so
 //!   it means something on one machine only.
+//!
+//! How much that overstates, and what no relay can do without, is measured beside it: records sent at the same rate by
+//! this process, to their acknowledgement and to their arrival.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::bail;
 use serde::Serialize;
 
+use super::alone::{Alone, Sent};
 use super::load::Load;
 use super::producing::Producing;
 use super::sink::{Arrival, Sink};
@@ -23,6 +27,9 @@ use crate::pg::benching::{self, Server, Table};
 
 /// Before what is measured: plans are made, metadata is known, buffers have their size.
 const WARM_UP: Duration = Duration::from_secs(2);
+
+/// How long records are sent alone, at the most.
+const ALONE: Duration = Duration::from_secs(10);
 
 /// For the last record behind the last commit.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -50,6 +57,9 @@ pub struct LatencyReport {
     /// What the budgets are held against.
     pub commit_to_arrival_ms: Spread,
     pub commit_to_append_ms: Spread,
+    /// The same without a database: what of it is Kafka's, and what the way to the consumer adds to an acknowledgement.
+    pub send_to_ack_ms: Spread,
+    pub send_to_arrival_ms: Spread,
     /// Of one core, while it published this.
     pub cpu_percent: Option<f64>,
     pub peak_memory_bytes: Option<u64>,
@@ -85,6 +95,19 @@ pub async fn run(bench: &mut Workbench, options: LatencyOptions) -> anyhow::Resu
     }
     let committed = outcome.commits.len() as u64;
     sink.grown(&before, warm + committed, || producing.check()).await?;
+    bench.progress.say(format!("{} records a second, without a database", options.rate));
+    let alone = Alone {
+        topic: topic.clone(),
+        rate: options.rate,
+        duration: WARM_UP + options.duration.min(ALONE),
+        payload_bytes: options.payload_bytes,
+        keys: options.clients,
+        first: warm + committed,
+    };
+    let warm_until = Instant::now() + WARM_UP;
+    let mut sent = alone.run(&outbox.config).await?;
+    sink.grown(&before, warm + committed + sent.len() as u64, || producing.check()).await?;
+    sent.retain(|sent| sent.at >= warm_until);
     stop.store(true, Ordering::Relaxed);
     let arrivals = tokio::time::timeout(PATIENCE, watching).await???;
     producing.stop().await?;
@@ -96,6 +119,8 @@ pub async fn run(bench: &mut Workbench, options: LatencyOptions) -> anyhow::Resu
         #[allow(clippy::cast_precision_loss, reason = "milliseconds since 1970 have room in 53 bits")]
         to_append.push(*append_millis as f64 - committed_at);
     }
+    let to_ack = sent.iter().map(|sent| signed_millis(sent.acknowledged_at, sent.at));
+    let arrived = |sent: &Sent| arrivals.get(&sent.number).map(|arrival| signed_millis(arrival.at, sent.at));
     Ok(LatencyReport {
         bench: "latency",
         postgres: benching::server(&*outbox.connect().await?).await?,
@@ -107,6 +132,8 @@ pub async fn run(bench: &mut Workbench, options: LatencyOptions) -> anyhow::Resu
         commit_ms: Spread::of(outcome.waits()),
         commit_to_arrival_ms: Spread::of(to_arrival),
         commit_to_append_ms: Spread::of(to_append),
+        send_to_ack_ms: Spread::of(to_ack.collect()),
+        send_to_arrival_ms: Spread::of(sent.iter().filter_map(arrived).collect()),
         cpu_percent: usage.map(|usage| usage.cpu_seconds * 100.0 / outcome.seconds),
         peak_memory_bytes: usage.map(|usage| usage.peak_memory_bytes),
     })

@@ -69,6 +69,8 @@ async fn a_benchmark_says_what_it_measured_and_leaves_nothing_behind() {
     let (p50, max) =
         (number(&latency, "/commit_to_arrival_ms/p50"), number(&latency, "/commit_to_arrival_ms/max"));
     assert!(0.0 < p50 && p50 <= max, "{latency}");
+    let to = |end: &str| number(&latency, &format!("/send_to_{end}_ms/p50"));
+    assert!(0.0 < to("ack") && 0.0 < to("arrival"), "{latency}");
 
     let insert = run(&["insert", "--rate", "50", "--seconds", "1", "--rounds", "1"]).await;
     assert!(count(&insert, "/published") > 50 && count(&insert, "/lost") == 0, "{insert}");

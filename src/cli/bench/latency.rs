@@ -46,6 +46,8 @@ fn show(report: &LatencyReport) -> Result<(), output::OutputError> {
         row("commit", report.commit_ms),
         row("commit to arrival", report.commit_to_arrival_ms),
         row("commit to append", report.commit_to_append_ms),
+        row("without a database: send to acknowledgement", report.send_to_ack_ms),
+        row("without a database: send to arrival", report.send_to_arrival_ms),
     ];
     output::table(["MILLISECONDS", "P50", "P95", "P99", "MAX"], rows)?;
     let server = &report.postgres;
