@@ -8,6 +8,7 @@ use super::work::{Stop, Work};
 use crate::domain::message::Message;
 use crate::failpoint;
 use crate::pg::aside::{Aside, Holds};
+use crate::pg::lanes::LaneError;
 
 /// How often held topics are asked for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -73,7 +74,7 @@ impl Lane {
         };
         match self.try_alone(work, &oldest, partitions).await? {
             Verdict::Taken(_) => {
-                work.store.published_from_aside(&self.owned, &[oldest.seq]).await?;
+                self.forget_aside(work, &[oldest.seq]).await?;
                 Ok(true)
             }
             Verdict::Refused(reason) => {
@@ -102,6 +103,14 @@ impl Lane {
             self.publish_aside(work, rows, None).await?;
         }
         Ok(false)
+    }
+
+    /// They are published.
+    pub(super) async fn forget_aside(&self, work: &Work<'_>, seqs: &[i64]) -> Result<(), LaneError> {
+        failpoint::hit("relay-before-forget");
+        work.store.published_from_aside(&self.owned, seqs).await?;
+        failpoint::hit("relay-after-forget");
+        Ok(())
     }
 
     /// Publishes rows that are set aside, of any keys or of one line, waits for the broker, and forgets them. Says
@@ -156,11 +165,9 @@ impl Lane {
             }
         }
         self.settle(work, self.sender.next_ticket()).await?;
-        failpoint::hit("relay-before-forget");
         // Those that were tried alone are counted already.
         work.relay.status.published(std::mem::take(&mut self.aside_tickets).len() as u64);
-        work.store.published_from_aside(&self.owned, &sent).await?;
-        failpoint::hit("relay-after-forget");
+        self.forget_aside(work, &sent).await?;
         // Before the topic's new rows are sent: those of these keys line up behind.
         work.store.change_state(&self.owned, &behind).await?;
         work.relay.status.lane_turns(self.owned.priority);

@@ -91,6 +91,15 @@ impl Lane {
         format!("the {} lane stops at message {seq}, which Kafka refuses: {reason}", self.owned.priority)
     }
 
+    /// Where a lane stops, no later owner sends anything: what went before must be known to be published.
+    async fn before_stop(&mut self, work: &Work<'_>, holds: Holds) -> Result<(), Stop> {
+        if holds == Holds::Lane {
+            self.settle(work, self.sender.next_ticket()).await?;
+            self.write_down(work).await?;
+        }
+        Ok(())
+    }
+
     /// A row of the window is refused. With it, in one transaction, goes what waits for its key of those `behind` it.
     pub(super) async fn refuse(
         &mut self,
@@ -110,6 +119,7 @@ impl Lane {
                 !waits
             });
         }
+        self.before_stop(work, holds).await?;
         failpoint::hit("relay-before-park");
         work.store.set_aside(&self.owned, &items).await?;
         self.read_seq = message.seq;
@@ -125,6 +135,7 @@ impl Lane {
     ) -> Result<Holds, Stop> {
         let holds = self.holds(work, message);
         let parked = Aside::Parked { reason: reason.clone(), holds };
+        self.before_stop(work, holds).await?;
         work.store.change_state(&self.owned, &[(message.seq, parked)]).await?;
         self.parked(work, message, &reason, holds)?;
         Ok(holds)
@@ -201,7 +212,7 @@ impl Lane {
         }
         match verdict {
             Verdict::Taken(_) => {
-                work.store.published_from_aside(&self.owned, &[*seq]).await?;
+                self.forget_aside(work, &[*seq]).await?;
                 self.go_on("Kafka has taken it")
             }
             Verdict::Refused(reason) => {

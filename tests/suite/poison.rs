@@ -185,6 +185,32 @@ async fn lets_the_rest_go_after_a_crash_at(point: &str) {
     scene.settle(421).await;
 }
 
+/// A producer dies at that place while its lane stops; the next one stops there too, and goes on from there.
+async fn stops_at_the_same_after_a_crash_at(point: &str) {
+    let scene = Scene::new().await;
+    let doomed = scene.outboxd("stop").failpoint(point).producer();
+    doomed.ready().await;
+    scene.insert(&[LARGE]).await;
+    assert_eq!(doomed.wait_exit().await, None, "{point} was not reached");
+    let _next = scene.outboxd("stop").producer();
+    stopped(&scene).await;
+    scene.reach("published", 140).await;
+    scene.take_larger(100_000).await;
+    scene.settle(281).await;
+}
+
+/// A producer dies at that place while its lane goes on; the next one goes on too.
+async fn goes_on_after_a_crash_at(point: &str) {
+    let scene = Scene::new().await;
+    scene.insert(&[LARGE]).await;
+    let doomed = scene.outboxd("stop").failpoint(point).producer();
+    stopped(&scene).await;
+    scene.take_larger(100_000).await;
+    assert_eq!(doomed.wait_exit().await, None, "{point} was not reached");
+    let _next = scene.outboxd("stop").producer();
+    scene.settle(281).await;
+}
+
 macro_rules! crashes {
     ($($what:ident: $($name:ident at $point:literal),*;)*) => {
         $($(#[tokio::test]
@@ -198,6 +224,12 @@ crashes! {
     holds_the_same_after_a_crash_at:
         a_crash_before_it_is_parked at "relay-before-park",
         a_crash_after_it_is_parked at "relay-after-park";
+    stops_at_the_same_after_a_crash_at:
+        a_crash_before_the_lane_stops at "relay-before-park",
+        a_crash_after_the_lane_is_stopped at "relay-after-park";
+    goes_on_after_a_crash_at:
+        a_crash_after_what_stopped_it_is_taken at "relay-before-forget",
+        a_crash_after_what_stopped_it_is_forgotten at "relay-after-forget";
     lets_the_rest_go_after_a_crash_at:
         a_crash_after_a_line_is_sent at "relay-before-forget",
         a_crash_after_a_line_is_forgotten at "relay-after-forget";

@@ -181,7 +181,7 @@ impl Lane {
     }
 
     /// Writes the cursor, and returns when that is done.
-    pub(super) async fn write_down(&mut self, work: &Work<'_>) -> Result<(), LaneError> {
+    pub(in crate::producer) async fn write_down(&mut self, work: &Work<'_>) -> Result<(), LaneError> {
         self.acknowledge(work);
         self.progress.written(&mut self.owned).await?;
         if self.window_is_open() && self.progress.published.messages > 0 {
