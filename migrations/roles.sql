@@ -18,7 +18,8 @@ grant select, insert, update, delete on outboxd.publications, outboxd.set_aside,
 grant select, insert, update, delete on outboxd.operations to {agent};
 grant usage on sequence outboxd.claims_seq, outboxd.failures_place to {agent};
 -- Leaves belong to the migrating role, and so do the functions that make, empty and drop them.
-grant select, update on outboxd.insert_rate, outboxd.upkeep to {agent};
+grant select, update on outboxd.insert_rate to {agent};
+grant select, insert, update, delete on outboxd.jobs, outboxd.job_runs to {agent};
 grant select on outboxd.leaves, outboxd.messages_default to {agent};
 grant execute on function outboxd.make_leaf, outboxd.free_range, outboxd.reserve_range, outboxd.validate_range,
   outboxd.advance_sequence, outboxd.reclaim_leaf, outboxd.drop_leaf, outboxd.delete_published to {agent};
@@ -37,7 +38,8 @@ grant insert, update, delete on outboxd.groups, outboxd.group_positions to {oper
 grant delete on outboxd.handled, outboxd.idempotency_keys to {operator};
 grant select, update, delete on outboxd.failures, outboxd.held_keys to {operator};
 grant update, delete on outboxd.agents to {operator};
+grant update on outboxd.jobs to {operator};
 grant delete on outboxd.agent_heartbeats, outboxd.members to {operator};
 grant select on outboxd.lanes, outboxd.publications, outboxd.groups, outboxd.group_positions, outboxd.handled, outboxd.idempotency_keys,
-  outboxd.agents, outboxd.agent_heartbeats, outboxd.attempts, outboxd.starts, outboxd.members, outboxd.message_states, outboxd.message_states_in_outbox,
+  outboxd.agents, outboxd.agent_heartbeats, outboxd.attempts, outboxd.starts, outboxd.members, outboxd.jobs, outboxd.job_runs, outboxd.message_states, outboxd.message_states_in_outbox,
   outboxd.message_states_aside, outboxd.message_publications, outboxd.lane_status, outboxd.failure_states, outboxd.dead_letters to {agent}, {operator}, {reader};

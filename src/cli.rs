@@ -11,6 +11,7 @@ mod doctor;
 mod global;
 mod groups;
 mod health;
+mod jobs;
 mod lanes;
 mod man;
 mod messages;
@@ -63,6 +64,7 @@ enum Command {
     Retry(retry::Options),
     Agents(agents::Options),
     Groups(groups::Options),
+    Jobs(jobs::Options),
     Lanes(lanes::Options),
     Config(config::Options),
     Doctor(doctor::Options),
@@ -87,6 +89,7 @@ impl Cli {
             Command::Retry(options) => options.run(global).await,
             Command::Agents(options) => options.run(global).await,
             Command::Groups(options) => options.run(global).await,
+            Command::Jobs(options) => options.run(global).await,
             Command::Lanes(options) => options.run(global).await,
             Command::Config(options) => options.run(global),
             Command::Doctor(options) => options.run(global).await,

@@ -10,6 +10,7 @@ pub mod delivery;
 pub mod dispatch;
 pub mod doctor;
 pub mod evidence;
+pub mod firings;
 pub mod health;
 pub mod identity;
 pub mod key_lines;

@@ -19,6 +19,7 @@ pub mod failures;
 pub mod groups;
 pub mod held;
 pub mod inspect;
+pub mod jobs;
 pub mod lanes;
 pub mod leaves;
 pub mod messages;

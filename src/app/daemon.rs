@@ -12,6 +12,7 @@ use crate::agents::{self, Member, Pulse};
 use crate::config::Config;
 use crate::domain::health::{Check, Report, STUCK_AFTER, Vitals};
 use crate::failure::Exit;
+use crate::jobs::runner::{Runner, RunnerStatus};
 use crate::lifecycle::{self, Lifecycle};
 use crate::pg::agents::Registration;
 use crate::pg::migrate::{self, Fit};
@@ -37,12 +38,15 @@ pub(super) struct Daemon {
     groups: Vec<String>,
     address: SocketAddr,
     board: Arc<Board>,
+    runner: Arc<RunnerStatus>,
+    jobs: Option<AbortOnDropHandle<()>>,
     tasks: Vec<AbortOnDropHandle<()>>,
 }
 
 /// What the health report is made of.
 struct Board {
-    vitals: Vec<Arc<dyn Role>>,
+    roles: Vec<Arc<dyn Role>>,
+    runner: Arc<RunnerStatus>,
     metrics: Arc<Metrics>,
     lifecycle: Lifecycle,
     heartbeat: Duration,
@@ -52,6 +56,11 @@ struct Board {
 }
 
 impl Board {
+    fn vitals(&self) -> impl Iterator<Item = &dyn Vitals> {
+        let roles = self.roles.iter().map(|role| -> &dyn Vitals { &**role });
+        roles.chain(std::iter::once::<&dyn Vitals>(&*self.runner))
+    }
+
     fn waiting(&self) -> Option<String> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -62,7 +71,7 @@ impl Board {
 
     fn report(&self) -> Report {
         let waiting = self.waiting();
-        let since_turn = self.vitals.iter().map(|vitals| vitals.since_turn()).max().unwrap_or_default();
+        let since_turn = self.vitals().map(Vitals::since_turn).max().unwrap_or_default();
         let stuck = waiting.is_none() && since_turn >= STUCK_AFTER;
         let pulse = self.pulse.get();
         let beat_age = pulse.map(|pulse| pulse.age()).unwrap_or_default();
@@ -83,14 +92,14 @@ impl Board {
                 problem: stuck.then(|| format!("a loop has not turned for {}s", since_turn.as_secs())),
             },
         ];
-        let reasons: Vec<String> = self.vitals.iter().filter_map(|vitals| vitals.waiting_for()).collect();
+        let reasons: Vec<String> = self.vitals().filter_map(Vitals::waiting_for).collect();
         checks.push(Check { name: "work", problem: (!reasons.is_empty()).then(|| reasons.join("; ")) });
         Report { checks, alive: !stuck }
     }
 
     /// The answer of `/metrics`. It asks nobody: what the database has to say is asked at intervals.
     fn metrics(&self) -> String {
-        for role in &self.vitals {
+        for role in &self.roles {
             role.show();
         }
         let draining = self.lifecycle.drain.is_cancelled();
@@ -100,7 +109,7 @@ impl Board {
 
     fn health(&self) -> Value {
         let mut document = Map::new();
-        for part in self.vitals.iter().map(|vitals| vitals.health()) {
+        for part in self.vitals().map(Vitals::health) {
             if let Value::Object(part) = part {
                 document.extend(part);
             }
@@ -131,12 +140,14 @@ impl Daemon {
         vitals: Vec<Arc<dyn Role>>,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
+        let runner = Arc::new(RunnerStatus::default());
         let listener = http::bind(&config.http).await?;
         let address = listener.local_addr()?;
         let version = Version { version: env!("CARGO_PKG_VERSION") };
         metrics.build_info.get_or_create(&version).set(1);
         let board = Arc::new(Board {
-            vitals,
+            roles: vitals,
+            runner: Arc::clone(&runner),
             metrics,
             lifecycle: lifecycle.clone(),
             heartbeat: config.agent.heartbeat,
@@ -158,7 +169,7 @@ impl Daemon {
             })),
             AbortOnDropHandle::new(tokio::spawn(lifecycle::keep_systemd_informed(move || informed.report()))),
         ];
-        Ok(Self { config, lifecycle, role, groups, address, board, tasks })
+        Ok(Self { config, lifecycle, role, groups, address, board, runner, jobs: None, tasks })
     }
 
     /// Connections of this daemon, under the name that Postgres shows.
@@ -273,27 +284,30 @@ impl Daemon {
             let client_id = format!("outboxd-{agent}");
             jobs.extend(jobs::dead_letters::job(connector, kafka.clone(), client_id, topics.clone(), groups));
         }
-        for job in jobs {
-            let configured = self.config.jobs.get(job.name);
-            if let Some(job) = job.configured(configured) {
-                self.tasks.push(AbortOnDropHandle::new(tokio::spawn(job.run(self.lifecycle.drain.clone()))));
-            }
-        }
+        let jobs = jobs.into_iter().map(|job| {
+            let config = self.config.jobs.get(&job.name);
+            jobs::configured(job, config)
+        });
+        let status = Arc::clone(&self.runner);
+        let runner =
+            Runner::new(self.connector(agent), agent.to_owned(), jobs.collect(), status, Arc::new(|_| {}));
+        self.jobs = Some(AbortOnDropHandle::new(tokio::spawn(runner.run(self.lifecycle.drain.clone()))));
     }
 
     /// Works until it is done or aborted, says goodbye, and tells how it went. A second signal ends all of it at once.
     pub(super) async fn work(
-        self,
+        mut self,
         member: Member,
         work: impl Future<Output = anyhow::Result<Vec<String>>>,
     ) -> anyhow::Result<Exit> {
+        let jobs = self.jobs.take();
         let left = tokio::select! {
             biased;
             signal = self.lifecycle.second_signal() => {
                 tracing::error!("left unfinished: {}", self.unfinished().join("; "));
                 return Ok(Exit::of_signal(signal));
             }
-            left = self.work_and_leave(member, work) => left?,
+            left = self.work_and_leave(member, work, jobs) => left?,
         };
         if left.is_empty() {
             tracing::info!("drained");
@@ -303,11 +317,12 @@ impl Daemon {
         Ok(Exit::Failed)
     }
 
-    /// What was left unfinished.
+    /// What was left unfinished. Jobs that are under way end before the agent says goodbye.
     async fn work_and_leave(
         &self,
         member: Member,
         work: impl Future<Output = anyhow::Result<Vec<String>>>,
+        jobs: Option<AbortOnDropHandle<()>>,
     ) -> anyhow::Result<Vec<String>> {
         let left = {
             tokio::pin!(work);
@@ -315,8 +330,9 @@ impl Daemon {
                 left = &mut work => left,
                 () = self.lifecycle.drain.cancelled() => {
                     member.drain();
+                    let all = async { (work.await, ended(jobs).await).0 };
                     tokio::select! {
-                        left = work => left,
+                        left = all => left,
                         () = self.lifecycle.abort.cancelled() => Ok(self.unfinished()),
                     }
                 }
@@ -327,8 +343,15 @@ impl Daemon {
     }
 
     fn unfinished(&self) -> Vec<String> {
-        let left: Vec<String> = self.board.vitals.iter().filter_map(|vitals| vitals.unfinished()).collect();
+        let left: Vec<String> = self.board.vitals().filter_map(Vitals::unfinished).collect();
         if left.is_empty() { vec![format!("the {} did not come to its end", self.role)] } else { left }
+    }
+}
+
+/// A runner that panics has told so, and left nothing behind.
+async fn ended(jobs: Option<AbortOnDropHandle<()>>) {
+    if let Some(jobs) = jobs {
+        let _ = jobs.await;
     }
 }
 
@@ -371,7 +394,8 @@ mod tests {
 
     fn report(start_waits: bool, since_turn: Duration, waiting_for: Option<&'static str>) -> Report {
         let board = Board {
-            vitals: vec![Arc::new(Loop { since_turn, waiting_for })],
+            roles: vec![Arc::new(Loop { since_turn, waiting_for })],
+            runner: Arc::default(),
             metrics: Arc::default(),
             lifecycle: Lifecycle::manual(),
             heartbeat: Duration::from_secs(1),

@@ -3,7 +3,7 @@
 mod act;
 mod describe;
 mod filters;
-mod operator;
+pub(super) mod operator;
 
 use clap::{Args, Subcommand};
 use uuid::Uuid;

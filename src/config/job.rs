@@ -1,12 +1,14 @@
 //! `[jobs.NAME]`: when something recurring runs.
 
+use std::time::Duration;
+
 use chrono_tz::{TZ_VARIANTS, Tz};
 use serde_json::Value;
 
 use super::error::ConfigError;
 use super::nearest::did_you_mean;
 use super::section::Section;
-use super::setting::{Problem, Setting, Written, any};
+use super::setting::{DAY, Problem, SECOND, Setting, Written, any, lasting};
 use crate::domain::schedule::Schedule;
 
 /// The jobs that there are.
@@ -17,6 +19,10 @@ pub struct Job {
     /// `None`: the job's own default.
     pub schedule: Option<Schedule>,
     pub enabled: bool,
+    /// A start is put off by up to this.
+    pub jitter: Duration,
+    /// A run that takes longer is cut. `None`: the job's own default.
+    pub timeout: Option<Duration>,
 }
 
 impl Job {
@@ -29,7 +35,12 @@ impl Job {
         if timezone != Tz::UTC && !matches!(schedule, Some(Schedule::Cron(_))) {
             return Err(section.wrong("timezone", "needs a cron expression in `schedule`"));
         }
-        Ok(Self { schedule, enabled: section.or("enabled", true, any)? })
+        Ok(Self {
+            schedule,
+            enabled: section.or("enabled", true, any)?,
+            jitter: section.or("jitter", Duration::ZERO, lasting(Duration::ZERO..=DAY))?,
+            timeout: section.optional("timeout", lasting(SECOND..=DAY))?,
+        })
     }
 }
 

@@ -14,6 +14,8 @@ pub const IDEMPOTENCY: Duration = Duration::from_secs(7 * 86_400);
 pub const AUDIT: Duration = Duration::from_secs(30 * 86_400);
 pub const DISCARDED: Duration = Duration::from_secs(30 * 86_400);
 
+pub const RUNS: Duration = Duration::from_secs(7 * 86_400);
+
 const LONGEST: Duration = Duration::from_secs(3_650 * 86_400);
 
 #[derive(Clone, Debug)]
@@ -28,6 +30,8 @@ pub struct Retention {
     pub idempotency: Duration,
     /// Of messages that an operator discarded, and of the traces of those sent again as new ones.
     pub discarded: Duration,
+    /// Of what became of each run of a job.
+    pub runs: Duration,
     /// Of what was published when, and of what operators did.
     pub audit: Duration,
 }
@@ -48,6 +52,7 @@ impl Retention {
             idempotency: section.or("idempotency", IDEMPOTENCY, lasting(Duration::ZERO..=LONGEST))?,
             // A lane may be about to read its window again, and must find them then.
             discarded: section.or("discarded", DISCARDED, lasting(HOUR..=LONGEST))?,
+            runs: section.or("runs", RUNS, lasting(Duration::ZERO..=LONGEST))?,
             audit: section.or("audit", AUDIT, lasting(Duration::ZERO..=LONGEST))?,
         };
         if matches!(retention.max, Ceiling::After(max) if max < retention.published) {

@@ -68,6 +68,22 @@ impl Schedule {
     }
 }
 
+impl Schedule {
+    /// Whose clock it means.
+    pub fn timezone(&self) -> &'static str {
+        match self {
+            Self::Continuous | Self::Every(_) => Tz::UTC.name(),
+            Self::Cron(cron) => cron.timezone().name(),
+        }
+    }
+
+    /// The firings after `after`, in order; none of a continuous one, which has no times of its own.
+    pub fn after(&self, after: DateTime<Utc>) -> impl Iterator<Item = DateTime<Utc>> + '_ {
+        let next = |at: &DateTime<Utc>| self.next_after(*at).filter(|next| next > at);
+        std::iter::successors(next(&after), next)
+    }
+}
+
 fn every(interval: &str) -> Result<Schedule, ScheduleError> {
     let interval = humantime::Duration::from_str(interval.trim()).map_err(|_| ScheduleError::Interval)?;
     if interval.as_secs() == 0 || interval.subsec_nanos() != 0 {

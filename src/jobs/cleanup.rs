@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::every;
 use super::evidence::{self, Walk};
 use super::logs::Logs;
-use super::{Job, Outcome};
+use super::runner::{Done, Job, Outcome};
 use crate::config::{Ceiling, Kafka, Retention};
 use crate::domain::leaves::Leaf;
-use crate::domain::schedule::Schedule;
 use crate::pg::connect::Connection;
 use crate::pg::failures;
+use crate::pg::jobs::history;
 use crate::pg::leaves::{self, Found, Reclaimed};
 use crate::pg::operations;
 use crate::pg::retention::{self, Behind};
@@ -32,24 +33,14 @@ const FEW: i64 = 1 << 21;
 
 pub fn job(connector: Connector, kafka: Kafka, retention: Retention) -> Job {
     let shared = Arc::new((connector, kafka, retention, Walk::default()));
-    Job {
-        name: NAME,
-        schedule: Schedule::Every(Duration::from_secs(60)),
-        at_start: false,
-        body: Box::new(move || {
-            let shared = Arc::clone(&shared);
-            Box::pin(async move {
-                let (connector, kafka, retention, walk) = &*shared;
-                let mut client = connector.connect().await?;
-                if !leaves::claim(&client, NAME).await? {
-                    return Ok(None);
-                }
-                let outcome = work(&mut client, &mut Logs::new(kafka), retention, walk).await;
-                leaves::give_back(&client, NAME).await?;
-                outcome
-            })
-        }),
-    }
+    Job::new(NAME, every(60), move |_| {
+        let shared = Arc::clone(&shared);
+        Box::pin(async move {
+            let (connector, kafka, retention, walk) = &*shared;
+            let mut client = leaves::connect(connector).await?;
+            work(&mut client, &mut Logs::new(kafka), retention, walk).await
+        })
+    })
 }
 
 async fn work(client: &mut Connection, logs: &mut Logs<'_>, rules: &Retention, walk: &Walk) -> Outcome {
@@ -66,7 +57,8 @@ async fn work(client: &mut Connection, logs: &mut Logs<'_>, rules: &Retention, w
     let decided = count(retention::forget_decided(client, rules.discarded, BATCH).await?);
     let failures = count(failures::forget_discarded(client, rules.discarded, BATCH).await?);
     let operations = count(operations::forget(client, rules.audit, BATCH).await?);
-    let done: Vec<String> = [
+    let runs = count(history::forget(&**client, rules.runs, BATCH).await?);
+    let counts = [
         (reclaimed, "leaves emptied"),
         (dropped, "empty leaves dropped"),
         (deleted, "published messages deleted from the default partition"),
@@ -74,13 +66,9 @@ async fn work(client: &mut Connection, logs: &mut Logs<'_>, rules: &Retention, w
         (decided, "discarded or replayed messages forgotten"),
         (failures, "discarded failures forgotten"),
         (operations, "operations forgotten"),
-    ]
-    .into_iter()
-    .chain(evidence::clean(client, rules, walk, until).await?)
-    .filter(|(count, _)| *count > 0)
-    .map(|(count, what)| format!("{count} {what}"))
-    .collect();
-    Ok((!done.is_empty()).then(|| done.join(", ")))
+        (runs, "runs of jobs forgotten"),
+    ];
+    Ok(Done::counted(counts.into_iter().chain(evidence::clean(client, rules, walk, until).await?)))
 }
 
 /// What retention says of a range whose rows are published.

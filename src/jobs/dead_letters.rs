@@ -3,16 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
-use super::{Job, Outcome};
+use super::every;
+use super::runner::{Done, Failure, Job, Outcome};
 use crate::config::{self, Group};
-use crate::domain::schedule::Schedule;
 use crate::kafka::dead_letters::publish;
 use crate::kafka::topics::{TopicState, Topics};
+use crate::pg::Connector;
 use crate::pg::connect::Connection;
 use crate::pg::dead_letters::{self, Uncopied};
-use crate::pg::{Connector, leaves};
 
 pub const NAME: &str = "dead-letters";
 
@@ -41,30 +40,26 @@ pub fn job(
     if groups.is_empty() {
         return None;
     }
+    let wanted = groups.clone();
     let copies = Arc::new(Copies { connector, kafka, client_id, topics, groups });
-    Some(Job {
-        name: NAME,
-        schedule: Schedule::Every(Duration::from_secs(5)),
-        at_start: false,
-        body: Box::new(move || {
-            let copies = Arc::clone(&copies);
-            Box::pin(async move { copies.run().await })
-        }),
-    })
+    let job = Job::new(NAME, every(5), move |_| {
+        let copies = Arc::clone(&copies);
+        Box::pin(async move { copies.run().await })
+    });
+    Some(job.probe(move |client| {
+        let groups = wanted.clone();
+        Box::pin(async move {
+            let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
+            Ok(!dead_letters::uncopied(client, &groups, 1).await?.is_empty())
+        })
+    }))
 }
 
 impl Copies {
     async fn run(&self) -> Outcome {
         let client = self.connector.connect().await?;
         let groups: Vec<&str> = self.groups.iter().map(String::as_str).collect();
-        if dead_letters::uncopied(&client, &groups, 1).await?.is_empty()
-            || !leaves::claim(&client, NAME).await?
-        {
-            return Ok(None);
-        }
-        let outcome = self.copy(&client, &groups).await;
-        leaves::give_back(&client, NAME).await?;
-        outcome
+        self.copy(&client, &groups).await
     }
 
     async fn copy(&self, client: &Connection, groups: &[&str]) -> Outcome {
@@ -83,14 +78,15 @@ impl Copies {
             }
         }
         dead_letters::copied(client, &done).await?;
-        match trouble {
-            Some(reason) => Err(format!("dead letters are not copied to {reason}").into()),
-            None => Ok(Some(format!("{} dead letters copied", done.len()))),
+        if let Some(reason) = trouble {
+            return Err(format!("dead letters are not copied to {reason}").into());
         }
+        let copied = done.len();
+        Ok(Done::told(copied, (copied > 0).then(|| format!("{copied} dead letters copied"))))
     }
 
     /// The topic is there; made, if the configuration says how.
-    async fn confirm(&self, topic: &str) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    async fn confirm(&self, topic: &str) -> Result<(), Failure> {
         let kafka = Topics::new(&self.kafka, &self.client_id)?;
         match (kafka.check(topic).await?, self.topics.create(topic)) {
             (TopicState::Ready { .. }, _) => Ok(()),

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Job, Outcome, evidence};
+use super::runner::{Done, Failure, Job, Outcome};
+use super::{every, evidence};
 use crate::config::Retention;
 use crate::domain::leaves::{Leaf, Step, next_step};
-use crate::domain::schedule::Schedule;
 use crate::pg::connect::Connection;
 use crate::pg::leaves::{self, Busy};
 use crate::pg::{Connector, PgError};
@@ -20,23 +20,11 @@ const STEPS: usize = 5;
 pub fn job(connector: Connector, retention: &Retention) -> Job {
     let connector = Arc::new(connector);
     let kept = retention.handled;
-    Job {
-        name: NAME,
-        schedule: Schedule::Every(Duration::from_secs(60)),
-        at_start: true,
-        body: Box::new(move || {
-            let connector = Arc::clone(&connector);
-            Box::pin(async move {
-                let client = connector.connect().await?;
-                if !leaves::claim(&client, NAME).await? {
-                    return Ok(None);
-                }
-                let outcome = work(&client, kept).await;
-                leaves::give_back(&client, NAME).await?;
-                outcome
-            })
-        }),
-    }
+    let job = Job::new(NAME, every(60), move |_| {
+        let connector = Arc::clone(&connector);
+        Box::pin(async move { work(&leaves::connect(&connector).await?, kept).await })
+    });
+    job.at_start()
 }
 
 async fn work(client: &Connection, kept: Duration) -> Outcome {
@@ -70,11 +58,11 @@ async fn work(client: &Connection, kept: Duration) -> Outcome {
     if evidence > 0 {
         done.push(format!("made {evidence} leaves of the evidence"));
     }
-    Ok((!done.is_empty()).then(|| done.join("; ")))
+    Ok(Done::told(done.len(), (!done.is_empty()).then(|| done.join("; "))))
 }
 
 /// The steps of a rescue are transactions of their own: none holds a lock while the default is read.
-async fn rescue(client: &Connection, row: &[Leaf]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+async fn rescue(client: &Connection, row: &[Leaf]) -> Result<(), Failure> {
     let Some(first) = row.first() else { return Ok(()) };
     step_free(leaves::reserve_range(client, first.from, end(row)).await?, "no range is reserved")?;
     let made = async {
@@ -88,14 +76,14 @@ async fn rescue(client: &Connection, row: &[Leaf]) -> Result<(), Box<dyn std::er
     step_free(freed, "the constraint of a rescue is not removed")
 }
 
-async fn make(client: &Connection, row: &[Leaf]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+async fn make(client: &Connection, row: &[Leaf]) -> Result<(), Failure> {
     for leaf in row {
         step_free(leaves::make(client, *leaf).await?, "no leaf is made")?;
     }
     Ok(())
 }
 
-fn step_free(step: Result<(), Busy>, what: &str) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+fn step_free(step: Result<(), Busy>, what: &str) -> Result<(), Failure> {
     step.map_err(|Busy| {
         PgError::Setup(format!("{what} while others use outboxd.messages or its default partition")).into()
     })

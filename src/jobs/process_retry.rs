@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
-use super::{Job, Outcome};
+use super::every;
+use super::runner::{Done, Job, Outcome};
 use crate::config::{Group, OnDead, Retry};
 use crate::domain::dispatch::Dispatch;
 use crate::domain::retry_choice::{Candidate, choose};
-use crate::domain::schedule::Schedule;
 use crate::pg::connect::Connection;
 use crate::pg::dispatching::{self, Due, Settlement, Unheard};
 use crate::pg::{Connector, PgError, leaves};
@@ -40,36 +40,23 @@ pub fn job(connector: Connector, groups: BTreeMap<String, Group>, metrics: Arc<M
     for group in groups.keys() {
         drop(metrics.retries_scheduled.get_or_create(&metrics::Group { group: group.clone() }));
     }
-    // It runs every second: the connection is kept, and made anew after an error.
+    // It runs every second while there is something to do: the connection is kept, and made anew after an error.
     let shared = Arc::new((connector, Mutex::new(None), Policies { groups, metrics }));
-    Job {
-        name: NAME,
-        schedule: Schedule::Every(Duration::from_secs(1)),
-        at_start: false,
-        body: Box::new(move || {
-            let shared = Arc::clone(&shared);
-            Box::pin(async move {
-                let (connector, kept, policies) = &*shared;
-                let mut kept = kept.lock().await;
-                let mut client = match kept.take() {
-                    Some(client) => client,
-                    None => connector.connect().await?,
-                };
-                let outcome = run(&mut client, policies).await?;
-                *kept = Some(client);
-                Ok(outcome)
-            })
-        }),
-    }
-}
-
-async fn run(client: &mut Connection, policies: &Policies) -> Outcome {
-    if !dispatching::has_work(client).await? || !leaves::claim(client, NAME).await? {
-        return Ok(None);
-    }
-    let outcome = work(client, policies).await;
-    leaves::give_back(client, NAME).await?;
-    outcome
+    let job = Job::new(NAME, every(1), move |_| {
+        let shared = Arc::clone(&shared);
+        Box::pin(async move {
+            let (connector, kept, policies) = &*shared;
+            let mut kept = kept.lock().await;
+            let mut client = match kept.take() {
+                Some(client) => client,
+                None => leaves::connect(connector).await?,
+            };
+            let done = work(&mut client, policies).await?;
+            *kept = Some(client);
+            Ok(done)
+        })
+    });
+    job.probe(|client| Box::pin(dispatching::has_work(client)))
 }
 
 /// Goes on giving out for about as long as the schedule has it wait for the next run, while there is something to give.
@@ -87,16 +74,12 @@ async fn work(client: &mut Connection, policies: &Policies) -> Outcome {
         }
         tokio::time::sleep(REST).await;
     };
-    let done: Vec<String> = [
-        (given, "retries given out"),
-        (u64::try_from(dead).unwrap_or(u64::MAX), "given up"),
-        (u64::try_from(let_go).unwrap_or(u64::MAX), "keys let go whose head was gone"),
-    ]
-    .iter()
-    .filter(|(count, _)| *count > 0)
-    .map(|(count, what)| format!("{count} {what}"))
-    .collect();
-    Ok((!done.is_empty()).then(|| done.join(", ")))
+    let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    Ok(Done::counted([
+        (count(given), "retries given out"),
+        (i64::try_from(dead).unwrap_or(i64::MAX), "given up"),
+        (i64::try_from(let_go).unwrap_or(i64::MAX), "keys let go whose head was gone"),
+    ]))
 }
 
 /// What the file of this agent says of each group; of one that it does not name, the defaults.

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use super::Job;
+use super::runner::{Done, Job};
 use crate::config;
+use crate::domain::firings::Rules;
 use crate::domain::schedule::Schedule;
 use crate::pg::{Connector, agents};
 
@@ -13,19 +14,15 @@ pub const NAME: &str = "reap-agents";
 pub fn job(connector: Connector, agent: &config::Agent) -> Job {
     let connector = Arc::new(connector);
     let inactive_after = agent.inactive_after;
-    Job {
-        name: NAME,
-        schedule: Schedule::Every(agent.heartbeat),
-        at_start: false,
-        body: Box::new(move || {
-            let connector = Arc::clone(&connector);
-            Box::pin(async move {
-                let client = connector.connect().await?;
-                let silent = agents::reap(&client, inactive_after).await?;
-                let named: Vec<String> =
-                    silent.iter().map(|(name, status)| format!("{name} is {status}")).collect();
-                Ok((!named.is_empty()).then(|| named.join(", ")))
-            })
-        }),
-    }
+    let job = Job::new(NAME, Rules::forgiving(Schedule::Every(agent.heartbeat)), move |_| {
+        let connector = Arc::clone(&connector);
+        Box::pin(async move {
+            let client = connector.connect().await?;
+            let silent = agents::reap(&client, inactive_after).await?;
+            let named: Vec<String> =
+                silent.iter().map(|(name, status)| format!("{name} is {status}")).collect();
+            Ok(Done::told(named.len(), (!named.is_empty()).then(|| named.join(", "))))
+        })
+    });
+    job.role("any")
 }

@@ -5,20 +5,13 @@ use std::time::Duration;
 
 use tokio_postgres::{IsolationLevel, Row};
 
-use super::connect::{Connection, PgError};
+use super::connect::{Connection, Connector, PgError};
 use super::sql::statements;
 use crate::domain::leaves::{Leaf, Rate};
 
 statements! {
     /// Ends a step that takes too long: reading a large default partition is the longest.
     BOUND = "set statement_timeout = '45s'";
-
-    /// One in the cluster is at work. Who dies with it is waited for.
-    CLAIM = "
-        update outboxd.upkeep set claimed_until = clock_timestamp() + interval '2 minutes'
-        where job = $1 and claimed_until < clock_timestamp()";
-
-    GIVE_BACK = "update outboxd.upkeep set claimed_until = '-infinity' where job = $1";
 
     LEAVES = "
         select from_seq, to_seq, coalesce(pg_relation_size(relation), 0) = 0 from outboxd.leaves order by from_seq";
@@ -75,15 +68,11 @@ pub struct Found {
     pub is_empty: bool,
 }
 
-/// Takes the work of that job for this agent; false: another has it.
-pub async fn claim(client: &Connection, job: &str) -> Result<bool, PgError> {
+/// A connection for work that takes its time, and not more.
+pub async fn connect(connector: &Connector) -> Result<Connection, PgError> {
+    let client = connector.connect().await?;
     client.set(BOUND).await?;
-    Ok(client.execute(CLAIM, &[&job]).await? > 0)
-}
-
-pub async fn give_back(client: &Connection, job: &str) -> Result<(), PgError> {
-    client.execute(GIVE_BACK, &[&job]).await?;
-    Ok(())
+    Ok(client)
 }
 
 /// In order; without the default partition.

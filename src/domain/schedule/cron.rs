@@ -97,6 +97,11 @@ impl Cron {
         Ok(cron)
     }
 
+    /// Whose clock it means.
+    pub fn timezone(&self) -> Tz {
+        self.timezone
+    }
+
     /// The first firing strictly after `after`; `None`: never again.
     ///
     /// Between two changes of the clock local time and real time run side by side, so each such stretch is searched

@@ -1,0 +1,316 @@
+//! Starts what is due, in one agent. Once a second, and whenever something falls due, it looks at the board that all agents
+//! share; `domain::firings` decides; a claim in the database makes sure that a firing has one start; the run itself is a
+//! task of its own.
+//!
+//! It knows no job: it is given them as a name, rules, and a body.
+
+mod job;
+mod run;
+#[cfg(test)]
+mod simulation;
+mod slot;
+mod status;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+pub use job::{Body, Done, Failure, Job, Outcome, Pending, Probe, Scope};
+pub use status::{Event, Observer, RunnerStatus};
+
+use crate::failpoint;
+use crate::pg::jobs::{Board, Claim, End, LEASE, Standing};
+use crate::pg::{Connector, PgError};
+use run::{Ended, Run};
+use slot::{Slot, Want};
+
+/// Between two looks at the board, if nothing is due before.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How often an agent says that it still has its jobs.
+const TOUCH_EVERY: Duration = Duration::from_secs(600);
+
+/// A database that takes longer is taken for gone.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the ends of the last runs may take to be told, once all have ended.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// The runner of one agent.
+pub struct Runner {
+    connector: Connector,
+    agent: String,
+    slots: BTreeMap<String, Slot>,
+    status: Arc<RunnerStatus>,
+    observer: Observer,
+    board: Option<Board>,
+    touched_at: Instant,
+    ends: (UnboundedSender<Ended>, UnboundedReceiver<Ended>),
+    /// Ends that the board has not heard of.
+    untold: Vec<Untold>,
+    told_trouble: bool,
+}
+
+struct Untold {
+    name: String,
+    run: Run,
+    end: End,
+    took: Duration,
+}
+
+impl Runner {
+    pub fn new(
+        connector: Connector,
+        agent: String,
+        jobs: Vec<Job>,
+        status: Arc<RunnerStatus>,
+        observer: Observer,
+    ) -> Self {
+        let slots = jobs.into_iter().map(|job| (job.name.clone(), Slot::new(job))).collect();
+        Self {
+            connector,
+            agent,
+            slots,
+            status,
+            observer,
+            board: None,
+            touched_at: Instant::now(),
+            ends: mpsc::unbounded_channel(),
+            untold: Vec::new(),
+            told_trouble: false,
+        }
+    }
+
+    /// Runs what is due until `drain`, then waits for what is under way. Dropped before it returns, it cuts that.
+    pub async fn run(mut self, drain: CancellationToken) {
+        while !drain.is_cancelled() {
+            let wait = self.in_time(Self::turn).await.unwrap_or(LOOK_EVERY);
+            tokio::select! {
+                () = drain.cancelled() => {}
+                Some(ended) = self.ends.1.recv() => self.ended(ended),
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+        let mut idle_since = None;
+        while self.is_running() || !self.untold.is_empty() {
+            let told = self.in_time(Self::keep_up).await;
+            if !self.is_running() && idle_since.get_or_insert_with(Instant::now).elapsed() > LAST_WORDS {
+                break;
+            }
+            tokio::select! {
+                Some(ended) = self.ends.1.recv() => self.ended(ended),
+                () = tokio::time::sleep(LOOK_EVERY / 4), if self.is_running() || told.is_none() => {}
+                else => {}
+            }
+        }
+        self.status.rest();
+    }
+
+    fn is_running(&self) -> bool {
+        self.slots.values().any(|slot| slot.run.is_some())
+    }
+
+    /// Does something with the board, within the time it may take; after an error the connection is made anew.
+    async fn in_time<T>(
+        &mut self,
+        what: impl AsyncFnOnce(&mut Self, &Board) -> Result<T, PgError>,
+    ) -> Option<T> {
+        let asked = async {
+            let board = match self.board.take() {
+                Some(board) => board,
+                None => self.enter().await?,
+            };
+            let done = what(self, &board).await?;
+            self.board = Some(board);
+            Ok::<T, PgError>(done)
+        };
+        let trouble = match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(Ok(done)) => {
+                self.told_trouble = false;
+                self.status.turn();
+                return Some(done);
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {}", humantime::format_duration(PATIENCE)),
+        };
+        if !std::mem::replace(&mut self.told_trouble, true) {
+            tracing::warn!("no job starts for now: {trouble}");
+        }
+        self.cut_unheld();
+        // Waiting is turning.
+        self.status.turn();
+        None
+    }
+
+    /// Connects, and tells the board what this agent has.
+    async fn enter(&mut self) -> Result<Board, PgError> {
+        let board = Board::open(&self.connector).await?;
+        let entries: Vec<_> = self.slots.values().map(Slot::entry).collect();
+        board.enter(&entries).await?;
+        self.slots.values_mut().for_each(|slot| slot.is_entered = true);
+        self.touched_at = Instant::now();
+        Ok(board)
+    }
+
+    /// Starts what is due, and says how long nothing will be.
+    async fn turn(&mut self, board: &Board) -> Result<Duration, PgError> {
+        self.keep_up(board).await?;
+        let names: Vec<String> = self.slots.keys().cloned().collect();
+        let asked = Instant::now();
+        let (now, mut standings) = board.look(&names.iter().map(String::as_str).collect::<Vec<_>>()).await?;
+        let mut wait = LOOK_EVERY;
+        for name in names {
+            let standing = standings.remove(&name).ok_or_else(|| {
+                PgError::Setup(format!("job `{name}` is not on the board any more, and is entered again"))
+            })?;
+            if let Some(due) = self.consider(board, &name, &standing, now).await? {
+                wait = wait.min((due - now).to_std().unwrap_or_default());
+            }
+        }
+        self.tell_running();
+        // A little behind, so that the database finds it due.
+        Ok((wait + Duration::from_millis(2)).saturating_sub(asked.elapsed()))
+    }
+
+    /// What the board has to hear of this agent.
+    async fn keep_up(&mut self, board: &Board) -> Result<(), PgError> {
+        while let Some(untold) = self.untold.first() {
+            self.tell_end(board, untold).await?;
+            self.untold.remove(0);
+        }
+        let due = |run: &Run| run.held_at.elapsed() >= LEASE / 3;
+        let running = self.slots.values_mut().filter_map(|slot| slot.run.as_mut());
+        let mut leased: Vec<(Uuid, &mut Run)> =
+            running.filter(|run| due(run)).filter_map(|run| Some((run.lease?, run))).collect();
+        if !leased.is_empty() {
+            let asked = Instant::now();
+            let held = board.renew(&leased.iter().map(|(lease, _)| *lease).collect::<Vec<_>>()).await?;
+            for (_, run) in leased.iter_mut().filter(|(lease, _)| held.contains(lease)) {
+                run.held_at = asked;
+            }
+            self.cut_unheld_by(|run| due(run));
+        }
+        if self.touched_at.elapsed() >= TOUCH_EVERY {
+            board.touch(&self.slots.keys().map(String::as_str).collect::<Vec<_>>()).await?;
+            self.touched_at = Instant::now();
+        }
+        Ok(())
+    }
+
+    async fn tell_end(&self, board: &Board, untold: &Untold) -> Result<(), PgError> {
+        let Untold { name, run, end, took } = untold;
+        if let Some(lease) = run.lease {
+            if !board.end(name, lease, end).await? {
+                tracing::warn!(
+                    job = name,
+                    "its lease had ended before the run did, and another may have run"
+                );
+            }
+        } else if end.is_kept {
+            let by = run.requested_by.as_deref();
+            board.note(name, run.firing, by, &self.agent, *took, end).await?;
+        }
+        Ok(())
+    }
+
+    /// When this job is due next, if that is known.
+    async fn consider(
+        &mut self,
+        board: &Board,
+        name: &str,
+        standing: &Standing,
+        now: DateTime<Utc>,
+    ) -> Result<Option<DateTime<Utc>>, PgError> {
+        let Some(slot) = self.slots.get_mut(name) else { return Ok(None) };
+        let job = Arc::clone(&slot.job);
+        match slot.want(standing, now) {
+            Want::Nothing { until } => Ok(until),
+            Want::Pass { to, gone } => {
+                let (missed, note) = slot.tell_gone(gone, &self.observer);
+                if note.is_none() {
+                    tracing::warn!(job = name, "the database's clock was set back: it goes on from there");
+                }
+                if job.scope == Scope::Agent {
+                    slot.passed(to);
+                } else {
+                    board.pass(name, standing.last_firing, to, &self.agent, missed, note.as_deref()).await?;
+                }
+                Ok(job.rules.schedule.next_after(now))
+            }
+            Want::Start { firing, last_firing, requested, gone } => {
+                if requested.is_none() && !is_wanted(&job, board).await {
+                    slot.looked_until = Some(firing);
+                    return Ok(job.rules.schedule.next_after(now));
+                }
+                let (missed, note) = slot.tell_gone(gone, &self.observer);
+                let id = Uuid::new_v4();
+                let claim = Claim {
+                    name,
+                    last_firing: standing.last_firing,
+                    new_last_firing: last_firing,
+                    firing,
+                    requested,
+                    agent: &self.agent,
+                    lease: id,
+                    missed,
+                    note: note.as_deref(),
+                };
+                if job.scope == Scope::Cluster && !board.claim(&claim).await? {
+                    return Ok(None);
+                }
+                failpoint::hit("job-after-claim");
+                slot.started(last_firing, requested);
+                let lease = (job.scope == Scope::Cluster).then_some(id);
+                let by = requested.and(standing.run_requested_by.clone());
+                let run = Run::start(&job, id, lease, firing, by, self.ends.0.clone());
+                slot.run = Some(run);
+                Ok(None)
+            }
+        }
+    }
+
+    fn ended(&mut self, ended: Ended) {
+        let Ended { job, id, result, took } = ended;
+        let Some(slot) = self.slots.get_mut(&job.name) else { return };
+        let Some(run) = slot.run.take_if(|run| run.id == id) else { return };
+        slot.tell_result(&result);
+        (self.observer)(Event::Ended { job: &job.name, result: result.name(), took });
+        slot.ended(&run, took);
+        let end = result.end(job.rules.strict);
+        self.untold.push(Untold { name: job.name.clone(), run, end, took });
+        self.tell_running();
+    }
+
+    /// Cuts those whose lease has ended without an answer of the board.
+    fn cut_unheld(&mut self) {
+        self.cut_unheld_by(|run| run.held_at.elapsed() >= LEASE);
+    }
+
+    fn cut_unheld_by(&mut self, is_unheld: impl Fn(&Run) -> bool) {
+        for (name, slot) in &mut self.slots {
+            if let Some(run) = slot.run.take_if(|run| run.lease.is_some() && is_unheld(run)) {
+                tracing::warn!(job = name, "the run is cut: its lease has ended");
+                (self.observer)(Event::Ended { job: name, result: "lost", took: run.began.elapsed() });
+            }
+        }
+        self.tell_running();
+    }
+
+    fn tell_running(&self) {
+        let running = self.slots.iter().filter(|(_, slot)| slot.run.is_some());
+        self.status.running(running.map(|(name, _)| name.as_str()));
+    }
+}
+
+/// Is there anything to do? If that cannot be told, the run will say why.
+async fn is_wanted(job: &Job, board: &Board) -> bool {
+    match &job.probe {
+        Some(probe) => probe(board.client()).await.unwrap_or(true),
+        None => true,
+    }
+}

@@ -1,0 +1,185 @@
+//! A year of three agents on a virtual clock: agents crash at a firing, sleep for days, and the database goes away, while
+//! a board in memory keeps to the rules that the statements keep to.
+
+use std::collections::{BTreeMap, HashSet};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use chrono_tz::Tz;
+
+use super::job::{Done, Job};
+use super::slot::{Slot, Want};
+use crate::domain::firings::{Misfire, Overlap, Rules};
+use crate::domain::schedule::Schedule;
+use crate::pg::jobs::{LEASE, Standing};
+
+const YEAR: TimeDelta = TimeDelta::days(366);
+
+struct Agent {
+    slots: BTreeMap<String, Slot>,
+    wakes_at: DateTime<Utc>,
+}
+
+struct Cluster {
+    rules: Vec<(&'static str, Rules)>,
+    board: BTreeMap<String, Standing>,
+    agents: Vec<Agent>,
+    starts: BTreeMap<String, Vec<DateTime<Utc>>>,
+    missed: BTreeMap<String, u32>,
+    random: fastrand::Rng,
+    /// Now and then an agent dies at the firing, and one sleeps or the database is away.
+    trouble: bool,
+}
+
+fn begin() -> DateTime<Utc> {
+    "2027-06-01T00:00:00Z".parse().unwrap()
+}
+
+fn rules(schedule: &str, timezone: Tz, misfire: Misfire) -> Rules {
+    Rules {
+        schedule: Schedule::parse(schedule, timezone).unwrap(),
+        overlap: Overlap::Queue,
+        misfire,
+        most: 100_000,
+        jitter: std::time::Duration::ZERO,
+        strict: true,
+    }
+}
+
+fn slot(name: &str, rules: &Rules) -> Slot {
+    Slot::new(Job::new(name, rules.clone(), |_| Box::pin(async { Ok(Done::default()) })))
+}
+
+impl Cluster {
+    fn new(rules: Vec<(&'static str, Rules)>, trouble: bool) -> Self {
+        let standing = Standing {
+            last_firing: begin(),
+            busy_until: None,
+            is_leased: false,
+            is_running: false,
+            is_paused: false,
+            run_requested_at: None,
+            run_requested_by: None,
+            firing: None,
+        };
+        let board = rules.iter().map(|(name, _)| ((*name).to_owned(), standing.clone())).collect();
+        let agents = (0..3)
+            .map(|_| Agent {
+                slots: rules.iter().map(|(name, rules)| ((*name).to_owned(), slot(name, rules))).collect(),
+                wakes_at: begin(),
+            })
+            .collect();
+        let (starts, missed, random) = (BTreeMap::new(), BTreeMap::new(), fastrand::Rng::with_seed(7));
+        Self { rules, board, agents, starts, missed, random, trouble }
+    }
+
+    fn run(&mut self) {
+        loop {
+            let place = (0..3).min_by_key(|place| self.agents[*place].wakes_at).unwrap();
+            let now = self.agents[place].wakes_at;
+            if now >= begin() + YEAR {
+                return;
+            }
+            if self.trouble && self.random.u32(..2_000) == 0 {
+                // The database is away for everybody.
+                let back = now + TimeDelta::minutes(self.random.i64(1..600));
+                self.agents.iter_mut().for_each(|agent| agent.wakes_at = back);
+                continue;
+            }
+            self.turn(place, now);
+        }
+    }
+
+    fn turn(&mut self, place: usize, now: DateTime<Utc>) {
+        // Instead of each second, which nothing depends on.
+        let mut wake = now + TimeDelta::hours(12);
+        for (name, slot) in &mut self.agents[place].slots {
+            let standing = self.board.get_mut(name).unwrap();
+            standing.is_running = standing.is_leased && standing.busy_until.is_some_and(|until| until > now);
+            match slot.want(standing, now) {
+                Want::Nothing { until } => wake = wake.min(until.unwrap_or(wake)),
+                Want::Pass { to, gone } => {
+                    standing.last_firing = to;
+                    *self.missed.entry(name.clone()).or_default() += gone.missed;
+                    wake = now;
+                }
+                Want::Start { firing, last_firing, gone, .. } => {
+                    *standing = Standing { last_firing, is_leased: true, ..standing.clone() };
+                    *self.missed.entry(name.clone()).or_default() += gone.missed;
+                    self.starts.entry(name.clone()).or_default().push(firing);
+                    let dies = self.trouble && self.random.u32(..50) == 0;
+                    let took = if dies {
+                        wake = now + TimeDelta::minutes(self.random.i64(1..3_000));
+                        TimeDelta::from_std(LEASE).unwrap()
+                    } else {
+                        wake = now + TimeDelta::milliseconds(1);
+                        TimeDelta::milliseconds(self.random.i64(1..20_000))
+                    };
+                    standing.busy_until = Some(now + took);
+                    if dies {
+                        break;
+                    }
+                }
+            }
+        }
+        self.agents[place].wakes_at = wake.max(now + TimeDelta::microseconds(1));
+    }
+
+    fn expected(&self, name: &str) -> Vec<DateTime<Utc>> {
+        let rules = &self.rules.iter().find(|(of, _)| *of == name).unwrap().1;
+        rules
+            .schedule
+            .after(begin())
+            .take_while(|firing| *firing < begin() + YEAR - TimeDelta::days(3))
+            .collect()
+    }
+
+    /// Those within the year less its last days, in which one may still be asleep.
+    fn started(&self, name: &str) -> Vec<DateTime<Utc>> {
+        let starts = self.starts.get(name).cloned().unwrap_or_default();
+        starts.into_iter().filter(|firing| *firing < begin() + YEAR - TimeDelta::days(3)).collect()
+    }
+}
+
+fn schedules(misfire: Misfire) -> Vec<(&'static str, Rules)> {
+    vec![
+        ("quarter", rules("every 15m", Tz::UTC, misfire)),
+        ("hourly", rules("0 * * * *", Tz::UTC, misfire)),
+        ("nightly", rules("30 2 * * *", Tz::Europe__Paris, misfire)),
+        ("monthly", rules("0 3 1 * *", Tz::America__New_York, misfire)),
+        ("leap", rules("0 0 29 2 *", Tz::UTC, misfire)),
+    ]
+}
+
+#[test]
+fn in_a_year_without_trouble_every_firing_starts_once() {
+    let mut cluster = Cluster::new(schedules(Misfire::Skip), false);
+    cluster.run();
+    for name in ["quarter", "hourly", "nightly", "monthly", "leap"] {
+        assert_eq!(cluster.started(name), cluster.expected(name), "{name}");
+    }
+    assert_eq!((cluster.started("leap").len(), cluster.started("monthly").len()), (1, 12));
+    assert!(cluster.missed.values().all(|missed| *missed == 0));
+}
+
+#[test]
+fn in_a_year_of_crashes_sleep_and_outages_every_firing_starts_once_if_none_may_be_missed() {
+    let mut cluster = Cluster::new(schedules(Misfire::All), true);
+    cluster.run();
+    for name in ["quarter", "hourly", "nightly", "monthly", "leap"] {
+        assert_eq!(cluster.started(name), cluster.expected(name), "{name}");
+    }
+}
+
+#[test]
+fn in_such_a_year_no_firing_starts_twice_and_what_is_missed_is_counted() {
+    for misfire in [Misfire::Skip, Misfire::Once] {
+        let mut cluster = Cluster::new(schedules(misfire), true);
+        cluster.run();
+        let (started, expected) = (cluster.started("quarter"), cluster.expected("quarter"));
+        let once: HashSet<_> = started.iter().collect();
+        assert_eq!(once.len(), started.len(), "{misfire:?}");
+        assert!(started.len() < expected.len() && started.iter().all(|firing| expected.contains(firing)));
+        let missed = usize::try_from(cluster.missed["quarter"]).unwrap();
+        assert!(started.len() + missed >= expected.len(), "{misfire:?}: {} {missed}", started.len());
+    }
+}

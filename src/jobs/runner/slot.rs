@@ -1,0 +1,168 @@
+//! What the runner knows of one job: what it wants of the board now, and what became of its runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::job::{Job, Scope};
+use super::run::{Result, Run};
+use super::status::{Event, Observer};
+use crate::domain::firings::{Gone, Misfire, Past, Step};
+use crate::pg::jobs::{Entry, Standing};
+
+pub(super) struct Slot {
+    pub(super) job: Arc<Job>,
+    pub(super) run: Option<Run>,
+    /// The board has it; what is wanted at a start was asked for.
+    pub(super) is_entered: bool,
+    /// There was nothing to do up to this firing, which no claim has used up.
+    pub(super) looked_until: Option<DateTime<Utc>>,
+    /// Of a job that each agent runs for itself: what has been here, and the last order that was obeyed.
+    own: Option<(Past, DateTime<Utc>)>,
+    /// Given what has been, nothing is due before then: the calendar need not be asked every second.
+    waits: Option<(Past, DateTime<Utc>)>,
+    failures: u32,
+}
+
+/// What is to be done about a job.
+pub(super) enum Want {
+    Nothing { until: Option<DateTime<Utc>> },
+    Pass { to: DateTime<Utc>, gone: Gone },
+    Start { firing: DateTime<Utc>, last_firing: DateTime<Utc>, requested: Option<DateTime<Utc>>, gone: Gone },
+}
+
+impl Slot {
+    pub(super) fn new(job: Job) -> Self {
+        Self {
+            job: Arc::new(job),
+            run: None,
+            is_entered: false,
+            looked_until: None,
+            own: None,
+            waits: None,
+            failures: 0,
+        }
+    }
+
+    pub(super) fn entry(&self) -> Entry<'_> {
+        let Job { name, scope, role, rules, enabled, at_start, .. } = &*self.job;
+        Entry {
+            name,
+            scope: scope.name(),
+            role,
+            schedule: rules.schedule.to_string(),
+            timezone: rules.schedule.timezone(),
+            enabled: *enabled,
+            at_start: *at_start && *enabled && !self.is_entered,
+        }
+    }
+
+    pub(super) fn want(&mut self, standing: &Standing, now: DateTime<Utc>) -> Want {
+        if !self.job.enabled || self.run.is_some() {
+            return Want::Nothing { until: None };
+        }
+        let (past, requested) = match self.job.scope {
+            Scope::Cluster if standing.is_running => return Want::Nothing { until: standing.busy_until },
+            Scope::Cluster => {
+                let looked_until = self.looked_until.filter(|until| *until <= now);
+                let last = looked_until.map_or(standing.last_firing, |until| until.max(standing.last_firing));
+                (Past { last, busy_until: standing.busy_until }, standing.run_requested_at)
+            }
+            Scope::Agent => {
+                let first = (Past { last: now, busy_until: None }, standing.run_requested_at.unwrap_or(now));
+                let (past, obeyed) = *self.own.get_or_insert(first);
+                (past, standing.run_requested_at.filter(|requested| *requested > obeyed))
+            }
+        };
+        if let Some(at) = requested {
+            let last_firing = standing.last_firing;
+            return Want::Start { firing: at, last_firing, requested, gone: Gone::default() };
+        }
+        if standing.is_paused {
+            return Want::Nothing { until: None };
+        }
+        if let Some((_, until)) =
+            self.waits.filter(|(known, until)| *known == past && now < *until && past.last <= now)
+        {
+            return Want::Nothing { until: Some(until) };
+        }
+        match self.job.rules.step(&self.job.name, past, now) {
+            Step::Wait(until) => {
+                self.waits = until.map(|until| (past, until));
+                Want::Nothing { until }
+            }
+            Step::Pass { to, gone } => Want::Pass { to, gone },
+            Step::Start { firing, gone } => {
+                Want::Start { firing, last_firing: firing, requested: None, gone }
+            }
+        }
+    }
+
+    /// Of what each agent runs for itself.
+    pub(super) fn passed(&mut self, to: DateTime<Utc>) {
+        if let Some((past, _)) = &mut self.own {
+            past.last = to;
+        }
+    }
+
+    pub(super) fn started(&mut self, last_firing: DateTime<Utc>, requested: Option<DateTime<Utc>>) {
+        let Some((past, obeyed)) = &mut self.own else { return };
+        match requested {
+            Some(requested) => *obeyed = requested,
+            None => past.last = last_firing,
+        }
+    }
+
+    pub(super) fn ended(&mut self, run: &Run, took: Duration) {
+        if let Some((past, _)) = &mut self.own {
+            past.busy_until = TimeDelta::from_std(took).ok().map(|took| run.firing + took);
+        }
+    }
+
+    /// Counts and logs firings that get no start; how many were missed, and a line for the history.
+    pub(super) fn tell_gone(&self, gone: Gone, observer: &Observer) -> (u32, Option<String>) {
+        let Gone { missed, overlapped } = gone;
+        let job = self.job.name.as_str();
+        let policy = match self.job.rules.misfire {
+            Misfire::Skip => "skip",
+            Misfire::Once => "once",
+            Misfire::All => "all",
+        };
+        let mut words = Vec::new();
+        if missed > 0 {
+            observer(Event::Missed { job, policy, firings: missed });
+            words.push(format!("{missed} firings were missed (misfire = \"{policy}\")"));
+        }
+        if overlapped > 0 {
+            observer(Event::Missed { job, policy: "overlap", firings: overlapped });
+            words.push(format!("{overlapped} fell into a run (overlap = \"skip\")"));
+        }
+        if words.is_empty() {
+            return (0, None);
+        }
+        let note = words.join(", ");
+        tracing::warn!(job, "{note}");
+        (missed, Some(note))
+    }
+
+    /// Says once how a run went; a failure that goes on, at growing distances.
+    pub(super) fn tell_result(&mut self, result: &Result) {
+        let job = self.job.name.as_str();
+        match result {
+            Result::Done(done) => {
+                self.failures = 0;
+                if let Some(words) = &done.words {
+                    tracing::info!(job, "{words}");
+                }
+            }
+            Result::Failed(why) | Result::Cut(why) => {
+                self.failures += 1;
+                let failures = self.failures;
+                if failures.is_power_of_two() {
+                    tracing::warn!(job, failures, "the job failed and runs again at its next firing: {why}");
+                }
+            }
+        }
+    }
+}
