@@ -11,6 +11,7 @@ pub mod handler;
 mod inbox;
 mod keys;
 mod level;
+mod places;
 mod retry_store;
 mod retrying;
 mod session;
@@ -35,6 +36,7 @@ use crate::kafka::topics::Topics;
 use crate::pg::{Connector, PgError, Pool};
 use control::Control;
 use handler::Handler;
+use places::Places;
 use status::Tally;
 use store::Store;
 use wait::Wait;
@@ -50,6 +52,9 @@ const KAFKA: &str = "Kafka";
 
 /// A claim outlives its handler's time limit by this much: waiting for its turn and the completion have to fit in.
 const CLAIM_MARGIN: Duration = Duration::from_secs(60);
+
+/// Connections that effects leave to look-up, claims and completion.
+const SPARED_CONNECTIONS: usize = 3;
 
 /// What a group works with.
 pub struct GroupContext {
@@ -117,6 +122,7 @@ struct Group {
     store: Store,
     status: Arc<GroupStatus>,
     control: Control,
+    places: Places,
 }
 
 impl Group {
@@ -154,7 +160,7 @@ pub async fn run(
 }
 
 async fn work(context: GroupContext, drain: &CancellationToken) -> Result<(), ConsumerError> {
-    let (control, desk) = control::control();
+    let (control, desk) = control::control(&context.name, context.config.breaker);
     let group = tokio::select! {
         group = set_up(context, control) => Arc::new(group?),
         () = drain.cancelled() => return Ok(()),
@@ -204,7 +210,15 @@ async fn set_up(context: GroupContext, control: Control) -> Result<Group, Consum
     wait.end();
     let name: Arc<str> = name.into();
     let store = Store { pool, group: Arc::clone(&name), cluster_id, agent, agent_name };
-    let group = Group { name, config, kafka, handler, topics, store, status, control };
+    let places = match handler {
+        Handler::Outside(_) => config.concurrency,
+        // Each has a connection while it runs.
+        Handler::Sql(_) => {
+            config.concurrency.min(store.pool.max_size().saturating_sub(SPARED_CONNECTIONS).max(1))
+        }
+    };
+    let places = Places::new(places);
+    let group = Group { name, config, kafka, handler, topics, store, status, control, places };
     let mut wait = Wait::new(&group.name, &group.status, SET_UP);
     loop {
         match enter(&group).await {

@@ -1,14 +1,15 @@
-//! Once a second the group's agents say how they are, and hear what is ordered: pauses, the breaker, a drain. What the
-//! engine finds out for all is told here first, so that no answer from before undoes it.
+//! Once a second the group's agents say how they are, and hear what is ordered: pauses, the breaker, a drain. What this
+//! agent finds out for all is told here first, so that no answer from before undoes it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 use super::Group;
-use crate::domain::breaker::{Change, State};
+use crate::config;
+use crate::domain::breaker::{Breaker, Change, State};
 use crate::domain::health::ErrorRate;
 use crate::pg::control::Orders;
 
@@ -17,55 +18,83 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Of the last minute.
 const BEATS: usize = 60;
 
-/// What of the orders matters to an engine.
+/// What of the orders matters to those who start handlers.
 #[derive(Clone, Debug)]
 pub(super) struct Heard {
     /// Why nothing may start.
     pub(super) closed: Option<String>,
-    pub(super) breaker: State,
     pub(super) breaker_reason: Option<String>,
     pub(super) members: i64,
-    /// How many changes of this agent's own had arrived before.
-    pub(super) changes: u64,
-}
-
-impl Default for Heard {
-    fn default() -> Self {
-        Self { closed: None, breaker: State::Closed, breaker_reason: None, members: 1, changes: 0 }
-    }
 }
 
 impl Heard {
-    fn new(orders: Orders, changes: u64) -> Self {
-        let breaker = match orders.breaker {
-            None => State::Closed,
-            Some(left) if left > 0 => State::Open,
-            Some(_) => State::HalfOpen,
-        };
+    fn new(orders: Orders) -> Self {
         let paused = orders.paused_by.map(|by| format!("paused by {by}"));
         let closed = paused.or_else(|| orders.drain.then(|| "this agent is ordered to drain".to_owned()));
-        Self {
-            closed,
-            breaker,
-            breaker_reason: orders.breaker_reason,
-            members: orders.members.max(1),
-            changes,
-        }
+        Self { closed, breaker_reason: orders.breaker_reason, members: orders.members.max(1) }
     }
 }
 
-/// The engine's end.
-#[derive(Clone, Debug)]
+/// The end of those who start handlers, of fresh messages and of retries.
+#[derive(Debug)]
 pub(super) struct Control {
+    group: String,
+    pause: Duration,
     changes: mpsc::UnboundedSender<(Change, String)>,
     pub(super) heard: watch::Receiver<Heard>,
+    /// With how often this agent has changed it.
+    breaker: Mutex<(Breaker, u64)>,
 }
 
 impl Control {
-    /// With the reason, for those who look.
-    pub(super) fn tell(&self, change: Change, reason: String) {
+    /// The other side of a handler has answered, be it with a refusal.
+    pub(super) fn answered(&self) {
+        let change = self.breaker().0.answered();
+        self.tell(change, "");
+    }
+
+    /// A failure that another try may mend.
+    pub(super) fn failed(&self, reason: &str) {
+        let change = self.breaker().0.failed();
+        self.tell(change, reason);
+    }
+
+    /// How many handlers may be at work, of so many.
+    pub(super) fn places(&self, of: usize) -> usize {
+        if self.heard.borrow().closed.is_some() { 0 } else { self.breaker().0.places(of) }
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.breaker().0.state()
+    }
+
+    fn breaker(&self) -> MutexGuard<'_, (Breaker, u64)> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An answer from before a change of our own undoes nothing.
+    fn hear(&self, state: State, after: u64) {
+        let mut breaker = self.breaker();
+        if breaker.1 == after {
+            breaker.0.hear(state);
+        }
+    }
+
+    /// Tells the other agents, with the reason, for those who look.
+    fn tell(&self, change: Option<Change>, reason: &str) {
+        let Some(change) = change else { return };
+        let group = &*self.group;
+        match change {
+            Change::Open => tracing::warn!(
+                group,
+                "the breaker opens, nothing is started for {}: {reason}",
+                humantime::format_duration(self.pause)
+            ),
+            Change::Close => tracing::info!(group, "the breaker closes"),
+        }
+        self.breaker().1 += 1;
         // Without anybody who listens the group is at its end.
-        let _ = self.changes.send((change, reason));
+        let _ = self.changes.send((change, reason.to_owned()));
     }
 }
 
@@ -75,10 +104,17 @@ pub(super) struct Desk {
     heard: watch::Sender<Heard>,
 }
 
-pub(super) fn control() -> (Control, Desk) {
+pub(super) fn control(group: &str, breaker: config::group::Breaker) -> (Control, Desk) {
     let (changes, told) = mpsc::unbounded_channel();
-    let (orders, heard) = watch::channel(Heard::default());
-    (Control { changes, heard }, Desk { changes: told, heard: orders })
+    let (orders, heard) = watch::channel(Heard { closed: None, breaker_reason: None, members: 1 });
+    let control = Control {
+        group: group.to_owned(),
+        pause: breaker.pause,
+        changes,
+        heard,
+        breaker: Mutex::new((Breaker::new(breaker.failures), 0)),
+    };
+    (control, Desk { changes: told, heard: orders })
 }
 
 impl Desk {
@@ -102,7 +138,15 @@ impl Desk {
             let (in_flight, processed, failed) = group.status.counts();
             let error_rate = rate.after(processed, failed);
             match group.store.control(in_flight, error_rate, group.status.takes_retries()).await {
-                Ok(Some(orders)) => drop(self.heard.send_replace(Heard::new(orders, changes))),
+                Ok(Some(orders)) => {
+                    let breaker = match orders.breaker {
+                        None => State::Closed,
+                        Some(left) if left > 0 => State::Open,
+                        Some(_) => State::HalfOpen,
+                    };
+                    group.control.hear(breaker, changes);
+                    self.heard.send_replace(Heard::new(orders));
+                }
                 Ok(None) => {}
                 Err(error) => tracing::debug!(group = &*group.name, "no orders: {error}"),
             }

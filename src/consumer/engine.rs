@@ -34,19 +34,15 @@ use self::message::{Ending, Message};
 use self::suspects::Suspects;
 use super::Group;
 use super::control::Heard;
-use super::handler::Handler;
 use super::level::{HIGH_SPAN, Level};
+use super::places::Place;
 use super::session::{Event, Events, at};
 use crate::config::Rate;
-use crate::domain::breaker::Breaker;
 use crate::domain::chains::Chains;
 use crate::domain::delivery::{Record, TopicPartition};
 use crate::domain::rate::Pace;
 use crate::domain::watermark::Watermark;
 use crate::pg::claims::Claimed;
-
-/// Connections that effects leave to look-up, claims and completion.
-const SPARED_CONNECTIONS: usize = 3;
 
 /// An assignment of a partition; never used twice.
 pub(super) type Slot = u64;
@@ -138,13 +134,17 @@ type Work<T> = Option<AbortOnDropHandle<T>>;
 type Asked = (Vec<Box<Message>>, Option<Vec<Claimed>>);
 type Handled = (Box<Message>, End);
 type Running = Pin<Box<dyn Future<Output = Handled> + Send>>;
+type NextPlace = Pin<Box<dyn Future<Output = Place> + Send>>;
 type Delayed = Pin<Box<dyn Future<Output = Box<Message>> + Send>>;
 
 pub(super) struct Engine {
     group: Arc<Group>,
     inputs: mpsc::UnboundedReceiver<Input>,
     reporter: Reporter,
-    concurrency: usize,
+    /// Taken, for the next that starts.
+    place: Option<Place>,
+    /// All are taken: when one is ours.
+    line_for_place: Option<NextPlace>,
     partitions: HashMap<Slot, Partition>,
     /// Polled, not looked up.
     waiting: VecDeque<(Slot, Record)>,
@@ -167,10 +167,7 @@ pub(super) struct Engine {
     heard: watch::Receiver<Heard>,
     /// Why nothing may start, by an order.
     closed: Option<String>,
-    breaker: Breaker,
     suspects: Suspects,
-    /// What this engine has told of the breaker.
-    changes: u64,
     pace: Option<Pace>,
     /// When the next one may start, if the pace is what holds it.
     next_at: Option<Instant>,
@@ -185,19 +182,12 @@ pub(super) fn start(
     events: &Events,
 ) -> (mpsc::UnboundedSender<Input>, AbortOnDropHandle<()>) {
     let (sender, inputs) = mpsc::unbounded_channel();
-    let concurrency = match group.handler {
-        Handler::Outside(_) => group.config.concurrency,
-        // Each has a connection while it runs.
-        Handler::Sql(_) => group
-            .config
-            .concurrency
-            .min(group.store.pool.max_size().saturating_sub(SPARED_CONNECTIONS).max(1)),
-    };
     let engine = Engine {
         group: Arc::clone(group),
         inputs,
         reporter: Reporter(events.clone()),
-        concurrency,
+        place: None,
+        line_for_place: None,
         partitions: HashMap::new(),
         waiting: VecDeque::new(),
         again: Vec::new(),
@@ -213,9 +203,7 @@ pub(super) fn start(
         running: FuturesUnordered::new(),
         heard: group.control.heard.clone(),
         closed: None,
-        breaker: Breaker::new(group.config.breaker.failures),
         suspects: Suspects::default(),
-        changes: 0,
         pace: group.config.rate.map(|Rate(rate)| Pace::new(rate, std::time::Instant::now())),
         next_at: None,
         delayed: FuturesUnordered::new(),
@@ -233,6 +221,13 @@ async fn answer<T>(work: &mut Work<T>) -> Option<T> {
             *work = None;
             answer.ok()
         }
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_place(line: &mut Option<NextPlace>) -> Place {
+    match line {
+        Some(next) => next.await,
         None => std::future::pending().await,
     }
 }
@@ -270,6 +265,10 @@ impl Engine {
                     }
                 }
                 Some(message) = self.delayed.next() => self.free.push_back(message),
+                place = next_place(&mut self.line_for_place) => {
+                    self.line_for_place = None;
+                    self.place = Some(place);
+                }
                 count = self.inputs.recv_many(&mut inputs, 64) => {
                     if count == 0 {
                         return;
@@ -336,11 +335,16 @@ impl Engine {
                 self.proceed(message);
             }
             let has_work = !self.suspects.line_or(&mut self.line).startable.is_empty();
-            if self.running.len() >= self.places() || !has_work || !self.is_in_pace() {
+            if !has_work || !self.take_place() || !self.is_in_pace() {
                 break;
             }
             let Some(message) = self.suspects.line_or(&mut self.line).startable.pop_front() else { break };
             self.start(message);
+        }
+        // For others, as long as nothing here can start.
+        self.place = None;
+        if self.suspects.line_or(&mut self.line).startable.is_empty() {
+            self.line_for_place = None;
         }
         self.begin_lineup();
         self.begin_claim();

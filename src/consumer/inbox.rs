@@ -75,13 +75,14 @@ async fn read_on(
         position.extend(extents.map(|(partition, (_, end))| (*partition, *end)));
     }
     reader.read_on(position)?;
-    let mut moved_at = None;
+    let (mut moved_at, mut read_at) = (None, BTreeMap::new());
     let mut tick = tokio::time::interval(TICK);
     loop {
         tokio::select! {
             read = reader.next() => match read {
                 Read::Record(record) => {
                     position.insert(record.partition, record.offset + 1);
+                    read_at.insert(record.partition, Instant::now());
                     if let Some(dispatch) = Dispatch::of(&record)
                         && dispatch.target == group.store.agent
                         && dispatch.group == *group.name
@@ -97,7 +98,10 @@ async fn read_on(
         }
         let latest = seen.borrow_and_update().clone();
         let Some(Seen { at, extents }) = latest else { continue };
-        let astray = astray(position, &extents);
+        // What was read since is beyond the ends that were seen then.
+        let is_older = |partition: &i32| read_at.get(partition).is_none_or(|read_at| *read_at < at);
+        let astray: BTreeMap<i32, i64> =
+            astray(position, &extents).into_iter().filter(|(partition, _)| is_older(partition)).collect();
         if !astray.is_empty() {
             position.extend(&astray);
             reader.read_on(position)?;

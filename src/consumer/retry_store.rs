@@ -1,17 +1,14 @@
 //! The group's part of the database, as its retries see it.
 
+use std::collections::HashSet;
 use std::time::Duration;
-
-use uuid::Uuid;
 
 use super::store::Store;
 use crate::pg::PgError;
-use crate::pg::claims::{self, Claim};
-use crate::pg::completing::Finished;
 use crate::pg::effect::Effect;
-use crate::pg::held::{Next, Successor};
+use crate::pg::held::Successor;
 use crate::pg::pool::Lent;
-use crate::pg::retrying::{self, Applied, Completed, Failed, Fence, Opened};
+use crate::pg::retrying::{self, Applied, Ended, Ends, Fence, Named, Opened};
 
 /// How long one call may take: far more than it does, so that a dead connection is told from a busy server.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -20,90 +17,39 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const SOON: Duration = Duration::from_secs(2);
 
 impl Store {
-    fn fence(&self, message_id: Uuid, dispatch: i64) -> Fence<'_> {
-        Fence { group: &self.group, message_id, dispatch, agent: self.agent }
+    fn fence(&self) -> Fence<'_> {
+        Fence { group: &self.group, agent: self.agent }
     }
 
-    pub(super) async fn open(&self, message_id: Uuid, dispatch: i64) -> Result<Option<Opened>, PgError> {
-        let fence = self.fence(message_id, dispatch);
-        self.pool.ask(PATIENCE, async |client: &mut Lent| retrying::open(client, fence).await).await
-    }
-
-    pub(super) async fn start(
-        &self,
-        message_id: Uuid,
-        dispatch: i64,
-        attempts: i32,
-        lease: Duration,
-    ) -> Result<bool, PgError> {
-        let fence = self.fence(message_id, dispatch);
-        let call = async |client: &mut Lent| retrying::start(client, fence, attempts, lease).await;
+    /// See `retrying::open`.
+    pub(super) async fn open(&self, all: &[Named]) -> Result<Vec<Opened>, PgError> {
+        let call = async |client: &mut Lent| retrying::open(&*client, self.fence(), all).await;
         self.pool.ask(PATIENCE, call).await
     }
 
-    pub(super) async fn renew(
+    /// See `retrying::start`; may be repeated.
+    pub(super) async fn start(
         &self,
-        message_id: Uuid,
-        dispatch: i64,
+        all: &[(Named, i32)],
         lease: Duration,
-    ) -> Result<bool, PgError> {
-        let fence = self.fence(message_id, dispatch);
-        self.pool.ask(SOON, async |client: &mut Lent| retrying::renew(client, fence, lease).await).await
+    ) -> Result<HashSet<uuid::Uuid>, PgError> {
+        let call = async |client: &mut Lent| retrying::start(&*client, self.fence(), all, lease).await;
+        self.pool.ask(PATIENCE, call).await
     }
 
-    pub(super) async fn hand_back(
-        &self,
-        message_id: Uuid,
-        dispatch: i64,
-        after: Duration,
-    ) -> Result<(), PgError> {
-        let fence = self.fence(message_id, dispatch);
-        self.pool
-            .ask(PATIENCE, async |client: &mut Lent| retrying::hand_back(client, fence, after).await)
-            .await
+    pub(super) async fn renew(&self, all: &[Named], lease: Duration) -> Result<(), PgError> {
+        let call = async |client: &mut Lent| retrying::renew(&*client, self.fence(), all, lease).await;
+        self.pool.ask(SOON, call).await
     }
 
     pub(super) async fn hand_back_all(&self) -> Result<u64, PgError> {
-        let call = async |client: &mut Lent| retrying::hand_back_all(client, &self.group, self.agent).await;
+        let call = async |client: &mut Lent| retrying::hand_back_all(&*client, self.fence()).await;
         self.pool.ask(PATIENCE, call).await
     }
 
-    /// See `retrying::close`.
-    pub(super) async fn close(
-        &self,
-        message_id: Uuid,
-        successor: Successor,
-    ) -> Result<Option<Next>, PgError> {
-        let call =
-            async |client: &mut Lent| retrying::close(client, &self.group, message_id, successor).await;
-        self.pool.ask(PATIENCE, call).await
-    }
-
-    /// See `retrying::succeed`; may be repeated.
-    pub(super) async fn succeed(
-        &self,
-        finished: &Finished,
-        claims: &[Claim],
-        successor: Successor,
-    ) -> Result<Option<Next>, PgError> {
-        let scope = self.scope();
-        let call =
-            async |client: &mut Lent| retrying::succeed(client, scope, finished, claims, successor).await;
-        self.pool.ask(PATIENCE, call).await
-    }
-
-    /// See `retrying::fail`.
-    pub(super) async fn fail(
-        &self,
-        message_id: Uuid,
-        dispatch: i64,
-        failed: Failed<'_>,
-        successor: Successor,
-    ) -> Result<Completed, PgError> {
-        let fence = self.fence(message_id, dispatch);
-        let call = async |client: &mut Lent| {
-            retrying::fail(client, fence, &self.agent_name, failed, successor).await
-        };
+    /// See `retrying::end`; may be repeated.
+    pub(super) async fn end(&self, ends: &Ends, successor: Successor) -> Result<Ended, PgError> {
+        let call = async |client: &mut Lent| retrying::end(client, self.scope(), ends, successor).await;
         self.pool.ask(PATIENCE, call).await
     }
 
@@ -114,15 +60,10 @@ impl Store {
         effect: Effect<'_>,
         successor: Successor,
     ) -> Result<Applied, PgError> {
-        let fence = self.fence(effect.delivery.message_id, dispatch);
-        let scope = self.scope();
         let limit = Duration::from_millis(u64::try_from(effect.statement_timeout).unwrap_or(0));
-        let call = async |client: &mut Lent| retrying::apply(client, fence, scope, effect, successor).await;
+        let call = async |client: &mut Lent| {
+            retrying::apply(client, self.scope(), dispatch, effect, successor).await
+        };
         self.pool.ask(limit + PATIENCE, call).await
-    }
-
-    pub(super) async fn release(&self, claims: &[Claim]) -> Result<(), PgError> {
-        let call = async |client: &mut Lent| claims::release(&*client, &self.group, claims).await;
-        self.pool.ask(PATIENCE, call).await
     }
 }

@@ -1,340 +1,399 @@
-//! Retries that this agent was given: each is started under a lease, handled, and ended, all in the name of its dispatch.
-//! Behind the head of a key that is held, the same agent goes on with the messages that wait, in their order.
+//! Retries that this agent was given, in three stages that overlap: a batch is opened and started under leases, its
+//! attempts run, those that ended are recorded together; all in the name of their dispatches. Behind the head of a key that
+//! is held, the same agent goes on with the messages that wait, in their order.
 
-use std::collections::HashSet;
+mod attempt;
+mod starting;
+
+use std::collections::{HashSet, VecDeque};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
+use futures_util::FutureExt;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use uuid::Uuid;
 
-use super::handler::{Handle, Handler, SqlHandler};
+use self::attempt::{Attempt, End};
+use self::starting::Step;
+use super::places::Place;
+use super::session::at;
 use super::status::Tally;
 use super::wait::Wait;
-use super::{Group, inbox, keys};
+use super::{Group, inbox};
 use crate::config::OnDead;
-use crate::domain::delivery::{Delivery, Outcome};
+use crate::domain::breaker::State;
+use crate::domain::delivery::Outcome;
 use crate::domain::dispatch::Dispatch;
-use crate::domain::identity;
-use crate::failpoint;
 use crate::pg::PgError;
-use crate::pg::claims::{Claim, Claimed, OperationKey, Wanted};
-use crate::pg::completing::Finished;
-use crate::pg::effect::Effect;
 use crate::pg::held::{Next, Successor};
-use crate::pg::retrying::{Applied, Completed, Failed, Opened, Verdict};
+use crate::pg::retrying::{Ended, Ends, Failed, Named, Verdict};
 
 /// Who does not renew it for so long is taken for dead.
 const LEASE: Duration = Duration::from_secs(15);
 const RENEW_EVERY: Duration = Duration::from_secs(4);
 
+/// How often it is looked for what cannot start.
+const TICK: Duration = Duration::from_millis(500);
+
 /// What cannot start now is due again after this long.
 const NOT_NOW: Duration = Duration::from_secs(1);
 
+/// Those that are started together, at most.
+const BATCH: usize = 100;
+
+/// What has ended waits at most this long for company.
+const GATHER: Duration = Duration::from_millis(10);
+
 /// Takes retries until `drain`; what runs then comes to its end, the rest is handed back.
 pub(super) async fn work(group: Arc<Group>, drain: CancellationToken) {
-    let (sender, mut dispatches) = mpsc::unbounded_channel();
+    let (sender, dispatches) = mpsc::unbounded_channel();
     let reader = AbortOnDropHandle::new(tokio::spawn(inbox::read(Arc::clone(&group), sender)));
-    // As many as handlers of fresh messages, and besides them.
-    let slots = Semaphore::new(group.config.concurrency);
-    let retrier = Arc::new(Retrier { group, drain: drain.clone(), slots });
-    let mut running = JoinSet::new();
-    // A dispatch may come twice: the relay sends again what it is not sure of.
-    let mut given: HashSet<(Uuid, i64)> = HashSet::new();
+    let mut retries = Retries::new(group, dispatches, drain.clone());
     while !drain.is_cancelled() {
-        tokio::select! {
-            () = drain.cancelled() => {}
-            Some(dispatch) = dispatches.recv() => {
-                let name = (dispatch.message_id, dispatch.number);
-                if given.insert(name) {
-                    let retrier = Arc::clone(&retrier);
-                    running.spawn(async move {
-                        retrier.take(&dispatch).await;
-                        name
-                    });
-                }
-            }
-            Some(ended) = running.join_next() => {
-                if let Ok(name) = ended {
-                    given.remove(&name);
-                }
-            }
-        }
+        retries.turn().await;
     }
     drop(reader);
-    retrier.group.status.take_retries(false);
-    retrier.hand_back_all().await;
-    while running.join_next().await.is_some() {}
-    retrier.hand_back_all().await;
+    let group = Arc::clone(&retries.group);
+    group.status.take_retries(false);
+    hand_back_all(&group).await;
+    retries.hand_back_waiting(Duration::ZERO);
+    while !retries.is_idle() {
+        retries.turn().await;
+    }
+    hand_back_all(&group).await;
 }
 
-struct Retrier {
+/// A dispatch that waits for a place.
+struct Waiting {
+    named: Named,
+    /// Then there is just time enough for another agent.
+    until: Instant,
+}
+
+type Work<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
+type Running = Pin<Box<dyn Future<Output = (Box<Attempt>, End)> + Send>>;
+
+struct Retries {
     group: Arc<Group>,
+    dispatches: mpsc::UnboundedReceiver<Dispatch>,
     drain: CancellationToken,
-    slots: Semaphore,
+    /// A dispatch may come twice: the relay sends again what it is not sure of.
+    given: HashSet<Named>,
+    waiting: VecDeque<Waiting>,
+    line_for_place: Work<Place>,
+    starting: Work<Vec<(Named, Step)>>,
+    running: FuturesUnordered<Running>,
+    /// Started, and not recorded.
+    leased: HashSet<Named>,
+    renewed_at: Instant,
+    renewing: Work<()>,
+    ends: Ends,
+    /// Of those.
+    names: Vec<Named>,
+    since: Option<Instant>,
+    recording: Work<(Vec<Named>, Ended)>,
+    tick: tokio::time::Interval,
 }
 
-/// One dispatch, opened.
-struct Attempt {
-    dispatch: i64,
-    /// Attempts that started before this one,
-    attempts: i32,
-    /// and how many of them an operator has forgiven.
-    forgiven: i32,
-    delivery: Delivery,
-    keys: Vec<OperationKey>,
-    payload_hash: i64,
+/// The answer, if something is asked; it is taken off.
+async fn answer<T>(work: &mut Work<T>) -> T {
+    let Some(asked) = work else { return std::future::pending().await };
+    let answer = asked.await;
+    *work = None;
+    answer
 }
 
-impl Attempt {
-    fn message_id(&self) -> Uuid {
-        self.delivery.message_id
-    }
-
-    /// What its evidence says.
-    fn finished(&self) -> Finished {
-        Finished::new(self.delivery.message_id, &self.delivery.record, self.delivery.attempt)
-    }
-}
-
-impl Retrier {
-    /// Waits for a slot, and goes on with what waits behind this message.
-    async fn take(&self, dispatch: &Dispatch) {
-        let slot = tokio::select! {
-            biased;
-            () = self.drain.cancelled() => None,
-            // Time enough is left for another agent's.
-            slot = tokio::time::timeout(dispatch.deadline() / 2, self.slots.acquire()) => slot.ok(),
-        };
-        if slot.is_none() {
-            self.hand_back(dispatch.message_id, dispatch.number, Duration::ZERO).await;
-            return;
+impl Retries {
+    fn new(
+        group: Arc<Group>,
+        dispatches: mpsc::UnboundedReceiver<Dispatch>,
+        drain: CancellationToken,
+    ) -> Self {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            group,
+            dispatches,
+            drain,
+            given: HashSet::new(),
+            waiting: VecDeque::new(),
+            line_for_place: None,
+            starting: None,
+            running: FuturesUnordered::new(),
+            leased: HashSet::new(),
+            renewed_at: Instant::now(),
+            renewing: None,
+            ends: Ends::default(),
+            names: Vec::new(),
+            since: None,
+            recording: None,
+            tick,
         }
-        let mut next = Some((dispatch.message_id, dispatch.number));
-        while let Some((message_id, number)) = next {
-            if self.drain.is_cancelled() {
-                self.hand_back(message_id, number, Duration::ZERO).await;
+    }
+
+    /// Waits for the next thing that happens.
+    async fn turn(&mut self) {
+        self.advance();
+        let is_draining = self.drain.is_cancelled();
+        let due = at(self.since.filter(|_| self.recording.is_none()).map(|since| since + GATHER));
+        tokio::select! {
+            biased;
+            () = self.drain.cancelled(), if !is_draining => {}
+            (names, ended) = answer(&mut self.recording) => self.recorded(&names, ended),
+            started = answer(&mut self.starting) => self.started(started),
+            Some((attempt, end)) = self.running.next() => {
+                self.ended(attempt, end);
+                while let Some(Some((attempt, end))) = self.running.next().now_or_never() {
+                    self.ended(attempt, end);
+                }
+            }
+            Some(dispatch) = self.dispatches.recv(), if !is_draining => self.take(&dispatch),
+            place = answer(&mut self.line_for_place) => self.start(place),
+            () = answer(&mut self.renewing) => {}
+            () = due => {}
+            _ = self.tick.tick() => {}
+        }
+        self.group
+            .status
+            .retries
+            .store(u32::try_from(self.leased.len()).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+
+    fn is_idle(&self) -> bool {
+        self.starting.is_none()
+            && self.running.is_empty()
+            && self.recording.is_none()
+            && self.names.is_empty()
+    }
+
+    /// Does all that can be done without waiting.
+    fn advance(&mut self) {
+        while let Ok(dispatch) = self.dispatches.try_recv() {
+            self.take(&dispatch);
+        }
+        if self.drain.is_cancelled() {
+            self.hand_back_waiting(Duration::ZERO);
+        } else if self.group.control.places(1) == 0 {
+            self.hand_back_waiting(NOT_NOW);
+        }
+        while let Some(late) = self.waiting.front().filter(|waiting| waiting.until <= Instant::now()) {
+            let named = late.named;
+            self.waiting.pop_front();
+            self.hand_back(named, Duration::ZERO);
+        }
+        if self.waiting.is_empty() || self.starting.is_some() || self.most() == 0 {
+            self.line_for_place = None;
+        } else if self.line_for_place.is_none() {
+            self.line_for_place = Some(Box::pin(self.group.places.take()));
+        }
+        if self.renewing.is_none() && self.renewed_at.elapsed() >= RENEW_EVERY && !self.leased.is_empty() {
+            self.renewed_at = Instant::now();
+            let (group, all): (_, Vec<Named>) =
+                (Arc::clone(&self.group), self.leased.iter().copied().collect());
+            self.renewing = Some(Box::pin(async move {
+                // One that did not arrive is made up for by the next.
+                if let Err(error) = group.store.renew(&all, LEASE).await {
+                    tracing::debug!(group = &*group.name, "leases are not renewed: {error}");
+                }
+            }));
+        }
+        self.record();
+    }
+
+    /// How many may start together.
+    fn most(&self) -> usize {
+        match self.group.control.state() {
+            State::Open => 0,
+            // One of all, to see.
+            State::HalfOpen => usize::from(self.group.places.taken() == 0),
+            State::Closed => BATCH,
+        }
+    }
+
+    fn take(&mut self, dispatch: &Dispatch) {
+        let named = Named { message_id: dispatch.message_id, dispatch: dispatch.number };
+        if self.given.insert(named) {
+            self.waiting.push_back(Waiting { named, until: Instant::now() + dispatch.deadline() / 2 });
+        }
+    }
+
+    /// As many as there are places for.
+    fn start(&mut self, first: Place) {
+        // The first place is its own already.
+        let most = if self.group.control.state() == State::HalfOpen { 1 } else { BATCH };
+        let mut all = Vec::new();
+        let mut place = Some(first);
+        while all.len() < most
+            && !self.waiting.is_empty()
+            && let Some(own) = place.take().or_else(|| self.group.places.try_take())
+        {
+            all.extend(self.waiting.pop_front().map(|waiting| (waiting.named, own)));
+        }
+        if !all.is_empty() {
+            self.starting = Some(Box::pin(starting::start(Arc::clone(&self.group), all)));
+        }
+    }
+
+    fn started(&mut self, steps: Vec<(Named, Step)>) {
+        for (named, step) in steps {
+            match step {
+                Step::Run(attempt, place) => {
+                    self.leased.insert(named);
+                    let (group, successor) = (Arc::clone(&self.group), self.successor());
+                    self.running.push(Box::pin(async move {
+                        let end = attempt::run(&group, &attempt, successor).await;
+                        drop(place);
+                        (attempt, end)
+                    }));
+                }
+                Step::Known => {
+                    self.ends.known.push(named.message_id);
+                    self.gather(named);
+                }
+                Step::Duplicate(finished) => {
+                    self.group.status.count(Tally::Duplicate, 1);
+                    self.ends.finished.push(finished);
+                    self.gather(named);
+                }
+                Step::NotNow => self.hand_back(named, NOT_NOW),
+                Step::Stale(claims) => {
+                    self.ends.released.extend(claims);
+                    self.gather(named);
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, attempt: Box<Attempt>, end: End) {
+        let Attempt { named, .. } = *attempt;
+        let status = Arc::clone(&self.group.status);
+        match end {
+            End::Done(took) => {
+                self.group.control.answered();
+                status.count(Tally::Processed, 1);
+                let mut finished = attempt.finished();
+                finished.took = Some(took);
+                self.ends.finished.push(finished);
+                self.ends.claims.extend(attempt.claims);
+            }
+            End::Applied(next) => {
+                self.group.control.answered();
+                status.count(Tally::Processed, 1);
+                self.leased.remove(&named);
+                self.given.remove(&named);
+                return self.go_on(next);
+            }
+            End::Known => self.ends.known.push(named.message_id),
+            End::Duplicate { by } => {
+                status.count(Tally::Duplicate, 1);
+                let mut finished = attempt.finished();
+                finished.duplicate_of = Some(by);
+                self.ends.finished.push(finished);
+            }
+            End::Busy => self.ends.handed_back.push((named, NOT_NOW)),
+            End::Late => {
+                tell_late(&self.group, named);
+                self.leased.remove(&named);
+                self.given.remove(&named);
                 return;
             }
-            self.group.status.retries.fetch_add(1, Ordering::Relaxed);
-            next = self.attempt(message_id, number).await.map(|next| (next.message_id, next.dispatch));
-            self.group.status.retries.fetch_sub(1, Ordering::Relaxed);
+            End::Failed(outcome) => self.fail(attempt, outcome),
         }
+        self.gather(named);
     }
 
-    async fn attempt(&self, message_id: Uuid, dispatch: i64) -> Option<Next> {
-        let store = &self.group.store;
-        let opened = self.answer(|| store.open(message_id, dispatch)).await?;
-        if opened.is_handled {
-            return self.answer(|| store.close(message_id, self.successor())).await;
-        }
-        if opened.is_stopped {
-            self.hand_back(message_id, dispatch, NOT_NOW).await;
-            return None;
-        }
-        let attempt = self.identify(message_id, dispatch, opened);
-        match &self.group.handler {
-            Handler::Outside(handler) => self.handle(handler.as_ref(), &attempt).await,
-            Handler::Sql(handler) => self.apply(handler, &attempt).await,
-        }
-    }
-
-    fn identify(&self, message_id: Uuid, dispatch: i64, opened: Opened) -> Attempt {
-        let record = opened.record;
-        Attempt {
-            dispatch,
-            attempts: opened.attempts,
-            forgiven: opened.forgiven,
-            keys: keys::operation_keys(&record, message_id, self.group.config.dedup),
-            payload_hash: identity::payload_hash(record.payload.as_deref()),
-            delivery: Delivery {
-                group: self.group.name.clone(),
-                message_id,
-                idempotency_key: keys::idempotency_key(&record),
-                attempt: u32::try_from(opened.attempts).unwrap_or(0) + 1,
-                record,
-            },
-        }
-    }
-
-    /// Effect first, evidence behind it.
-    async fn handle(&self, handler: &dyn Handle, attempt: &Attempt) -> Option<Next> {
-        let store = &self.group.store;
-        let (message_id, dispatch) = (attempt.message_id(), attempt.dispatch);
-        let claims = match self.claim(attempt).await {
-            Claimed::All(claims) => claims,
-            Claimed::Done { by, .. } => return self.duplicate(attempt, by).await,
-            Claimed::Busy => {
-                self.hand_back(message_id, dispatch, NOT_NOW).await;
-                return None;
-            }
-        };
-        if !self.answer(|| store.start(message_id, dispatch, attempt.attempts, LEASE)).await {
-            self.answer(|| store.release(&claims)).await;
-            return None;
-        }
-        failpoint::hit("retry-before-handle");
-        let began = Instant::now();
-        let _lease = self.keep_lease(attempt);
-        let outcome = handler.handle(&attempt.delivery).await;
-        self.group.status.answered(began.elapsed());
-        failpoint::hit("retry-after-handle");
-        match outcome {
-            Outcome::Done => {
-                let took = Some(began.elapsed());
-                self.succeed(Finished { took, ..attempt.finished() }, &claims).await
-            }
-            outcome => self.fail(attempt, &claims, outcome).await,
-        }
-    }
-
-    /// Effect and evidence in one transaction.
-    async fn apply(&self, handler: &SqlHandler, attempt: &Attempt) -> Option<Next> {
-        let store = &self.group.store;
-        let (message_id, dispatch) = (attempt.message_id(), attempt.dispatch);
-        if !self.answer(|| store.start(message_id, dispatch, attempt.attempts, LEASE)).await {
-            return None;
-        }
-        let _lease = self.keep_lease(attempt);
-        let effect = Effect {
-            function: &handler.function,
-            statement_timeout: handler.statement_timeout(),
-            delivery: &attempt.delivery,
-            keys: &attempt.keys,
-            payload_hash: attempt.payload_hash,
-        };
-        failpoint::hit("retry-before-handle");
-        let began = Instant::now();
-        let applied = self.answer(|| store.apply_retry(dispatch, effect, self.successor())).await;
-        self.group.status.answered(began.elapsed());
-        failpoint::hit("retry-after-handle");
-        match applied {
-            Applied::Done(next) => {
-                self.group.status.count(Tally::Processed, 1);
-                next
-            }
-            // After an unclear outcome it was this very attempt.
-            Applied::Repeat => self.answer(|| store.close(message_id, self.successor())).await,
-            Applied::Duplicate { by } => self.duplicate(attempt, by).await,
-            Applied::Busy => {
-                self.hand_back(message_id, dispatch, NOT_NOW).await;
-                None
-            }
-            Applied::Late => {
-                self.tell_late(attempt);
-                None
-            }
-            Applied::Failed(error) => self.fail(attempt, &[], handler.failed(&error)).await,
-        }
-    }
-
-    async fn claim(&self, attempt: &Attempt) -> Claimed {
-        if attempt.keys.is_empty() {
-            return Claimed::All(Vec::new());
-        }
-        let ttl = self.group.claim_time();
-        let (message_id, payload_hash) = (attempt.message_id(), attempt.payload_hash);
-        let wanted = [Wanted { message_id, payload_hash, keys: &attempt.keys }];
-        let mut claimed = self.answer(|| self.group.store.claim(&wanted, ttl)).await;
-        claimed.pop().unwrap_or(Claimed::Busy)
-    }
-
-    async fn succeed(&self, finished: Finished, claims: &[Claim]) -> Option<Next> {
-        let store = &self.group.store;
-        let next = self.answer(|| store.succeed(&finished, claims, self.successor())).await;
-        let is_duplicate = finished.duplicate_of.is_some();
-        self.group.status.count(if is_duplicate { Tally::Duplicate } else { Tally::Processed }, 1);
-        next
-    }
-
-    /// Nothing is called for it; the evidence names the message that did its operation.
-    async fn duplicate(&self, attempt: &Attempt, by: Uuid) -> Option<Next> {
-        self.succeed(Finished { duplicate_of: Some(by), ..attempt.finished() }, &[]).await
-    }
-
-    async fn fail(&self, attempt: &Attempt, claims: &[Claim], outcome: Outcome) -> Option<Next> {
-        let group = &self.group.name;
+    fn fail(&mut self, attempt: Box<Attempt>, outcome: Outcome) {
         let policy = self.group.config.retry;
-        let number = attempt.delivery.attempt;
-        let counted = u32::try_from(attempt.attempts - attempt.forgiven).unwrap_or(0) + 1;
+        let failures = u32::try_from(attempt.attempts - attempt.forgiven).unwrap_or(0) + 1;
         let dead = |reason| Verdict::Dead { reason, release: policy.on_dead == OnDead::Release };
         let (error, verdict) = match outcome {
-            Outcome::Done => return None,
-            Outcome::Permanent { reason } => (reason, dead("permanent")),
-            Outcome::Retry { reason, .. } if policy.is_over(counted) => (reason, dead("attempts")),
+            Outcome::Done => return,
+            Outcome::Permanent { reason } => {
+                self.group.control.answered();
+                (reason, dead("permanent"))
+            }
             Outcome::Retry { reason, after } => {
-                (reason, Verdict::Again(policy.delay(counted, after, fastrand::f64())))
+                self.group.control.failed(&reason);
+                let delay = policy.delay(failures, after, fastrand::f64());
+                let verdict = if policy.is_over(failures) { dead("attempts") } else { Verdict::Again(delay) };
+                (reason, verdict)
             }
         };
+        self.group.status.count(Tally::Failed, 1);
+        let (group, id, number) = (&*self.group.name, attempt.named.message_id, attempt.delivery.attempt);
+        match verdict {
+            Verdict::Dead { reason, .. } => {
+                self.group.status.gave_up(reason);
+                tracing::error!(group, %id, attempt = number, "a dead letter ({reason}): {error}");
+            }
+            Verdict::Again(after) => {
+                tracing::debug!(group, %id, attempt = number, ?after, "it failed again: {error}");
+            }
+        }
         // The database takes no such character.
         let error = error.replace('\0', "\u{fffd}");
-        self.group.status.count(Tally::Failed, 1);
-        let (id, dispatch) = (attempt.message_id(), attempt.dispatch);
-        let failed = Failed { error: &error, claims, verdict };
-        let store = &self.group.store;
-        match (self.answer(|| store.fail(id, dispatch, failed, self.successor())).await, verdict) {
-            (Completed::Late, _) => {
-                self.tell_late(attempt);
-                None
-            }
-            (Completed::Yes(next), Verdict::Dead { reason, .. }) => {
-                self.group.status.gave_up(reason);
-                tracing::error!(group = &**group, %id, attempt = number, "a dead letter ({reason}): {error}");
-                next
-            }
-            (Completed::Yes(next), Verdict::Again(after)) => {
-                tracing::debug!(group = &**group, %id, attempt = number, ?after, "it failed again: {error}");
-                next
-            }
+        self.ends.failed.push(Failed { named: attempt.named, error, verdict });
+        self.ends.released.extend(attempt.claims);
+    }
+
+    fn hand_back(&mut self, named: Named, after: Duration) {
+        self.ends.handed_back.push((named, after));
+        self.gather(named);
+    }
+
+    fn hand_back_waiting(&mut self, after: Duration) {
+        for waiting in std::mem::take(&mut self.waiting) {
+            self.hand_back(waiting.named, after);
         }
     }
 
-    fn tell_late(&self, attempt: &Attempt) {
-        let (group, id, dispatch) = (&self.group.name, attempt.message_id(), attempt.dispatch);
-        tracing::warn!(group = &**group, %id, dispatch, "another dispatch has taken the place of this one");
+    fn gather(&mut self, named: Named) {
+        self.names.push(named);
+        self.since.get_or_insert_with(Instant::now);
     }
 
-    /// Renews the lease of an attempt until it is dropped.
-    fn keep_lease(&self, attempt: &Attempt) -> AbortOnDropHandle<()> {
-        let (group, id, dispatch) = (Arc::clone(&self.group), attempt.message_id(), attempt.dispatch);
-        AbortOnDropHandle::new(tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(RENEW_EVERY).await;
-                // One that did not arrive is made up for by the next.
-                if matches!(group.store.renew(id, dispatch, LEASE).await, Ok(false)) {
-                    return;
-                }
+    /// At once if nothing else could join them; else when it is due.
+    fn record(&mut self) {
+        let Some(since) = self.since else { return };
+        let more_comes = self.starting.is_some() || !self.running.is_empty();
+        let is_due = since.elapsed() >= GATHER || self.names.len() >= BATCH;
+        if self.recording.is_some() || (more_comes && !is_due) {
+            return;
+        }
+        self.since = None;
+        let (names, ends) = (std::mem::take(&mut self.names), std::mem::take(&mut self.ends));
+        let (group, successor) = (Arc::clone(&self.group), self.successor());
+        self.recording = Some(Box::pin(async move {
+            let ended = insist(&group, || group.store.end(&ends, successor)).await;
+            (names, ended)
+        }));
+    }
+
+    fn recorded(&mut self, names: &[Named], ended: Ended) {
+        for named in names {
+            self.given.remove(named);
+            self.leased.remove(named);
+            if ended.late.contains(&named.message_id) {
+                tell_late(&self.group, *named);
             }
-        }))
-    }
-
-    async fn hand_back(&self, message_id: Uuid, dispatch: i64, after: Duration) {
-        self.answer(|| self.group.store.hand_back(message_id, dispatch, after)).await;
-    }
-
-    async fn hand_back_all(&self) {
-        let handed_back = self.answer(|| self.group.store.hand_back_all()).await;
-        if handed_back > 0 {
-            let group = &self.group.name;
-            tracing::info!(group = &**group, "{handed_back} retries that had not started are handed back");
+        }
+        for next in ended.next {
+            self.go_on(Some(next));
         }
     }
 
-    /// Asks until the database answers.
-    async fn answer<T, F: Future<Output = Result<T, PgError>>>(&self, question: impl Fn() -> F) -> T {
-        let mut wait = Wait::new(&self.group.name, &self.group.status, "retries");
-        loop {
-            match question().await {
-                Ok(answer) => {
-                    wait.end();
-                    return answer;
-                }
-                Err(error) => wait.pause(&error.to_string()).await,
-            }
+    /// With the next message of a key, before others: it has waited longer.
+    fn go_on(&mut self, next: Option<Next>) {
+        let Some(Next { message_id, dispatch }) = next else { return };
+        let named = Named { message_id, dispatch };
+        if self.given.insert(named) {
+            let until = Instant::now() + self.group.config.retry.deadline / 2;
+            self.waiting.push_front(Waiting { named, until });
         }
     }
 
@@ -345,5 +404,30 @@ impl Retrier {
         }
         let deadline = i64::try_from(self.group.config.retry.deadline.as_millis()).unwrap_or(i64::MAX / 2);
         Successor::Agent { id: self.group.store.agent, deadline }
+    }
+}
+
+fn tell_late(group: &Group, Named { message_id, dispatch }: Named) {
+    tracing::warn!(group = &*group.name, id = %message_id, dispatch, "another dispatch has taken the place of this one");
+}
+
+async fn hand_back_all(group: &Group) {
+    let handed_back = insist(group, || group.store.hand_back_all()).await;
+    if handed_back > 0 {
+        tracing::info!(group = &*group.name, "{handed_back} retries that had not started are handed back");
+    }
+}
+
+/// Asks until the database answers.
+async fn insist<T, F: Future<Output = Result<T, PgError>>>(group: &Group, question: impl Fn() -> F) -> T {
+    let mut wait = Wait::new(&group.name, &group.status, "retries");
+    loop {
+        match question().await {
+            Ok(answer) => {
+                wait.end();
+                return answer;
+            }
+            Err(error) => wait.pause(&error.to_string()).await,
+        }
     }
 }

@@ -58,8 +58,9 @@ mod tests {
         let mut starts: BTreeMap<u32, u32> = (0..count).map(|id| (id, 0)).collect();
         let (mut given_up, mut deaths) = (BTreeSet::new(), 0);
         while !starts.is_empty() {
-            let culprits = starts.extract_if(.., |_, starts| is_culprit(*starts, max_starts));
-            given_up.extend(culprits.map(|(id, _)| id));
+            let culprits = starts.iter().filter(|(_, starts)| is_culprit(**starts, max_starts));
+            given_up.extend(culprits.map(|(id, _)| *id));
+            starts.retain(|id, _| !given_up.contains(id));
             let mut lineup = Lineup::new(max_starts);
             let together: Vec<u32> =
                 starts.iter().take_while(|(_, starts)| lineup.admit(**starts)).map(|(id, _)| *id).collect();

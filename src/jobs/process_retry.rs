@@ -11,6 +11,7 @@ use tokio::sync::Mutex;
 
 use super::every;
 use super::runner::{Done, Job, Outcome};
+use crate::config::group::CONCURRENCY;
 use crate::config::{Group, OnDead, Retry};
 use crate::domain::dispatch::Dispatch;
 use crate::domain::retry_choice::{Candidate, choose};
@@ -21,8 +22,8 @@ use crate::telemetry::metrics::{self, GroupReason, Metrics};
 
 pub const NAME: &str = "process-retry";
 
-/// Retries that an agent has at a time: those that run, and as many on their way.
-const MOST_PER_AGENT: u32 = 32;
+/// Of the retries that an agent has at a time: those that run, and as many on their way.
+const PER_HANDLER: u32 = 2;
 
 /// Failures of one group that a run gives out.
 const MOST_PER_RUN: u32 = 500;
@@ -31,7 +32,7 @@ const MOST_PER_RUN: u32 = 500;
 const ENOUGH: Duration = Duration::from_millis(900);
 
 /// and looks so often who has room again.
-const REST: Duration = Duration::from_millis(100);
+const REST: Duration = Duration::from_millis(20);
 
 /// Dispatches in a row that an agent has read and not started: then something is wrong with the message, or with us.
 const MOST_UNDELIVERED: i16 = 3;
@@ -91,6 +92,11 @@ struct Policies {
 impl Policies {
     fn of(&self, group: &str) -> Retry {
         self.groups.get(group).map_or_else(Retry::default, |group| group.retry)
+    }
+
+    fn most_per_agent(&self, group: &str) -> u32 {
+        let concurrency = self.groups.get(group).map_or(CONCURRENCY, |group| group.concurrency);
+        u32::try_from(concurrency).unwrap_or(u32::MAX).saturating_mul(PER_HANDLER)
     }
 
     fn deadlines(&self) -> Vec<(&str, Duration)> {
@@ -175,12 +181,13 @@ async fn give_out(client: &Connection, policies: &Policies) -> Result<Option<u64
     if groups.is_empty() {
         return Ok(None);
     }
+    let room = |group: &str, candidates: &[Candidate]| room(candidates, policies.most_per_agent(group));
     let room: Vec<(&str, i64)> =
-        groups.iter().map(|(group, candidates)| (group.as_str(), room(candidates))).collect();
+        groups.iter().map(|(group, candidates)| (group.as_str(), room(group, candidates))).collect();
     let mut dispatches = Vec::new();
     for due in dispatching::due(client, &room).await? {
         if let Some(candidates) = groups.get_mut(&due.group)
-            && let Some(place) = choose(candidates, due.last_agent, MOST_PER_AGENT)
+            && let Some(place) = choose(candidates, due.last_agent, policies.most_per_agent(&due.group))
         {
             candidates[place].retries += 1;
             dispatches.push(dispatch(due, candidates[place].agent, policies));
@@ -194,8 +201,8 @@ async fn give_out(client: &Connection, policies: &Policies) -> Result<Option<u64
     Ok(Some(given))
 }
 
-fn room(candidates: &[Candidate]) -> i64 {
-    let free = candidates.iter().map(|candidate| MOST_PER_AGENT.saturating_sub(candidate.retries));
+fn room(candidates: &[Candidate], most: u32) -> i64 {
+    let free = candidates.iter().map(|candidate| most.saturating_sub(candidate.retries));
     i64::from(free.sum::<u32>().min(MOST_PER_RUN))
 }
 

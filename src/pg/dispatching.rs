@@ -229,15 +229,12 @@ pub async fn settle(
         .query(SETTLE, &[&groups, &ids, &dispatches, &reasons, &errors, &after, &undelivered])
         .await?;
     let dead: Vec<_> = rows.iter().filter(|row| row.get::<_, &str>(2) == "dead").collect();
-    for row in &dead {
+    let heads = dead.iter().filter_map(|row| {
         let (group, message_id, topic) = (row.get::<_, String>(0), row.get(1), row.get(3));
-        if let Some(key_digest) = row.get(4)
-            && release(&group)
-        {
-            let head = Head { group, topic, key_digest, message_id };
-            held::release(&transaction, &head, Successor::Any).await?;
-        }
-    }
+        let key_digest = row.get::<_, Option<Vec<u8>>>(4).filter(|_| release(&group))?;
+        Some(Head { group, topic, key_digest, message_id })
+    });
+    held::release(&transaction, &heads.collect::<Vec<_>>(), Successor::Any).await?;
     transaction.commit().await?;
     Ok(dead.len())
 }
@@ -247,9 +244,7 @@ pub async fn let_forsaken_go(client: &mut Connection) -> Result<usize, PgError> 
     let transaction =
         client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
     let forsaken = held::forsaken(&transaction).await?;
-    for head in &forsaken {
-        held::release(&transaction, head, Successor::Any).await?;
-    }
+    held::release(&transaction, &forsaken, Successor::Any).await?;
     transaction.commit().await?;
     Ok(forsaken.len())
 }

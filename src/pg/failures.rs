@@ -225,12 +225,11 @@ pub async fn decide(
     let transaction =
         client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
     let discarded = transaction.query(DISCARD, &[&operation, &groups, &ids]).await?;
-    for row in &discarded {
-        if let Some(key_digest) = row.get(3) {
-            let head = Head { group: row.get(0), message_id: row.get(1), topic: row.get(2), key_digest };
-            held::release(&transaction, &head, Successor::Any).await?;
-        }
-    }
+    let heads = discarded.iter().filter_map(|row| {
+        let key_digest = row.get::<_, Option<Vec<u8>>>(3)?;
+        Some(Head { group: row.get(0), message_id: row.get(1), topic: row.get(2), key_digest })
+    });
+    held::release(&transaction, &heads.collect::<Vec<_>>(), Successor::Any).await?;
     transaction.commit().await?;
     Ok(i64::try_from(discarded.len()).unwrap_or(i64::MAX))
 }

@@ -9,31 +9,46 @@ use super::sql::statements;
 statements! {
     /// Waits for those who are just adding a message, and makes later ones look again.
     LOCK = "
-        select from outboxd.held_keys
-        where outboxd.durable() and consumer_group = $1 and topic = $2 and key_digest = $3 and message_id = $4 for update";
+        select h.consumer_group, h.topic, h.key_digest from outboxd.held_keys h
+        join unnest($1::text[], $2::text[], $3::bytea[], $4::uuid[]) as w (consumer_group, topic, key_digest, message_id)
+          using (consumer_group, topic, key_digest, message_id)
+        where outboxd.durable() order by 1, 2, 3 for update of h";
 
     /// A statement of its own, so that it sees what they added.
     NEXT = "
-        select message_id from outboxd.failures
-        where consumer_group = $1 and topic = $2 and key_digest = $3 and state = 'held' order by place limit 1 for update";
+        select w.place::integer, n.message_id
+        from unnest($1::text[], $2::text[], $3::bytea[]) with ordinality as w (consumer_group, topic, key_digest, place)
+        cross join lateral (
+          select f.message_id from outboxd.failures f
+          where f.consumer_group = w.consumer_group and f.topic = w.topic and f.key_digest = w.key_digest
+            and f.state = 'held'
+          order by f.place limit 1 for update
+        ) n";
 
     LEAD = "
-        update outboxd.held_keys set message_id = $4
-        where consumer_group = $1 and topic = $2 and key_digest = $3";
+        update outboxd.held_keys h set message_id = w.message_id
+        from unnest($1::text[], $2::text[], $3::bytea[], $4::uuid[]) as w (consumer_group, topic, key_digest, message_id)
+        where h.consumer_group = w.consumer_group and h.topic = w.topic and h.key_digest = w.key_digest";
 
-    LET_GO = "delete from outboxd.held_keys where consumer_group = $1 and topic = $2 and key_digest = $3";
+    LET_GO = "
+        delete from outboxd.held_keys h
+        using unnest($1::text[], $2::text[], $3::bytea[]) as w (consumer_group, topic, key_digest)
+        where h.consumer_group = w.consumer_group and h.topic = w.topic and h.key_digest = w.key_digest";
 
     /// Due for any agent.
     DUE = "
-        update outboxd.failures set state = 'due', next_attempt_at = clock_timestamp(), changed_at = clock_timestamp()
-        where consumer_group = $1 and message_id = $2";
+        update outboxd.failures f set state = 'due', next_attempt_at = clock_timestamp(), changed_at = clock_timestamp()
+        from unnest($1::text[], $2::uuid[]) as w (consumer_group, message_id)
+        where f.consumer_group = w.consumer_group and f.message_id = w.message_id";
 
     /// Given to the agent that has just finished the one before.
     HAND_ON = "
-        update outboxd.failures set state = 'retrying', target = $3, dispatch = dispatch + 1, dispatch_seq = null,
+        update outboxd.failures f set state = 'retrying', target = $3, dispatch = dispatch + 1, dispatch_seq = null,
           published_at = clock_timestamp(), expires_at = clock_timestamp() + $4::bigint * interval '1 ms',
           changed_at = clock_timestamp()
-        where consumer_group = $1 and message_id = $2 returning dispatch, attempts + 1";
+        from unnest($1::text[], $2::uuid[]) as w (consumer_group, message_id)
+        where f.consumer_group = w.consumer_group and f.message_id = w.message_id
+        returning f.message_id, f.dispatch";
 
     /// Heads that are not open any more, whoever closed them: nobody else would look at their keys again.
     FORSAKEN = "
@@ -66,36 +81,71 @@ pub enum Successor {
 pub struct Next {
     pub message_id: Uuid,
     pub dispatch: i64,
-    pub attempt: i32,
 }
 
-/// Lets the next message of the key go now that its head is done with; after the last one the key is free. Nothing if the
-/// key is not held by this head. The transaction must be READ COMMITTED: each statement has to see what committed before.
+/// By column.
+type Keys<'a> = (Vec<&'a str>, Vec<&'a str>, Vec<&'a [u8]>);
+
+/// Lets the next message of each of these keys go now that its head is done with; after the last one the key is free.
+/// Nothing for a key that is not held by this head. The transaction must be READ COMMITTED: each statement has to see what
+/// committed before.
 pub async fn release(
     transaction: &Transaction<'_>,
-    head: &Head,
+    heads: &[Head],
     successor: Successor,
-) -> Result<Option<Next>, PgError> {
-    let Head { group, topic, key_digest, message_id } = head;
-    if transaction.query_opt(LOCK, &[group, topic, key_digest, message_id]).await?.is_none() {
-        return Ok(None);
+) -> Result<Vec<Next>, PgError> {
+    if heads.is_empty() {
+        return Ok(Vec::new());
     }
-    let Some(next) = transaction.query_opt(NEXT, &[group, topic, key_digest]).await? else {
-        transaction.execute(LET_GO, &[group, topic, key_digest]).await?;
-        return Ok(None);
-    };
-    let next: Uuid = next.get(0);
-    transaction.execute(LEAD, &[group, topic, key_digest, &next]).await?;
+    let (groups, topics, digests) =
+        columns(heads.iter().map(|head| (&*head.group, &*head.topic, &*head.key_digest)));
+    let ids: Vec<Uuid> = heads.iter().map(|head| head.message_id).collect();
+    let locked = transaction.query(LOCK, &[&groups, &topics, &digests, &ids]).await?;
+    if locked.is_empty() {
+        return Ok(Vec::new());
+    }
+    let locked: Vec<(&str, &str, &[u8])> =
+        locked.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
+    let (groups, topics, digests) = columns(locked.iter().copied());
+    let mut waiting: Vec<Option<Uuid>> = vec![None; locked.len()];
+    for row in transaction.query(NEXT, &[&groups, &topics, &digests]).await? {
+        let place = usize::try_from(row.get::<_, i32>(0) - 1).unwrap_or(usize::MAX);
+        if let Some(waiting) = waiting.get_mut(place) {
+            *waiting = Some(row.get(1));
+        }
+    }
+    let last = locked.iter().zip(&waiting).filter(|(_, next)| next.is_none()).map(|(key, _)| *key);
+    let (groups, topics, digests) = columns(last);
+    if !groups.is_empty() {
+        transaction.execute(LET_GO, &[&groups, &topics, &digests]).await?;
+    }
+    let going_on = locked.iter().zip(&waiting).filter(|(_, next)| next.is_some()).map(|(key, _)| *key);
+    let (groups, topics, digests) = columns(going_on);
+    let ids: Vec<Uuid> = waiting.into_iter().flatten().collect();
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    transaction.execute(LEAD, &[&groups, &topics, &digests, &ids]).await?;
     match successor {
         Successor::Any => {
-            transaction.execute(DUE, &[group, &next]).await?;
-            Ok(None)
+            transaction.execute(DUE, &[&groups, &ids]).await?;
+            Ok(Vec::new())
         }
         Successor::Agent { id, deadline } => {
-            let row = transaction.query_one(HAND_ON, &[group, &next, &id, &deadline]).await?;
-            Ok(Some(Next { message_id: next, dispatch: row.get(0), attempt: row.get(1) }))
+            let rows = transaction.query(HAND_ON, &[&groups, &ids, &id, &deadline]).await?;
+            Ok(rows.iter().map(|row| Next { message_id: row.get(0), dispatch: row.get(1) }).collect())
         }
     }
+}
+
+fn columns<'a>(keys: impl Iterator<Item = (&'a str, &'a str, &'a [u8])>) -> Keys<'a> {
+    let mut columns = Keys::default();
+    for (group, topic, digest) in keys {
+        columns.0.push(group);
+        columns.1.push(topic);
+        columns.2.push(digest);
+    }
+    columns
 }
 
 /// Keys that would wait for ever.

@@ -1,10 +1,12 @@
-//! One dispatched retry, from its start to its end. Every write names the dispatch: whoever is late changes nothing.
+//! Dispatched retries, from their start to their end, many at a time. Every write names the dispatch: whoever is late
+//! changes nothing.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_postgres::Transaction;
-use tokio_postgres::{Client, IsolationLevel, Row};
+use deadpool_postgres::{GenericClient, Transaction};
+use tokio_postgres::{IsolationLevel, Row};
 use uuid::Uuid;
 
 use super::claims::{self, Claim};
@@ -18,75 +20,93 @@ use crate::domain::delivery::Record;
 
 statements! {
     OPEN = "
-        select f.topic, f.partition, f.\"offset\", f.recorded_at, f.key, f.payload, f.header_names, f.header_values,
-          f.key_digest, f.attempts, f.forgiven,
-          exists (select from outboxd.handled h where h.consumer_group = $1 and h.message_id = $2),
+        select f.message_id, f.dispatch, f.topic, f.partition, f.\"offset\", f.recorded_at, f.key, f.payload, f.header_names,
+          f.header_values, f.attempts, f.forgiven,
+          exists (select from outboxd.handled h where h.consumer_group = $1 and h.message_id = f.message_id),
           coalesce(g.paused_at is not null or g.breaker_until > clock_timestamp(), false)
-        from outboxd.failures f left join outboxd.groups g on g.name = f.consumer_group
-        where f.consumer_group = $1 and f.message_id = $2 and f.dispatch = $3 and f.target = $4 and f.state = 'retrying'";
+        from unnest($3::uuid[], $4::bigint[]) as w (message_id, dispatch)
+        join outboxd.failures f on f.consumer_group = $1 and f.message_id = w.message_id and f.dispatch = w.dispatch
+          and f.target = $2 and f.state = 'retrying'
+        left join outboxd.groups g on g.name = f.consumer_group";
 
     /// From here on the attempt counts. May be repeated after an unknown outcome.
     START = "
-        update outboxd.failures set state = 'running', attempts = $6::integer + 1, undelivered = 0,
-          expires_at = clock_timestamp() + $5::bigint * interval '1 ms', changed_at = clock_timestamp()
-        where outboxd.durable() and consumer_group = $1 and message_id = $2 and dispatch = $3 and target = $4
-          and case state when 'retrying' then attempts = $6 when 'running' then attempts = $6 + 1 end";
+        update outboxd.failures f set state = 'running', attempts = w.attempts + 1, undelivered = 0,
+          expires_at = clock_timestamp() + $6::bigint * interval '1 ms', changed_at = clock_timestamp()
+        from unnest($3::uuid[], $4::bigint[], $5::integer[]) as w (message_id, dispatch, attempts)
+        where outboxd.durable() and f.consumer_group = $1 and f.message_id = w.message_id and f.dispatch = w.dispatch
+          and f.target = $2
+          and case f.state when 'retrying' then f.attempts = w.attempts when 'running' then f.attempts = w.attempts + 1 end
+        returning f.message_id";
 
     RENEW = "
-        update outboxd.failures set expires_at = clock_timestamp() + $5::bigint * interval '1 ms'
-        where consumer_group = $1 and message_id = $2 and dispatch = $3 and target = $4 and state = 'running'";
+        update outboxd.failures f set expires_at = clock_timestamp() + $5::bigint * interval '1 ms'
+        from unnest($3::uuid[], $4::bigint[]) as w (message_id, dispatch)
+        where f.consumer_group = $1 and f.message_id = w.message_id and f.dispatch = w.dispatch and f.target = $2
+          and f.state = 'running'";
 
-    /// Not this agent's fault, nor the message's: the attempt is not counted.
+    /// Not this agent's fault, nor the messages': the attempts are not counted.
     HAND_BACK = "
-        update outboxd.failures set state = 'due', attempts = attempts - case state when 'running' then 1 else 0 end,
-          next_attempt_at = clock_timestamp() + $5::bigint * interval '1 ms', target = null, expires_at = null,
+        update outboxd.failures f set state = 'due', attempts = f.attempts - case f.state when 'running' then 1 else 0 end,
+          next_attempt_at = clock_timestamp() + w.after * interval '1 ms', target = null, expires_at = null,
           changed_at = clock_timestamp()
-        where outboxd.durable() and consumer_group = $1 and message_id = $2 and dispatch = $3 and target = $4
-          and state in ('retrying', 'running')";
+        from unnest($3::uuid[], $4::bigint[], $5::bigint[]) as w (message_id, dispatch, after)
+        where f.consumer_group = $1 and f.message_id = w.message_id and f.dispatch = w.dispatch and f.target = $2
+          and f.state in ('retrying', 'running')";
 
     HAND_BACK_ALL = "
         update outboxd.failures set state = 'due', next_attempt_at = clock_timestamp(), target = null, expires_at = null,
           changed_at = clock_timestamp()
         where outboxd.durable() and consumer_group = $1 and target = $2 and state = 'retrying'";
 
-    /// There is evidence: whatever becomes of another attempt, this message is done with.
+    /// There is evidence: whatever becomes of another attempt, these messages are done with.
     CLOSE = "
-        delete from outboxd.failures where consumer_group = $1 and message_id = $2 returning topic, key_digest";
+        delete from outboxd.failures where consumer_group = $1 and message_id = any($2)
+        returning message_id, topic, key_digest";
 
     CLOSE_FENCED = "
         delete from outboxd.failures
         where consumer_group = $1 and message_id = $2 and dispatch = $3 and target = $4 and state = 'running'
-        returning topic, key_digest";
+        returning message_id, topic, key_digest";
 
     FAIL = "
-        update outboxd.failures set state = case when $5::text is null then 'due' else 'dead' end, reason = $5,
-          error = $6, last_agent = target, target = null, expires_at = null,
-          failed_at = coalesce(failed_at, clock_timestamp()),
-          next_attempt_at = case when $5::text is null then clock_timestamp() + $7::bigint * interval '1 ms' end,
+        update outboxd.failures f set state = case when w.reason is null then 'due' else 'dead' end, reason = w.reason,
+          error = w.error, last_agent = f.target, target = null, expires_at = null,
+          failed_at = coalesce(f.failed_at, clock_timestamp()),
+          next_attempt_at = case when w.reason is null then clock_timestamp() + w.after * interval '1 ms' end,
           changed_at = clock_timestamp()
-        where outboxd.durable() and consumer_group = $1 and message_id = $2 and dispatch = $3 and target = $4
-          and state = 'running'
-        returning attempts, topic, key_digest";
+        from unnest($3::uuid[], $4::bigint[], $5::text[], $6::text[], $7::bigint[])
+          as w (message_id, dispatch, reason, error, after)
+        where f.consumer_group = $1 and f.message_id = w.message_id and f.dispatch = w.dispatch and f.target = $2
+          and f.state = 'running'
+        returning f.message_id, f.topic, f.key_digest, f.attempts";
 
-    NOTE_ATTEMPT = "
-        insert into outboxd.attempts (consumer_group, message_id, attempt, agent, error) values ($1, $2, $3, $4, $5)
+    NOTE_ATTEMPTS = "
+        insert into outboxd.attempts (consumer_group, message_id, attempt, agent, error)
+        select $1, w.message_id, w.attempt, $2, w.error
+        from unnest($3::uuid[], $4::integer[], $5::text[]) as w (message_id, attempt, error)
         on conflict do nothing";
 }
 
-/// Which attempt: every write of it names all of this.
+/// A dispatch: a message, and the number that every write of this attempt names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Named {
+    pub message_id: Uuid,
+    pub dispatch: i64,
+}
+
+/// Whose dispatches.
 #[derive(Clone, Copy, Debug)]
 pub struct Fence<'a> {
     pub group: &'a str,
-    pub message_id: Uuid,
-    pub dispatch: i64,
     pub agent: Uuid,
 }
 
 /// A failed message as it was kept.
 #[derive(Debug)]
 pub struct Opened {
+    pub named: Named,
     pub record: Record,
-    pub key_digest: Option<Vec<u8>>,
     /// That have started.
     pub attempts: i32,
     /// Of these, that do not count any more.
@@ -100,25 +120,25 @@ pub struct Opened {
 impl Opened {
     fn from(row: &Row) -> Self {
         let bytes = |place: usize| row.get::<_, Option<Vec<u8>>>(place).map(Into::into);
-        let names: Vec<String> = row.get(6);
-        let values: Vec<Option<Vec<u8>>> = row.get(7);
+        let names: Vec<String> = row.get(8);
+        let values: Vec<Option<Vec<u8>>> = row.get(9);
         let values = values.into_iter().map(|value| value.map(Into::into));
         let record = Record {
-            topic: Arc::from(row.get::<_, &str>(0)),
-            partition: row.get(1),
-            offset: row.get(2),
-            timestamp: row.get(3),
-            key: bytes(4),
-            payload: bytes(5),
+            topic: Arc::from(row.get::<_, &str>(2)),
+            partition: row.get(3),
+            offset: row.get(4),
+            timestamp: row.get(5),
+            key: bytes(6),
+            payload: bytes(7),
             headers: names.into_iter().zip(values).collect(),
         };
         Self {
+            named: Named { message_id: row.get(0), dispatch: row.get(1) },
             record,
-            key_digest: row.get(8),
-            attempts: row.get(9),
-            forgiven: row.get(10),
-            is_handled: row.get(11),
-            is_stopped: row.get(12),
+            attempts: row.get(10),
+            forgiven: row.get(11),
+            is_handled: row.get(12),
+            is_stopped: row.get(13),
         }
     }
 }
@@ -132,13 +152,44 @@ pub enum Verdict {
     Dead { reason: &'static str, release: bool },
 }
 
-/// What a completion leads to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Completed {
-    /// Done; the next message of the key is this agent's now, if there is one.
-    Yes(Option<Next>),
-    /// Another dispatch is under way: nothing was written.
-    Late,
+/// An attempt that failed.
+#[derive(Clone, Debug)]
+pub struct Failed {
+    pub named: Named,
+    pub error: String,
+    pub verdict: Verdict,
+}
+
+/// Attempts that have ended, written together.
+#[derive(Debug, Default)]
+pub struct Ends {
+    /// With success, or as duplicates. A late success counts too: its effect has happened.
+    pub finished: Vec<Finished>,
+    /// Of these.
+    pub claims: Vec<Claim>,
+    /// There was evidence before.
+    pub known: Vec<Uuid>,
+    pub failed: Vec<Failed>,
+    /// Each is due again after that time.
+    pub handed_back: Vec<(Named, Duration)>,
+    /// Of those that came to nothing.
+    pub released: Vec<Claim>,
+}
+
+impl Ends {
+    fn is_empty(&self) -> bool {
+        let is_open = self.failed.is_empty() && self.handed_back.is_empty() && self.released.is_empty();
+        is_open && self.finished.is_empty() && self.known.is_empty()
+    }
+}
+
+/// What that led to.
+#[derive(Debug, Default)]
+pub struct Ended {
+    /// Of the keys that went on: this agent's now.
+    pub next: Vec<Next>,
+    /// Failed ones of which another dispatch is under way: nothing was written of them.
+    pub late: HashSet<Uuid>,
 }
 
 /// What became of the effect of an `sql` handler.
@@ -158,128 +209,169 @@ pub enum Applied {
     Failed(tokio_postgres::Error),
 }
 
-/// Reads the message of a dispatch; nothing if that dispatch is not the one that counts.
-pub async fn open(client: &Client, fence: Fence<'_>) -> Result<Option<Opened>, PgError> {
-    let Fence { group, message_id, dispatch, agent } = fence;
-    let row = client.query_opt(OPEN, &[&group, &message_id, &dispatch, &agent]).await?;
-    Ok(row.as_ref().map(Opened::from))
+fn columns(all: impl Iterator<Item = Named>) -> (Vec<Uuid>, Vec<i64>) {
+    all.map(|named| (named.message_id, named.dispatch)).unzip()
 }
 
-/// Starts an attempt behind so many others, under a lease; false if it is not ours to start.
-pub async fn start(
-    client: &Client,
+/// Reads the messages of these dispatches; one that is not what counts of its message is left out.
+pub async fn open(
+    client: &impl GenericClient,
     fence: Fence<'_>,
-    attempts: i32,
+    all: &[Named],
+) -> Result<Vec<Opened>, PgError> {
+    let Fence { group, agent } = fence;
+    let (ids, dispatches) = columns(all.iter().copied());
+    let statement = client.prepare_cached(OPEN).await?;
+    let rows = client.query(&statement, &[&group, &agent, &ids, &dispatches]).await?;
+    Ok(rows.iter().map(Opened::from).collect())
+}
+
+/// Starts these, each behind so many attempts before, under a lease; returns those that were ours to start.
+pub async fn start(
+    client: &impl GenericClient,
+    fence: Fence<'_>,
+    all: &[(Named, i32)],
     lease: Duration,
-) -> Result<bool, PgError> {
-    let Fence { group, message_id, dispatch, agent } = fence;
-    let lease = millis(lease);
-    Ok(client.execute(START, &[&group, &message_id, &dispatch, &agent, &lease, &attempts]).await? > 0)
+) -> Result<HashSet<Uuid>, PgError> {
+    let Fence { group, agent } = fence;
+    let (ids, dispatches) = columns(all.iter().map(|(named, _)| *named));
+    let attempts: Vec<i32> = all.iter().map(|(_, attempts)| *attempts).collect();
+    let statement = client.prepare_cached(START).await?;
+    let rows =
+        client.query(&statement, &[&group, &agent, &ids, &dispatches, &attempts, &millis(lease)]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Says whether the attempt is still ours.
-pub async fn renew(client: &Client, fence: Fence<'_>, lease: Duration) -> Result<bool, PgError> {
-    let Fence { group, message_id, dispatch, agent } = fence;
-    Ok(client.execute(RENEW, &[&group, &message_id, &dispatch, &agent, &millis(lease)]).await? > 0)
-}
-
-/// Makes it due again, uncounted.
-pub async fn hand_back(client: &Client, fence: Fence<'_>, after: Duration) -> Result<(), PgError> {
-    let Fence { group, message_id, dispatch, agent } = fence;
-    client.execute(HAND_BACK, &[&group, &message_id, &dispatch, &agent, &millis(after)]).await?;
+/// One that is not ours any more is left alone.
+pub async fn renew(
+    client: &impl GenericClient,
+    fence: Fence<'_>,
+    all: &[Named],
+    lease: Duration,
+) -> Result<(), PgError> {
+    let Fence { group, agent } = fence;
+    let (ids, dispatches) = columns(all.iter().copied());
+    let statement = client.prepare_cached(RENEW).await?;
+    client.execute(&statement, &[&group, &agent, &ids, &dispatches, &millis(lease)]).await?;
     Ok(())
 }
 
-/// The same for all that this agent was given and has not started.
-pub async fn hand_back_all(client: &Client, group: &str, agent: Uuid) -> Result<u64, PgError> {
-    Ok(client.execute(HAND_BACK_ALL, &[&group, &agent]).await?)
+/// Makes all due again that this agent was given and has not started.
+pub async fn hand_back_all(client: &impl GenericClient, fence: Fence<'_>) -> Result<u64, PgError> {
+    Ok(client.execute(HAND_BACK_ALL, &[&fence.group, &fence.agent]).await?)
 }
 
-/// Closes a failure whose message has evidence; the key goes on.
-pub async fn close(
-    client: &mut Lent,
-    group: &str,
-    message_id: Uuid,
-    successor: Successor,
-) -> Result<Option<Next>, PgError> {
-    let transaction = begin(client).await?;
-    let next = close_in(&transaction, group, message_id, successor).await?;
-    transaction.commit().await?;
-    Ok(next)
-}
-
-/// Records a success of a handler outside: evidence, operations, the failure closed, the key let go on. A late one counts
-/// too: its effect has happened.
-pub async fn succeed(
+/// Records how attempts ended, in one transaction; keys go on behind those that are done with. May be repeated.
+pub async fn end(
     client: &mut Lent,
     scope: Scope<'_>,
-    finished: &Finished,
-    claims: &[Claim],
+    ends: &Ends,
     successor: Successor,
-) -> Result<Option<Next>, PgError> {
+) -> Result<Ended, PgError> {
+    let group = scope.group;
+    if ends.is_empty() {
+        return Ok(Ended::default());
+    }
     let transaction = begin(client).await?;
     completing::be_durable(&transaction).await?;
-    completing::write(&transaction, scope, std::slice::from_ref(finished)).await?;
-    let next = close_in(&transaction, scope.group, finished.message_id, successor).await?;
-    claims::finish(&transaction, scope.group, claims).await?;
+    completing::write(&transaction, scope, &ends.finished).await?;
+    let mut heads = close(&transaction, scope, ends).await?;
+    claims::finish(&transaction, group, &ends.claims).await?;
+    claims::release(&transaction, group, &ends.released).await?;
+    let late = fail(&transaction, scope, &ends.failed, &mut heads).await?;
+    hand_back(&transaction, scope, &ends.handed_back).await?;
+    let next = held::release(&transaction, &heads, successor).await?;
     transaction.commit().await?;
-    Ok(next)
+    Ok(Ended { next, late })
 }
 
-/// An attempt that failed, with the claims that it gives up.
-#[derive(Clone, Copy, Debug)]
-pub struct Failed<'a> {
-    pub error: &'a str,
-    pub claims: &'a [Claim],
-    pub verdict: Verdict,
+async fn close(transaction: &Transaction<'_>, scope: Scope<'_>, ends: &Ends) -> Result<Vec<Head>, PgError> {
+    let finished = ends.finished.iter().map(|finished| finished.message_id);
+    let ids: Vec<Uuid> = finished.chain(ends.known.iter().copied()).collect();
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let statement = transaction.prepare_cached(CLOSE).await?;
+    let rows = transaction.query(&statement, &[&scope.group, &ids]).await?;
+    Ok(rows.iter().filter_map(|row| head(scope.group, row)).collect())
 }
 
-/// Records that an attempt failed.
-pub async fn fail(
-    client: &mut Lent,
-    fence: Fence<'_>,
-    agent_name: &str,
-    failed: Failed<'_>,
-    successor: Successor,
-) -> Result<Completed, PgError> {
-    let Failed { error, claims, verdict } = failed;
-    let Fence { group, message_id, dispatch, agent } = fence;
-    let (reason, after) = match verdict {
-        Verdict::Again(after) => (None, millis(after)),
-        Verdict::Dead { reason, .. } => (Some(reason), 0),
+async fn fail(
+    transaction: &Transaction<'_>,
+    scope: Scope<'_>,
+    failed: &[Failed],
+    heads: &mut Vec<Head>,
+) -> Result<HashSet<Uuid>, PgError> {
+    if failed.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let (ids, dispatches) = columns(failed.iter().map(|failed| failed.named));
+    let errors: Vec<&str> = failed.iter().map(|failed| &*failed.error).collect();
+    let reason = |failed: &Failed| match failed.verdict {
+        Verdict::Again(_) => None,
+        Verdict::Dead { reason, .. } => Some(reason),
     };
-    let transaction = begin(client).await?;
-    claims::release(&transaction, group, claims).await?;
-    let failed = transaction
-        .query_opt(FAIL, &[&group, &message_id, &dispatch, &agent, &reason, &error, &after])
+    let reasons: Vec<Option<&str>> = failed.iter().map(reason).collect();
+    let after = |failed: &Failed| match failed.verdict {
+        Verdict::Again(after) => millis(after),
+        Verdict::Dead { .. } => 0,
+    };
+    let after: Vec<i64> = failed.iter().map(after).collect();
+    let statement = transaction.prepare_cached(FAIL).await?;
+    let rows = transaction
+        .query(&statement, &[&scope.group, &scope.agent, &ids, &dispatches, &reasons, &errors, &after])
         .await?;
-    let Some(failed) = failed else {
-        transaction.commit().await?;
-        return Ok(Completed::Late);
-    };
-    let attempt: i32 = failed.get(0);
-    transaction.execute(NOTE_ATTEMPT, &[&group, &message_id, &attempt, &agent_name, &error]).await?;
-    let next = match (verdict, failed.get::<_, Option<Vec<u8>>>(2)) {
-        (Verdict::Dead { release: true, .. }, Some(key_digest)) => {
-            let head = Head { group: group.to_owned(), topic: failed.get(1), key_digest, message_id };
-            held::release(&transaction, &head, successor).await?
+    let mut late: HashSet<Uuid> = ids.into_iter().collect();
+    let (mut noted, mut attempts, mut their_errors) = (Vec::new(), Vec::new(), Vec::new());
+    for row in &rows {
+        let id: Uuid = row.get(0);
+        late.remove(&id);
+        let Some(failed) = failed.iter().find(|failed| failed.named.message_id == id) else { continue };
+        noted.push(id);
+        attempts.push(row.get::<_, i32>(3));
+        their_errors.push(&*failed.error);
+        if matches!(failed.verdict, Verdict::Dead { release: true, .. }) {
+            heads.extend(head(scope.group, row));
         }
-        _ => None,
-    };
-    transaction.commit().await?;
-    Ok(Completed::Yes(next))
+    }
+    let statement = transaction.prepare_cached(NOTE_ATTEMPTS).await?;
+    transaction
+        .execute(&statement, &[&scope.group, &scope.agent_name, &noted, &attempts, &their_errors])
+        .await?;
+    Ok(late)
+}
+
+async fn hand_back(
+    transaction: &Transaction<'_>,
+    scope: Scope<'_>,
+    handed_back: &[(Named, Duration)],
+) -> Result<(), PgError> {
+    if handed_back.is_empty() {
+        return Ok(());
+    }
+    let (ids, dispatches) = columns(handed_back.iter().map(|(named, _)| *named));
+    let after: Vec<i64> = handed_back.iter().map(|(_, after)| millis(*after)).collect();
+    let statement = transaction.prepare_cached(HAND_BACK).await?;
+    transaction.execute(&statement, &[&scope.group, &scope.agent, &ids, &dispatches, &after]).await?;
+    Ok(())
+}
+
+/// The key that a failure may hold, if it has one.
+fn head(group: &str, row: &Row) -> Option<Head> {
+    let key_digest = row.get::<_, Option<Vec<u8>>>(2)?;
+    Some(Head { group: group.to_owned(), topic: row.get(1), key_digest, message_id: row.get(0) })
 }
 
 /// The effect, its evidence and the end of the failure in one transaction; only `Done` leaves anything behind. After an
 /// unknown outcome of COMMIT the next call finds out.
 pub async fn apply(
     client: &mut Lent,
-    fence: Fence<'_>,
     scope: Scope<'_>,
+    dispatch: i64,
     effect: Effect<'_>,
     successor: Successor,
 ) -> Result<Applied, PgError> {
-    let Fence { group, message_id, dispatch, agent } = fence;
+    let message_id = effect.delivery.message_id;
     let transaction = begin(client).await?;
     match effect::perform(&transaction, scope, effect).await? {
         Affected::Done => {}
@@ -288,36 +380,14 @@ pub async fn apply(
         Affected::Busy => return Ok(Applied::Busy),
         Affected::Failed(error) => return Ok(Applied::Failed(error)),
     }
-    let closed = transaction.query_opt(CLOSE_FENCED, &[&group, &message_id, &dispatch, &agent]).await?;
+    let statement = transaction.prepare_cached(CLOSE_FENCED).await?;
+    let closed =
+        transaction.query_opt(&statement, &[&scope.group, &message_id, &dispatch, &scope.agent]).await?;
     let Some(closed) = closed else { return Ok(Applied::Late) };
-    let next = go_on(&transaction, group, message_id, &closed, successor).await?;
+    let heads: Vec<Head> = head(scope.group, &closed).into_iter().collect();
+    let next = held::release(&transaction, &heads, successor).await?;
     transaction.commit().await?;
-    Ok(Applied::Done(next))
-}
-
-async fn close_in(
-    transaction: &Transaction<'_>,
-    group: &str,
-    message_id: Uuid,
-    successor: Successor,
-) -> Result<Option<Next>, PgError> {
-    match transaction.query_opt(CLOSE, &[&group, &message_id]).await? {
-        Some(closed) => go_on(transaction, group, message_id, &closed, successor).await,
-        None => Ok(None),
-    }
-}
-
-/// With the key of a failure that is closed.
-async fn go_on(
-    transaction: &Transaction<'_>,
-    group: &str,
-    message_id: Uuid,
-    closed: &Row,
-    successor: Successor,
-) -> Result<Option<Next>, PgError> {
-    let Some(key_digest) = closed.get(1) else { return Ok(None) };
-    let head = Head { group: group.to_owned(), topic: closed.get(0), key_digest, message_id };
-    held::release(transaction, &head, successor).await
+    Ok(Applied::Done(next.first().copied()))
 }
 
 /// Whatever the default of this user: each statement has to see what committed before it.

@@ -22,7 +22,7 @@ const SECONDS: u64 = 30;
 /// After the last fault something has to happen within this time: takeovers, failures of the longest backoff.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-const WRITERS: u64 = 2;
+const WRITERS: u64 = 1;
 
 /// Between two faults, and how long one lasts, at the most.
 const PAUSE: u64 = 2_000;
@@ -95,9 +95,7 @@ impl Site {
         let services = Services::start().await;
         let (database, topic) = (services.database().await, services.kafka.topic(4).await);
         database.batch(FUNCTION).await;
-        // In place: the other half of retrying has its own tests.
-        let soon =
-            "{ inline_attempts = 1000, max_attempts = 1000, backoff = \"100ms\", max_backoff = \"1s\" }";
+        let soon = "{ max_attempts = 1000, backoff = \"100ms\", max_backoff = \"1s\", deadline = \"3s\" }";
         let outboxd = services
             .outboxd(&database)
             .set("producer.lease = \"1s\"")

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::Engine;
 use crate::config::Rate;
-use crate::domain::breaker::{Change, State};
+use crate::domain::breaker::State;
 
 /// Who waits for an operator, and for the other side of the handler.
 const ORDERS: &str = "orders";
@@ -15,7 +15,19 @@ const BREAKER: &str = "breaker";
 impl Engine {
     /// How many may run at a time now.
     pub(super) fn places(&self) -> usize {
-        if self.closed.is_some() { 0 } else { self.breaker.places(self.concurrency) }
+        self.group.control.places(self.group.places.count())
+    }
+
+    /// Says whether there is one for the next that starts; if not, it stands in line.
+    pub(super) fn take_place(&mut self) -> bool {
+        let places = &self.group.places;
+        if self.place.is_none() && places.taken() < self.places() && self.line_for_place.is_none() {
+            self.place = places.try_take();
+            if self.place.is_none() {
+                self.line_for_place = Some(Box::pin(places.take()));
+            }
+        }
+        self.place.is_some() && self.places() > 0
     }
 
     pub(super) fn is_in_pace(&mut self) -> bool {
@@ -44,30 +56,12 @@ impl Engine {
             }
             self.closed = heard.closed;
         }
-        // An answer from before a change of our own undoes nothing.
-        if heard.changes == self.changes {
-            self.breaker.hear(heard.breaker);
-        }
-        match self.breaker.state() {
+        match self.group.control.state() {
             State::Closed => status.go_on(BREAKER),
             State::Open | State::HalfOpen => {
                 let reason = heard.breaker_reason.unwrap_or_default();
                 status.wait_for(BREAKER, &format!("the breaker is open: {reason}"));
             }
         }
-    }
-
-    pub(super) fn change_breaker(&mut self, change: Option<Change>, reason: &str) {
-        let Some(change) = change else { return };
-        match change {
-            Change::Open => tracing::warn!(
-                group = &*self.group.name,
-                "the breaker opens, nothing is started for {}: {reason}",
-                humantime::format_duration(self.group.config.breaker.pause)
-            ),
-            Change::Close => tracing::info!(group = &*self.group.name, "the breaker closes"),
-        }
-        self.changes += 1;
-        self.group.control.tell(change, reason.to_owned());
     }
 }

@@ -75,8 +75,7 @@ impl Engine {
         let delay = retry.delay(attempt, after, fastrand::f64());
         self.group.status.count(Tally::Failed, 1);
         if !is_permanent {
-            let change = self.breaker.failed();
-            self.change_breaker(change, &reason);
+            self.group.control.failed(&reason);
         }
         let fate = if is_permanent {
             Fate::Dead(Reason::Permanent)

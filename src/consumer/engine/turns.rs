@@ -61,7 +61,7 @@ impl Engine {
         let line = self.suspects.line_or(&mut self.line);
         let places = all.saturating_sub(self.running.len() + line.startable.len());
         // Handlers that answer at once leave nothing running behind them.
-        let is_fast = self.running.is_empty() && all == self.concurrency && self.pace.is_none();
+        let is_fast = self.running.is_empty() && all == self.group.places.count() && self.pace.is_none();
         let places = if is_fast { places.max(self.group.config.batch) } else { places };
         if self.claim.is_some() || line.unclaimed.is_empty() || places == 0 {
             return;
@@ -113,7 +113,12 @@ impl Engine {
             return self.free.push_back(message);
         }
         self.begin(&mut message);
-        let mut running: Running = Box::pin(attempt::run(Arc::clone(&self.group), message));
+        let (group, place) = (Arc::clone(&self.group), self.place.take());
+        let mut running: Running = Box::pin(async move {
+            let handled = attempt::run(group, message).await;
+            drop(place);
+            handled
+        });
         // A handler that answers at once needs no place among those that run.
         match (&mut running).now_or_never() {
             Some(handled) => self.handled(handled),
@@ -124,8 +129,7 @@ impl Engine {
     pub(super) fn handled(&mut self, (mut message, end): Handled) {
         self.acquit(&mut message);
         if matches!(end, End::Done(_) | End::Applied | End::Failed(Outcome::Permanent { .. })) {
-            let change = self.breaker.answered();
-            self.change_breaker(change, "");
+            self.group.control.answered();
         }
         match end {
             End::Done(took) => self.finish(message, Some(took), None),

@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use bytes::Bytes;
+use outboxd::config::Config;
 use outboxd::domain::delivery::Record;
-use outboxd::pg::retrying::{self, Fence};
+use outboxd::pg::pool::Lent;
+use outboxd::pg::retrying::{self, Fence, Named};
+use outboxd::pg::{Connector, Pool};
 use uuid::Uuid;
 
 use super::{Handler, PATIENCE, Scene};
@@ -164,16 +167,28 @@ async fn a_record_comes_through_byte_for_byte() {
             ],
         )
         .await;
-    let client = scene.database.connect().await;
-    let fence = Fence { group: &scene.group, message_id: id, dispatch: 1, agent };
-    let opened = retrying::open(&client, fence).await.unwrap().unwrap();
-    assert_eq!(opened.record, record);
-    let late = Fence { dispatch: 2, ..fence };
-    assert!(!retrying::start(&client, late, 0, Duration::from_secs(9)).await.unwrap());
-    assert!(retrying::start(&client, fence, 0, Duration::from_secs(9)).await.unwrap());
-    assert!(
-        retrying::start(&client, fence, 0, Duration::from_secs(9)).await.unwrap(),
-        "its answer may be lost"
-    );
-    assert!(retrying::open(&client, fence).await.unwrap().is_none(), "it is under way");
+    let text = format!("postgres.url = \"{}\"", scene.database.agent_url());
+    let config = Config::parse(&text, None, []).unwrap().config;
+    let pool = Pool::new(&Connector::new(&config.postgres, "test")).unwrap();
+    let fence = Fence { group: &scene.group, agent };
+    let open = async |dispatch| {
+        let this = Named { message_id: id, dispatch };
+        pool.ask(PATIENCE, async |client: &mut Lent| retrying::open(&*client, fence, &[this]).await)
+            .await
+            .unwrap()
+            .pop()
+    };
+    let start = async |dispatch| {
+        let this = Named { message_id: id, dispatch };
+        let lease = Duration::from_secs(9);
+        let started = pool.ask(PATIENCE, async |client: &mut Lent| {
+            retrying::start(&*client, fence, &[(this, 0)], lease).await
+        });
+        started.await.unwrap().contains(&id)
+    };
+    assert_eq!(open(1).await.unwrap().record, record);
+    assert!(!start(2).await, "it is not the dispatch that counts");
+    assert!(start(1).await);
+    assert!(start(1).await, "its answer may be lost");
+    assert!(open(1).await.is_none(), "it is under way");
 }

@@ -119,7 +119,7 @@ async fn two_thousand_failures_are_capped_and_fresh_messages_still_flow() {
     })
     .await;
     assert!(scene.failures().await > 0, "they did not wait for the failures");
-    eventually("all is done with", PATIENCE * 3, async || {
+    eventually("all is done with", PATIENCE, async || {
         assert!(scene.database.count(out).await <= 64);
         scene.failures().await == 0
     })
