@@ -247,7 +247,11 @@ impl Engine {
                     None => return,
                 },
                 looked_up = answer(&mut self.look_up) => match looked_up {
-                    Some(looked_up) => self.looked_up(looked_up),
+                    Some(looked_up) => {
+                        // The database is at the next batch while this one is worked on.
+                        self.begin_look_up();
+                        self.looked_up(looked_up);
+                    }
                     None => return,
                 },
                 claimed = answer(&mut self.claim) => match claimed {

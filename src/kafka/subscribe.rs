@@ -269,18 +269,18 @@ pub(super) fn offsets(positions: &[(TopicPartition, i64)]) -> KafkaResult<TopicP
 const PIECE: usize = 64 << 10;
 
 /// Copies records out of the client's memory, with few allocations: topics are known, bytes lie side by side.
-pub(super) struct Copier {
+pub struct Copier {
     topics: Vec<Arc<str>>,
     space: BytesMut,
 }
 
 impl Copier {
     /// For records of these topics.
-    pub(super) fn new(topics: &[&str]) -> Self {
+    pub fn new(topics: &[&str]) -> Self {
         Self { topics: topics.iter().map(|topic| Arc::from(*topic)).collect(), space: BytesMut::new() }
     }
 
-    pub(super) fn record(&mut self, message: &BorrowedMessage<'_>) -> Record {
+    pub fn record(&mut self, message: &BorrowedMessage<'_>) -> Record {
         let headers = message.headers().map_or_else(Vec::new, |headers| {
             headers
                 .iter()

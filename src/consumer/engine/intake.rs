@@ -57,6 +57,7 @@ impl Engine {
                 }
             }
         }
+        // A look-up that has begun meanwhile began behind their commits.
         for id in self.recorded.drain(..) {
             self.ids.remove(&id);
         }
