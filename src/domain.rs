@@ -13,6 +13,7 @@ pub mod evidence;
 pub mod firings;
 pub mod health;
 pub mod identity;
+pub mod job_text;
 pub mod key_lines;
 pub mod lane_shares;
 pub mod leaves;

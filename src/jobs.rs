@@ -4,6 +4,7 @@ pub mod cleanup;
 pub mod dead_letters;
 mod evidence;
 mod logs;
+pub mod own;
 pub mod partitions;
 pub mod process_retry;
 pub mod reap_agents;

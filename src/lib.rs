@@ -17,6 +17,7 @@ pub mod http;
 pub mod jobs;
 pub mod kafka;
 pub mod lifecycle;
+pub mod outside;
 pub mod pg;
 pub mod producer;
 pub mod telemetry;

@@ -32,6 +32,7 @@ mod suite {
     mod migrating;
     mod no_holes;
     mod oversize;
+    mod own_jobs;
     mod pgbouncer;
     mod plans;
     mod plans_consuming;

@@ -11,7 +11,8 @@ use uuid::Uuid;
 use crate::agents::{self, Member, Pulse};
 use crate::config::Config;
 use crate::domain::health::{Check, Report, STUCK_AFTER, Vitals};
-use crate::failure::Exit;
+use crate::failure::{Exit, Failure, Kind};
+use crate::jobs::own::Prepared;
 use crate::jobs::runner::{Runner, RunnerStatus};
 use crate::lifecycle::{self, Lifecycle};
 use crate::pg::agents::Registration;
@@ -39,6 +40,8 @@ pub(super) struct Daemon {
     address: SocketAddr,
     board: Arc<Board>,
     runner: Arc<RunnerStatus>,
+    /// The user's.
+    own_jobs: Vec<Prepared>,
     jobs: Option<AbortOnDropHandle<()>>,
     tasks: Vec<AbortOnDropHandle<()>>,
 }
@@ -140,6 +143,9 @@ impl Daemon {
         vitals: Vec<Arc<dyn Role>>,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
+        // Before anything is joined: what is wrong with one is the operator's to mend.
+        let own_jobs = jobs::own::prepare(&config.jobs, role)
+            .map_err(|error| Failure::new(Kind::Configuration, error.to_string()))?;
         let runner = Arc::new(RunnerStatus::default());
         let listener = http::bind(&config.http).await?;
         let address = listener.local_addr()?;
@@ -169,7 +175,7 @@ impl Daemon {
             })),
             AbortOnDropHandle::new(tokio::spawn(lifecycle::keep_systemd_informed(move || informed.report()))),
         ];
-        Ok(Self { config, lifecycle, role, groups, address, board, runner, jobs: None, tasks })
+        Ok(Self { config, lifecycle, role, groups, address, board, runner, own_jobs, jobs: None, tasks })
     }
 
     /// Connections of this daemon, under the name that Postgres shows.
@@ -284,10 +290,12 @@ impl Daemon {
             let client_id = format!("outboxd-{agent}");
             jobs.extend(jobs::dead_letters::job(connector, kafka.clone(), client_id, topics.clone(), groups));
         }
-        let jobs = jobs.into_iter().map(|job| {
+        let built_in = jobs.into_iter().map(|job| {
             let config = self.config.jobs.get(&job.name);
             jobs::configured(job, config)
         });
+        let connector = self.connector(agent);
+        let jobs = built_in.chain(self.own_jobs.iter().map(|own| own.job(&connector)));
         let status = Arc::clone(&self.runner);
         let runner =
             Runner::new(self.connector(agent), agent.to_owned(), jobs.collect(), status, Arc::new(|_| {}));

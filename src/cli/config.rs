@@ -1,11 +1,17 @@
 //! `outboxd config`.
 
+use chrono::Utc;
 use clap::{Args, Subcommand};
 
 use super::global::Global;
 use super::output;
-use crate::config::{Config, Handler, Loaded};
+use crate::config::job::ASK_EVERY;
+use crate::config::{Config, Handler, Job, Loaded};
+use crate::domain::schedule::Schedule;
 use crate::failure::Exit;
+
+/// Firings of a job that `check` shows.
+const NEXT: usize = 5;
 
 /// Look at the configuration, without connecting to anything
 #[derive(Args, Debug)]
@@ -48,10 +54,23 @@ fn summary(loaded: &Loaded) -> String {
     for (name, group) in groups {
         facts.push(("group", format!("{name}: {} -> {}", group.topics.join(", "), handler(&group.handler))));
     }
-    for name in jobs.keys() {
-        facts.push(("job", name.clone()));
+    for (name, job) in jobs {
+        facts.push(("job", format!("{name}: {}", when(job))));
     }
     format!("valid: {path}\n{}", output::facts(facts))
+}
+
+/// The schedule, and by this host's clock the next firings of it.
+fn when(job: &Job) -> String {
+    let own = job.own.as_ref().and_then(|own| own.on.as_ref().map(|_| Schedule::Every(ASK_EVERY)));
+    let schedule = match (&job.schedule, own) {
+        _ if !job.enabled => return "switched off".to_owned(),
+        (Some(schedule), _) => schedule.clone(),
+        (None, Some(asked)) => asked,
+        (None, None) => return "by its own schedule".to_owned(),
+    };
+    let next: Vec<String> = schedule.after(Utc::now()).take(NEXT).map(output::time).collect();
+    if next.is_empty() { schedule.to_string() } else { format!("{schedule}, next {}", next.join(", ")) }
 }
 
 fn handler(handler: &Handler) -> String {

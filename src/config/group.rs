@@ -2,6 +2,8 @@
 
 mod handler;
 
+pub(super) use handler::{command, request};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;

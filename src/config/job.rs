@@ -1,4 +1,6 @@
-//! `[jobs.NAME]`: when something recurring runs.
+//! `[jobs.NAME]`: when something recurring runs, and what it does if it is the user's own.
+
+mod own;
 
 use std::time::Duration;
 
@@ -11,7 +13,9 @@ use super::section::Section;
 use super::setting::{DAY, Problem, SECOND, Setting, Written, any, lasting};
 use crate::domain::schedule::Schedule;
 
-/// The jobs that there are.
+pub use own::{ASK_EVERY, Action, Message, Own, Role, TIMEOUT};
+
+/// The jobs that are there without being configured.
 pub const BUILT_IN: &[&str] = &["reap-agents", "partitions", "cleanup", "process-retry", "dead-letters"];
 
 #[derive(Clone, Debug)]
@@ -23,6 +27,8 @@ pub struct Job {
     pub jitter: Duration,
     /// A run that takes longer is cut. `None`: the job's own default.
     pub timeout: Option<Duration>,
+    /// `None`: it is built in.
+    pub own: Option<Own>,
 }
 
 impl Job {
@@ -35,21 +41,44 @@ impl Job {
         if timezone != Tz::UTC && !matches!(schedule, Some(Schedule::Cron(_))) {
             return Err(section.wrong("timezone", "needs a cron expression in `schedule`"));
         }
+        let is_own = !BUILT_IN.contains(&section.name());
+        if is_own && !section.has("action") {
+            let suggestion = did_you_mean(section.name(), BUILT_IN.iter().copied());
+            let name = section.name().to_owned();
+            return Err(section.wrong(
+                "action",
+                &format!(
+                    "is missing: there is no built-in job `{name}`, and one of your own needs it{suggestion}"
+                ),
+            ));
+        }
+        let timeout = section.optional("timeout", lasting(SECOND..=DAY))?;
         Ok(Self {
-            schedule,
             enabled: section.or("enabled", true, any)?,
             jitter: section.or("jitter", Duration::ZERO, lasting(Duration::ZERO..=DAY))?,
-            timeout: section.optional("timeout", lasting(SECOND..=DAY))?,
+            own: if is_own {
+                Some(Own::read(section, schedule.as_ref(), timeout.unwrap_or(TIMEOUT))?)
+            } else {
+                None
+            },
+            schedule,
+            timeout,
         })
     }
 }
 
+/// It goes into messages, headers and variables.
 pub(super) fn check_name(name: &str) -> Result<(), Problem> {
-    if BUILT_IN.contains(&name) {
+    if name.starts_with("consume-") || name == "heartbeat" {
+        return Err(format!(
+            "`{name}` is configured elsewhere: a group in [groups.NAME], the heartbeat in [agent]"
+        ));
+    }
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if (1..=63).contains(&name.len()) && name.bytes().all(is_plain) {
         return Ok(());
     }
-    let suggestion = did_you_mean(name, BUILT_IN.iter().copied());
-    Err(format!("there is no job `{name}`, only {}{suggestion}", BUILT_IN.join(", ")))
+    Err(format!("`{name}` is not a name for a job: 1 to 63 letters, digits, dots, dashes and underscores"))
 }
 
 impl Setting for Tz {

@@ -9,14 +9,13 @@ mod reason;
 mod sql;
 
 use std::future::Future;
-use std::io;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
 use crate::config;
 use crate::config::group::ExecMode;
 use crate::domain::delivery::{Delivery, Outcome};
+use crate::outside::SetupError;
 
 pub use embedded::{Embedded, EmbeddedHandler};
 pub use sql::SqlHandler;
@@ -68,21 +67,13 @@ impl Handler {
 /// Why a handler cannot start: always something for the operator to change.
 #[derive(Debug, thiserror::Error)]
 pub enum HandlerError {
-    #[error(
-        "`command` is empty: name a program and its arguments, as in command = [\"./handle-order\", \"--fast\"]"
-    )]
-    NoCommand,
-    #[error("program `{program}` {problem}: correct `command`, or install it")]
-    Program { program: String, problem: &'static str },
-    #[error("`{key}` {path} cannot be read: {source}: correct the path, or let the daemon's user read it")]
-    File { key: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Setup(#[from] SetupError),
     #[error(
         "kind = \"embedded\" is for a program that brings the handler (outboxd::embed): \
          name another `kind`, or run that program instead"
     )]
     Embedded,
-    #[error("`{key}` {problem}")]
-    Setting { key: &'static str, problem: String },
 }
 
 /// Makes the handler that a group names.

@@ -48,6 +48,24 @@ pub enum Misfire {
     All,
 }
 
+/// Who runs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Every agent, for itself.
+    Agent,
+    /// One of them at a time, and each firing once.
+    Cluster,
+}
+
+impl Scope {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Cluster => "cluster",
+        }
+    }
+}
+
 /// When a job is to run.
 #[derive(Clone, Debug)]
 pub struct Rules {
@@ -67,8 +85,8 @@ pub struct Rules {
 pub struct Past {
     /// The last firing that was claimed or passed; at first, when the job was entered.
     pub last: DateTime<Utc>,
-    /// When the last run ended, or the lease of one that was not heard of any more.
-    pub busy_until: Option<DateTime<Utc>>,
+    /// When the last run began and ended; of one that was not heard of any more, when its lease did.
+    pub busy: Option<(DateTime<Utc>, DateTime<Utc>)>,
 }
 
 /// Firings that get no start.
@@ -107,7 +125,7 @@ impl Rules {
     /// Decides, while no run is under way. `name` spreads the jitter.
     pub fn step(&self, name: &str, past: Past, now: DateTime<Utc>) -> Step {
         if self.schedule == Schedule::Continuous {
-            let rested = past.busy_until.filter(|end| *end <= now).map_or(now, |end| end + REST);
+            let rested = past.busy.filter(|(_, end)| *end <= now).map_or(now, |(_, end)| end + REST);
             return if rested > now {
                 Step::Wait(Some(rested))
             } else {
@@ -124,18 +142,30 @@ impl Rules {
             Some(next) if next > now => return Step::Wait(Some(ahead(next))),
             Some(_) => {}
         }
-        let busy = past.busy_until.filter(|end| (last..=now).contains(end)).unwrap_or(last);
-        if self.overlap == Overlap::Queue
-            && let Some(first) = self.newest_due(last, busy, self.most).front().copied()
-        {
-            let gone = Gone { missed: self.count(last, first), overlapped: 0 };
-            return self.at_its_time(name, first, now, gone);
+        let (from, until) = match past.busy {
+            Some((from, until)) if (last..=now).contains(&until) => (from.clamp(last, until), until),
+            _ => (last, last),
+        };
+        let waits = match (self.overlap, self.misfire) {
+            (Overlap::Queue, _) => self.newest_due(last, until, self.most),
+            // Due before that run began, which was not theirs.
+            (Overlap::Skip, Misfire::All) => self.newest_due(last, from, self.most),
+            (Overlap::Skip, _) => VecDeque::new(),
+        };
+        if let Some(first) = waits.front().copied() {
+            return self.at_its_time(
+                name,
+                first,
+                now,
+                Gone { missed: self.count(last, first), overlapped: 0 },
+            );
         }
         let wanted = if self.misfire == Misfire::All { self.most } else { 1 };
-        let Some(firing) = self.newest_due(busy, now, wanted).front().copied() else {
+        let Some(firing) = self.newest_due(until, now, wanted).front().copied() else {
             return Step::Wait(self.schedule.next_after(now).map(ahead));
         };
-        let (missed, overlapped) = (self.count(busy, firing), self.count_through(last, busy));
+        let missed = self.count_through(last, from).saturating_add(self.count(until, firing));
+        let overlapped = self.count_through(from, until);
         let is_late = now - firing > ON_TIME + self.put_off(name, firing);
         if self.misfire == Misfire::Skip && is_late {
             return Step::Pass { to: firing, gone: Gone { missed: missed.saturating_add(1), overlapped } };

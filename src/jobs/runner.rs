@@ -20,13 +20,14 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use job::{Body, Done, Failure, Job, Outcome, Pending, Probe, Scope};
+pub use job::{Body, Done, Failure, Fire, Firing, Job, Outcome, Pending, Probe, Work};
 pub use status::{Event, Observer, RunnerStatus};
 
+use crate::domain::firings::{Gone, Scope};
 use crate::failpoint;
 use crate::pg::jobs::{Board, Claim, End, LEASE, Standing};
 use crate::pg::{Connector, PgError};
-use run::{Ended, Run};
+use run::{Ended, Result as RunResult, Run, Told};
 use slot::{Slot, Want};
 
 /// Between two looks at the board, if nothing is due before.
@@ -50,10 +51,18 @@ pub struct Runner {
     observer: Observer,
     board: Option<Board>,
     touched_at: Instant,
-    ends: (UnboundedSender<Ended>, UnboundedReceiver<Ended>),
+    runs: (UnboundedSender<Told>, UnboundedReceiver<Told>),
     /// Ends that the board has not heard of.
     untold: Vec<Untold>,
     told_trouble: bool,
+}
+
+/// What is to start.
+struct Start {
+    firing: DateTime<Utc>,
+    last_firing: DateTime<Utc>,
+    requested: Option<DateTime<Utc>>,
+    gone: Gone,
 }
 
 struct Untold {
@@ -80,7 +89,7 @@ impl Runner {
             observer,
             board: None,
             touched_at: Instant::now(),
-            ends: mpsc::unbounded_channel(),
+            runs: mpsc::unbounded_channel(),
             untold: Vec::new(),
             told_trouble: false,
         }
@@ -92,20 +101,23 @@ impl Runner {
             let wait = self.in_time(Self::turn).await.unwrap_or(LOOK_EVERY);
             tokio::select! {
                 () = drain.cancelled() => {}
-                Some(ended) = self.ends.1.recv() => self.ended(ended),
+                Some(told) = self.runs.1.recv() => self.hear(told),
                 () = tokio::time::sleep(wait) => {}
             }
         }
         let mut idle_since = None;
-        while self.is_running() || !self.untold.is_empty() {
-            let told = self.in_time(Self::keep_up).await;
-            if !self.is_running() && idle_since.get_or_insert_with(Instant::now).elapsed() > LAST_WORDS {
+        loop {
+            self.in_time(Self::keep_up).await;
+            let is_over =
+                self.untold.is_empty() || idle_since.get_or_insert_with(Instant::now).elapsed() > LAST_WORDS;
+            if self.is_running() {
+                idle_since = None;
+            } else if is_over {
                 break;
             }
             tokio::select! {
-                Some(ended) = self.ends.1.recv() => self.ended(ended),
-                () = tokio::time::sleep(LOOK_EVERY / 4), if self.is_running() || told.is_none() => {}
-                else => {}
+                Some(told) = self.runs.1.recv() => self.hear(told),
+                () = tokio::time::sleep(LOOK_EVERY / 4) => {}
             }
         }
         self.status.rest();
@@ -231,58 +243,115 @@ impl Runner {
         match slot.want(standing, now) {
             Want::Nothing { until } => Ok(until),
             Want::Pass { to, gone } => {
-                let (missed, note) = slot.tell_gone(gone, &self.observer);
-                if note.is_none() {
+                let (missed, note) = slot.words_of(gone);
+                if gone == Gone::default() {
                     tracing::warn!(job = name, "the database's clock was set back: it goes on from there");
                 }
                 if job.scope == Scope::Agent {
                     slot.passed(to);
-                } else {
-                    board.pass(name, standing.last_firing, to, &self.agent, missed, note.as_deref()).await?;
+                    slot.tell_gone(gone, &self.observer);
+                } else if board
+                    .pass(name, standing.last_firing, to, &self.agent, missed, note.as_deref())
+                    .await?
+                {
+                    slot.tell_gone(gone, &self.observer);
                 }
                 Ok(job.rules.schedule.next_after(now))
+            }
+            Want::Redo { firing, last_firing } => {
+                tracing::warn!(job = name, %firing, "it runs again: the first run was not heard of any more");
+                let start = Start { firing, last_firing, requested: None, gone: Gone::default() };
+                self.claim(board, name, standing, start, now).await
             }
             Want::Start { firing, last_firing, requested, gone } => {
                 if requested.is_none() && !is_wanted(&job, board).await {
                     slot.looked_until = Some(firing);
                     return Ok(job.rules.schedule.next_after(now));
                 }
-                let (missed, note) = slot.tell_gone(gone, &self.observer);
-                let id = Uuid::new_v4();
-                let claim = Claim {
-                    name,
-                    last_firing: standing.last_firing,
-                    new_last_firing: last_firing,
-                    firing,
-                    requested,
-                    agent: &self.agent,
-                    lease: id,
-                    missed,
-                    note: note.as_deref(),
-                };
-                if job.scope == Scope::Cluster && !board.claim(&claim).await? {
-                    return Ok(None);
+                let start = Start { firing, last_firing, requested, gone };
+                if !matches!(job.work, Work::Within { .. }) {
+                    return self.claim(board, name, standing, start, now).await;
                 }
-                failpoint::hit("job-after-claim");
-                slot.started(last_firing, requested);
-                let lease = (job.scope == Scope::Cluster).then_some(id);
+                let claim = self.claim_for(name, standing, &start);
+                let Some(slot) = self.slots.get_mut(name) else { return Ok(None) };
+                slot.started(last_firing, requested, now);
                 let by = requested.and(standing.run_requested_by.clone());
-                let run = Run::start(&job, id, lease, firing, by, self.ends.0.clone());
-                slot.run = Some(run);
+                let id = claim.lease;
+                let claim = (job.scope == Scope::Cluster).then_some(claim);
+                let firing = Firing { at: firing, claim };
+                slot.run = Some(Run::within(&job, id, firing, by, gone, self.runs.0.clone()));
                 Ok(None)
             }
         }
     }
 
+    fn claim_for(&self, name: &str, standing: &Standing, start: &Start) -> Claim {
+        let note = self.slots.get(name).map(|slot| slot.words_of(start.gone));
+        let (missed, note) = note.unwrap_or_default();
+        Claim {
+            name: name.to_owned(),
+            last_firing: standing.last_firing,
+            new_last_firing: start.last_firing,
+            firing: start.firing,
+            requested: start.requested,
+            agent: self.agent.clone(),
+            lease: Uuid::new_v4(),
+            missed,
+            note,
+        }
+    }
+
+    /// Claims it, if it needs a claim, and starts it.
+    async fn claim(
+        &mut self,
+        board: &Board,
+        name: &str,
+        standing: &Standing,
+        start: Start,
+        now: DateTime<Utc>,
+    ) -> Result<Option<DateTime<Utc>>, PgError> {
+        let claim = self.claim_for(name, standing, &start);
+        let Some(slot) = self.slots.get_mut(name) else { return Ok(None) };
+        let is_shared = slot.job.scope == Scope::Cluster;
+        if is_shared && !board.claim(&claim).await? {
+            return Ok(None);
+        }
+        failpoint::hit("job-after-claim");
+        slot.tell_gone(start.gone, &self.observer);
+        slot.started(start.last_firing, start.requested, now);
+        let (id, lease) = (claim.lease, is_shared.then_some(claim.lease));
+        let by = start.requested.and(standing.run_requested_by.clone());
+        slot.run = Some(Run::start(&slot.job, id, lease, start.firing, by, self.runs.0.clone()));
+        Ok(None)
+    }
+
+    fn hear(&mut self, told: Told) {
+        match told {
+            Told::Ended(ended) => self.ended(ended),
+            Told::Leased(job, id) => {
+                let run = self.slots.get_mut(&job.name).and_then(|slot| slot.run.as_mut());
+                if let Some(run) = run.filter(|run| run.id == id) {
+                    run.lease = Some(id);
+                    run.held_at = Instant::now();
+                }
+            }
+        }
+    }
+
     fn ended(&mut self, ended: Ended) {
-        let Ended { job, id, result, took } = ended;
+        let Ended { job, id, result, took, is_told } = ended;
         let Some(slot) = self.slots.get_mut(&job.name) else { return };
         let Some(run) = slot.run.take_if(|run| run.id == id) else { return };
         slot.tell_result(&result);
-        (self.observer)(Event::Ended { job: &job.name, result: result.name(), took });
-        slot.ended(&run, took);
-        let end = result.end(job.rules.strict);
-        self.untold.push(Untold { name: job.name.clone(), run, end, took });
+        if !matches!(result, RunResult::Nothing | RunResult::Away(_)) {
+            slot.tell_gone(run.gone, &self.observer);
+            (self.observer)(Event::Ended { job: &job.name, result: result.name(), took });
+        }
+        slot.ended(took);
+        if !is_told {
+            let end = result.end(job.keeps_all);
+            self.untold.push(Untold { name: job.name.clone(), run, end, took });
+        }
         self.tell_running();
     }
 

@@ -1,6 +1,7 @@
 //! The board of jobs: what is due, who runs it, and how it went. A firing is claimed by compare and set on the last one,
 //! with a lease that ends by itself; the end of a run names its lease.
 
+pub mod firing;
 pub mod history;
 pub mod orders;
 
@@ -38,7 +39,7 @@ statements! {
         select clock_timestamp(), name, last_firing, busy_until, lease is not null,
           coalesce(lease is not null and busy_until > clock_timestamp()
             and busy_until <= clock_timestamp() + $2::bigint * interval '2 ms', false),
-          paused_at is not null, run_requested_at, run_requested_by, firing
+          paused_at is not null, run_requested_at, run_requested_by, firing, started_at
         from outboxd.jobs where name = any($1)";
 
     /// A lease that ends in a far future is one of a clock that was wrong. A run that was not heard of any more is told.
@@ -129,23 +130,24 @@ pub struct Standing {
     pub run_requested_by: Option<String>,
     /// Of the run under way, or the last one.
     pub firing: Option<DateTime<Utc>>,
+    pub started_at: Option<DateTime<Utc>>,
 }
 
 /// What an agent wants to start.
-#[derive(Clone, Copy, Debug)]
-pub struct Claim<'a> {
-    pub name: &'a str,
+#[derive(Clone, Debug)]
+pub struct Claim {
+    pub name: String,
     /// As the board had it, and what is to be there.
     pub last_firing: DateTime<Utc>,
     pub new_last_firing: DateTime<Utc>,
     pub firing: DateTime<Utc>,
     /// The order that it obeys, if it was not due.
     pub requested: Option<DateTime<Utc>>,
-    pub agent: &'a str,
+    pub agent: String,
     pub lease: Uuid,
     pub missed: u32,
     /// In words, if firings went by.
-    pub note: Option<&'a str>,
+    pub note: Option<String>,
 }
 
 /// How a run ended.
@@ -222,6 +224,7 @@ impl Board {
                 run_requested_at: row.get(7),
                 run_requested_by: row.get(8),
                 firing: row.get(9),
+                started_at: row.get(10),
             };
             (row.get(1), standing)
         });
@@ -229,7 +232,7 @@ impl Board {
     }
 
     /// False: another was first, or it is paused, or not due by the database's clock.
-    pub async fn claim(&self, claim: &Claim<'_>) -> Result<bool, PgError> {
+    pub async fn claim(&self, claim: &Claim) -> Result<bool, PgError> {
         let Claim { name, last_firing, new_last_firing, firing, requested, agent, lease, missed, note } =
             claim;
         let (lasts, missed) = (millis(LEASE), i64::from(*missed));

@@ -38,6 +38,7 @@ pub fn all() -> Vec<(&'static str, &'static str)> {
         super::held::SQL,
         super::inspect::SQL,
         super::jobs::SQL,
+        super::jobs::firing::SQL,
         super::jobs::history::SQL,
         super::jobs::orders::SQL,
         super::lanes::SQL,

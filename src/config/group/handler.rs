@@ -72,7 +72,7 @@ fn timeout(section: &mut Section<'_>) -> Result<Duration, ConfigError> {
     section.or("timeout", TIMEOUT, lasting(MILLISECOND..=DAY))
 }
 
-fn command(section: &mut Section<'_>) -> Result<Vec<String>, ConfigError> {
+pub fn command(section: &mut Section<'_>) -> Result<Vec<String>, ConfigError> {
     let command = section.list("command", |word| {
         if word.contains('\0') { Err("must not hold a null character".into()) } else { Ok(()) }
     })?;
@@ -83,11 +83,22 @@ fn command(section: &mut Section<'_>) -> Result<Vec<String>, ConfigError> {
 }
 
 fn http(section: &mut Section<'_>) -> Result<HttpHandler, ConfigError> {
+    let timeout = timeout(section)?;
+    let permanent = section.optional("permanent_statuses", any)?.map(|Statuses(statuses)| statuses);
+    request(section, timeout, permanent)
+}
+
+/// Where a request goes, and as whom.
+pub fn request(
+    section: &mut Section<'_>,
+    timeout: Duration,
+    permanent_statuses: Option<BTreeSet<u16>>,
+) -> Result<HttpHandler, ConfigError> {
     let handler = HttpHandler {
         url: section.required("url", |url: &HttpUrl| check_url(&url.0))?.0,
-        timeout: timeout(section)?,
+        timeout,
         headers: section.strings("headers", check_header)?,
-        permanent_statuses: section.optional("permanent_statuses", any)?.map(|Statuses(statuses)| statuses),
+        permanent_statuses,
         bearer_file: section.optional("bearer_file", any)?,
         ca_file: section.optional("ca_file", any)?,
         client_cert: section.optional("client_cert", any)?,

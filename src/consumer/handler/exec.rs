@@ -2,8 +2,6 @@
 //! live on and take one message after the other. No shell.
 
 mod facts;
-mod process;
-mod program;
 mod worker;
 
 use std::process::ExitStatus;
@@ -11,10 +9,11 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::{Answer, Handle, HandlerError, reason};
+use super::{Answer, Handle, reason};
 use crate::domain::delivery::{Delivery, Outcome};
-use process::{Ended, GRACE, LEFTOVERS};
-use program::Program;
+use crate::outside::SetupError;
+use crate::outside::process::{self, Ended, GRACE, LEFTOVERS};
+use crate::outside::program::Program;
 
 pub use worker::Workers;
 
@@ -27,7 +26,7 @@ pub struct ExecHandler {
 }
 
 impl ExecHandler {
-    pub fn new(command: &[String], timeout: Duration) -> Result<Self, HandlerError> {
+    pub fn new(command: &[String], timeout: Duration) -> Result<Self, SetupError> {
         Ok(Self { program: Program::new(command)?, timeout })
     }
 

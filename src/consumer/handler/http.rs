@@ -2,108 +2,41 @@
 
 mod answer;
 mod request;
-mod tls;
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Incoming};
-use hyper::header::{AUTHORIZATION, HeaderMap, HeaderValue};
-use hyper::{Request, Uri};
-use hyper_openssl::client::legacy::HttpsConnector;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
-use super::{Answer, Handle, HandlerError, reason};
+use super::{Answer, Handle, reason};
 use crate::config::group::HttpHandler;
 use crate::domain::delivery::{Delivery, Outcome};
-
-/// Shorter than the five seconds after which many servers close an idle connection: a request that meets the
-/// closing is an attempt lost.
-const KEEP_IDLE: Duration = Duration::from_secs(4);
-
-/// How much of an answer is read so that its connection can be used again; what is longer costs a connection.
-const DRAIN_LIMIT: usize = 256 * 1024;
+use crate::outside::SetupError;
+use crate::outside::http::{self, Silence};
 
 pub struct Poster {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    url: Uri,
+    http: http::Poster,
     timeout: Duration,
-    headers: HeaderMap,
-    bearer_file: Option<PathBuf>,
     permanent_statuses: Option<BTreeSet<u16>>,
 }
 
 impl Poster {
-    pub fn new(settings: &HttpHandler) -> Result<Self, HandlerError> {
-        let url = request::url(&settings.url)?;
-        let headers = request::own_headers(&settings.headers)?;
-        if let Some(path) = &settings.bearer_file {
-            if headers.contains_key(AUTHORIZATION) {
-                let problem = "and an `authorization` in `headers` exclude each other: drop one".into();
-                return Err(HandlerError::Setting { key: "bearer_file", problem });
-            }
-            let text = std::fs::read_to_string(path).map_err(|source| HandlerError::File {
-                key: "bearer_file",
-                path: path.clone(),
-                source,
-            })?;
-            bearer(path, &text).map_err(|problem| HandlerError::Setting { key: "bearer_file", problem })?;
-        }
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        let connector = HttpsConnector::with_connector(tcp, tls::builder(settings)?).map_err(|error| {
-            HandlerError::Setting { key: "url", problem: format!("cannot have TLS: {error}") }
-        })?;
-        let client = Client::builder(TokioExecutor::new())
-            .pool_idle_timeout(KEEP_IDLE)
-            .pool_timer(TokioTimer::new())
-            .build(connector);
-        let bearer_file = settings.bearer_file.clone();
+    pub fn new(settings: &HttpHandler) -> Result<Self, SetupError> {
         let permanent_statuses = settings.permanent_statuses.clone();
-        Ok(Self { client, url, timeout: settings.timeout, headers, bearer_file, permanent_statuses })
+        Ok(Self { http: http::Poster::new(settings)?, timeout: settings.timeout, permanent_statuses })
     }
 
     async fn post(&self, delivery: &Delivery) -> Outcome {
-        let deadline = Instant::now() + self.timeout;
-        let request = match self.request(delivery).await {
-            Ok(request) => request,
-            Err(problem) => return reason::retry(problem),
-        };
-        match timeout_at(deadline, self.client.request(request)).await {
-            Err(_) => reason::timed_out(self.timeout),
-            Ok(Err(error)) => reason::retry(reason::chain(&error)),
-            Ok(Ok(response)) => {
-                let (head, body) = response.into_parts();
-                let words = drain(body, deadline).await;
+        let body = delivery.record.payload.clone().unwrap_or_default();
+        let describe = |headers: &mut _| request::describe(delivery, headers);
+        match self.http.post(body, describe, Instant::now() + self.timeout).await {
+            Ok(http::Answer { status, headers, words }) => {
                 let permanent = self.permanent_statuses.as_ref();
-                answer::judge(head.status, permanent, &head.headers, &words, SystemTime::now())
+                answer::judge(status, permanent, &headers, &words, SystemTime::now())
             }
+            Err(Silence::TimedOut) => reason::timed_out(self.timeout),
+            Err(Silence::Failed(why)) => reason::retry(why),
         }
-    }
-
-    async fn request(&self, delivery: &Delivery) -> Result<Request<Full<Bytes>>, String> {
-        let mut request = Request::new(Full::new(delivery.record.payload.clone().unwrap_or_default()));
-        *request.method_mut() = hyper::Method::POST;
-        *request.uri_mut() = self.url.clone();
-        let headers = request.headers_mut();
-        request::describe(delivery, headers);
-        for (name, value) in &self.headers {
-            headers.insert(name, value.clone());
-        }
-        if let Some(path) = &self.bearer_file {
-            let text = tokio::fs::read_to_string(path)
-                .await
-                .map_err(|error| format!("bearer_file {} cannot be read: {error}", path.display()))?;
-            headers.insert(AUTHORIZATION, bearer(path, &text)?);
-        }
-        Ok(request)
     }
 }
 
@@ -115,32 +48,6 @@ impl Handle for Poster {
     fn timeout(&self) -> Duration {
         self.timeout
     }
-}
-
-fn bearer(path: &Path, text: &str) -> Result<HeaderValue, String> {
-    let token = text.trim();
-    let mut value = HeaderValue::try_from(format!("Bearer {token}"))
-        .ok()
-        .filter(|_| !token.is_empty() && !token.contains(char::is_whitespace))
-        .ok_or_else(|| format!("{} does not hold one token on one line", path.display()))?;
-    value.set_sensitive(true);
-    Ok(value)
-}
-
-/// Reads an answer as far as it is of use, and keeps its beginning. The status has told the outcome already: an
-/// answer that breaks off, or never ends, changes nothing.
-async fn drain(mut body: Incoming, deadline: Instant) -> Vec<u8> {
-    let mut words = Vec::new();
-    let mut read = 0;
-    while read < DRAIN_LIMIT && !body.is_end_stream() {
-        let Ok(Some(Ok(frame))) = timeout_at(deadline, body.frame()).await else { break };
-        if let Ok(data) = frame.into_data() {
-            read += data.len();
-            let room = reason::LIMIT.saturating_sub(words.len()).min(data.len());
-            words.extend_from_slice(&data[..room]);
-        }
-    }
-    words
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ fn rules(schedule: &str) -> Rules {
 }
 
 fn idle_since(last: &str) -> Past {
-    Past { last: at(last), busy_until: None }
+    Past { last: at(last), busy: None }
 }
 
 fn start(firing: &str, missed: u32, overlapped: u32) -> Step {
@@ -57,14 +57,16 @@ fn a_firing_that_is_a_little_late_is_not_missed() {
 
 #[test]
 fn what_is_due_during_a_run_is_used_up_or_starts_behind_it() {
-    let (skip, past) =
-        (rules("every 10s"), Past { last: at("05-01T03:00:00"), busy_until: Some(at("05-01T03:00:25")) });
+    let (skip, past) = (
+        rules("every 10s"),
+        Past { last: at("05-01T03:00:00"), busy: Some((at("05-01T03:00:00"), at("05-01T03:00:25"))) },
+    );
     let now = at("05-01T03:00:25");
     assert_eq!(skip.step("a", past, now), Step::Wait(Some(at("05-01T03:00:30"))));
     assert_eq!(skip.step("a", past, at("05-01T03:00:31")), start("05-01T03:00:30", 0, 2));
     let queue = Rules { overlap: Overlap::Queue, misfire: Misfire::Skip, ..skip };
     assert_eq!(queue.step("a", past, now), start("05-01T03:00:10", 0, 0));
-    let later = Past { last: at("05-01T03:00:10"), busy_until: Some(at("05-01T03:02:45")) };
+    let later = Past { last: at("05-01T03:00:10"), busy: Some((at("05-01T03:00:00"), at("05-01T03:02:45"))) };
     assert_eq!(
         queue.step("a", later, at("05-01T03:02:45")),
         start("05-01T03:00:20", 0, 0),
@@ -72,6 +74,17 @@ fn what_is_due_during_a_run_is_used_up_or_starts_behind_it() {
     );
     let capped = Rules { most: 3, ..queue };
     assert_eq!(capped.step("a", later, at("05-01T03:02:45")), start("05-01T03:02:20", 12, 0));
+}
+
+#[test]
+fn what_was_due_before_a_run_began_did_not_fall_into_it() {
+    // The firing of 03:00:10 started late, at 03:01:00, and took five seconds.
+    let past = Past { last: at("05-01T03:00:10"), busy: Some((at("05-01T03:01:00"), at("05-01T03:01:05"))) };
+    let now = at("05-01T03:01:12");
+    let all = Rules { misfire: Misfire::All, ..rules("every 10s") };
+    assert_eq!(all.step("a", past, now), start("05-01T03:00:20", 0, 0));
+    let once = rules("every 10s");
+    assert_eq!(once.step("a", past, now), start("05-01T03:01:10", 5, 0), "that run was for those as well");
 }
 
 #[test]
@@ -115,7 +128,7 @@ fn jitter_puts_every_start_off_by_the_same_for_all_and_less_than_it_says() {
 #[test]
 fn a_continuous_job_rests_between_two_runs() {
     let continuous = rules("continuous");
-    let past = Past { last: at("05-01T03:00:00"), busy_until: Some(at("05-01T03:00:05")) };
+    let past = Past { last: at("05-01T03:00:00"), busy: Some((at("05-01T03:00:00"), at("05-01T03:00:05"))) };
     assert_eq!(continuous.step("a", past, at("05-01T03:00:05")), Step::Wait(Some(at("05-01T03:00:06"))));
     assert_eq!(continuous.step("a", past, at("05-01T03:00:06")), start("05-01T03:00:06", 0, 0));
 }

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use crate::domain::firings::Rules;
+use crate::domain::firings::{Rules, Scope};
 use crate::pg::PgError;
 use crate::pg::connect::Connection;
+use crate::pg::jobs::Claim;
+use crate::pg::jobs::firing::Fired;
 
 /// A run that takes longer is cut, if its job does not say otherwise.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
@@ -45,29 +47,29 @@ impl Done {
     }
 }
 
-/// Who runs it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// Every agent, for itself.
-    Agent,
-    /// One of them at a time, and each firing once.
-    Cluster,
-}
-
-impl Scope {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Agent => "agent",
-            Self::Cluster => "cluster",
-        }
-    }
-}
-
 /// Asks whether there is anything to do, cheaply: a firing without work leaves no trace.
 pub type Probe = Box<dyn for<'a> Fn(&'a Connection) -> Pending<'a, Result<bool, PgError>> + Send + Sync>;
 
 /// Given the nominal time of the firing.
 pub type Body = Box<dyn Fn(DateTime<Utc>) -> Pending<'static, Outcome> + Send + Sync>;
+
+/// A firing that is to be claimed, unless each agent runs the job for itself.
+#[derive(Clone, Debug)]
+pub struct Firing {
+    pub at: DateTime<Utc>,
+    pub claim: Option<Claim>,
+}
+
+/// Claims a firing and does what it does in one transaction.
+pub type Fire = Box<dyn Fn(Firing) -> Pending<'static, Result<Fired, PgError>> + Send + Sync>;
+
+/// How a job does its work.
+pub enum Work {
+    /// After the claim, under its lease. If that ends without a word, the next firing makes up for it.
+    Beside(Body),
+    /// With the claim. What is left to `then` runs under the lease, and again if that ends without a word.
+    Within { fire: Fire, then: Option<Body> },
+}
 
 /// Something that the runner starts by schedule, or by an operator's order.
 pub struct Job {
@@ -80,8 +82,10 @@ pub struct Job {
     pub enabled: bool,
     /// Runs once when an agent starts as well.
     pub at_start: bool,
+    /// Every run is in the history; else those that did something or failed.
+    pub keeps_all: bool,
     pub probe: Option<Probe>,
-    pub body: Body,
+    pub work: Work,
 }
 
 impl Job {
@@ -99,8 +103,9 @@ impl Job {
             timeout: TIMEOUT,
             enabled: true,
             at_start: false,
+            keeps_all: false,
             probe: None,
-            body: Box::new(body),
+            work: Work::Beside(Box::new(body)),
         }
     }
 

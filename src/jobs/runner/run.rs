@@ -8,20 +8,35 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use super::job::{Done, Job, Outcome};
+use super::job::{Body, Done, Firing, Job, Outcome, Work};
+use crate::domain::firings::Gone;
+use crate::failpoint;
 use crate::pg::jobs::End;
+use crate::pg::jobs::firing::Fired;
+
+/// What is done with the claim has limits of its own: after this much more, the way to the database is taken for gone.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// A run under way; cut when dropped.
 pub(super) struct Run {
     pub(super) id: Uuid,
-    /// `None`: without a claim.
+    /// `None`: without a claim of the runner's.
     pub(super) lease: Option<Uuid>,
     pub(super) firing: DateTime<Utc>,
     pub(super) requested_by: Option<String>,
     pub(super) began: Instant,
     /// When its lease was last known to hold.
     pub(super) held_at: Instant,
+    /// Firings that got no start, to be told of if this one is ours.
+    pub(super) gone: Gone,
     _task: AbortOnDropHandle<()>,
+}
+
+/// What a run tells the runner.
+pub(super) enum Told {
+    /// It has a claim now, and its lease is to be renewed.
+    Leased(Arc<Job>, Uuid),
+    Ended(Ended),
 }
 
 /// How one ended.
@@ -30,6 +45,8 @@ pub(super) struct Ended {
     pub(super) id: Uuid,
     pub(super) result: Result,
     pub(super) took: Duration,
+    /// The board knows.
+    pub(super) is_told: bool,
 }
 
 #[derive(Debug)]
@@ -37,6 +54,12 @@ pub(super) enum Result {
     Done(Done),
     Failed(String),
     Cut(String),
+    /// It was not wanted.
+    Skipped,
+    /// The firing was another's, or there was none.
+    Nothing,
+    /// The database was not there, and the firing stays due.
+    Away(String),
 }
 
 impl Result {
@@ -45,6 +68,7 @@ impl Result {
             Self::Done(_) => "done",
             Self::Failed(_) => "failed",
             Self::Cut(_) => "cut",
+            Self::Skipped | Self::Nothing | Self::Away(_) => "skipped",
         }
     }
 
@@ -52,30 +76,102 @@ impl Result {
     pub(super) fn end(&self, is_told_always: bool) -> End {
         let (error, rows, tells) = match self {
             Self::Done(Done { rows, words }) => (None, Some(*rows), words.is_some()),
-            Self::Failed(why) | Self::Cut(why) => (Some(why.clone()), None, true),
+            Self::Failed(why) | Self::Cut(why) | Self::Away(why) => (Some(why.clone()), None, true),
+            Self::Skipped | Self::Nothing => (None, None, false),
         };
         End { result: self.name(), error, rows, is_kept: tells || is_told_always }
     }
 }
 
 impl Run {
-    /// Starts it; its end comes by `ends`.
+    /// Starts what is claimed, or needs no claim; its end comes by `told`.
     pub(super) fn start(
         job: &Arc<Job>,
         id: Uuid,
         lease: Option<Uuid>,
         firing: DateTime<Utc>,
         requested_by: Option<String>,
-        ends: UnboundedSender<Ended>,
+        told: UnboundedSender<Told>,
     ) -> Self {
         let (job, began) = (Arc::clone(job), Instant::now());
         let task = tokio::spawn(async move {
-            let result = contained((job.body)(firing), job.timeout).await;
+            let result = match &job.work {
+                Work::Beside(body) | Work::Within { then: Some(body), .. } => {
+                    contained(body(firing), job.timeout).await
+                }
+                Work::Within { then: None, .. } => Result::Nothing,
+            };
             // Without anybody who listens the runner is at its end.
-            let _ = ends.send(Ended { job, id, result, took: began.elapsed() });
+            let _ = told.send(Told::Ended(Ended { job, id, result, took: began.elapsed(), is_told: false }));
         });
+        Self::of(id, lease, firing, requested_by, Gone::default(), task)
+    }
+
+    /// Starts what claims its firing by itself.
+    pub(super) fn within(
+        job: &Arc<Job>,
+        id: Uuid,
+        firing: Firing,
+        requested_by: Option<String>,
+        gone: Gone,
+        told: UnboundedSender<Told>,
+    ) -> Self {
+        let (job, began, at) = (Arc::clone(job), Instant::now(), firing.at);
+        let task = tokio::spawn(async move {
+            let (result, is_told) = match &job.work {
+                Work::Within { fire, then } => {
+                    let has_claim = firing.claim.is_some();
+                    let fired = AbortOnDropHandle::new(tokio::spawn(fire(firing)));
+                    match tokio::time::timeout(job.timeout + GRACE, fired).await {
+                        Ok(Ok(Ok(Fired::NotOurs | Fired::Quiet))) => (Result::Nothing, true),
+                        Ok(Ok(Ok(Fired::Leased))) => {
+                            if has_claim {
+                                let _ = told.send(Told::Leased(Arc::clone(&job), id));
+                                failpoint::hit("job-after-claim");
+                            }
+                            (after(then.as_ref(), at, job.timeout).await, false)
+                        }
+                        Ok(Ok(Ok(Fired::Ended(end)))) => (of_end(end), has_claim),
+                        Ok(Ok(Err(error))) => (Result::Away(error.to_string()), true),
+                        Ok(Err(error)) => (Result::Away(panic_words(error)), true),
+                        Err(_) => (Result::Away("no answer of the database".into()), true),
+                    }
+                }
+                Work::Beside(_) => (Result::Nothing, true),
+            };
+            let _ = told.send(Told::Ended(Ended { job, id, result, took: began.elapsed(), is_told }));
+        });
+        Self::of(id, None, at, requested_by, gone, task)
+    }
+
+    fn of(
+        id: Uuid,
+        lease: Option<Uuid>,
+        firing: DateTime<Utc>,
+        requested_by: Option<String>,
+        gone: Gone,
+        task: tokio::task::JoinHandle<()>,
+    ) -> Self {
+        let began = Instant::now();
         let task = AbortOnDropHandle::new(task);
-        Self { id, lease, firing, requested_by, began, held_at: began, _task: task }
+        Self { id, lease, firing, requested_by, began, held_at: began, gone, _task: task }
+    }
+}
+
+async fn after(then: Option<&Body>, firing: DateTime<Utc>, limit: Duration) -> Result {
+    match then {
+        Some(body) => contained(body(firing), limit).await,
+        None => Result::Nothing,
+    }
+}
+
+fn of_end(end: End) -> Result {
+    let why = end.error.unwrap_or_default();
+    match end.result {
+        "done" => Result::Done(Done { rows: end.rows.unwrap_or_default(), words: None }),
+        "skipped" => Result::Skipped,
+        "cut" => Result::Cut(why),
+        _ => Result::Failed(why),
     }
 }
 

@@ -37,7 +37,7 @@ fn begin() -> DateTime<Utc> {
 fn rules(schedule: &str, timezone: Tz, misfire: Misfire) -> Rules {
     Rules {
         schedule: Schedule::parse(schedule, timezone).unwrap(),
-        overlap: Overlap::Queue,
+        overlap: Overlap::Skip,
         misfire,
         most: 100_000,
         jitter: std::time::Duration::ZERO,
@@ -54,6 +54,7 @@ impl Cluster {
         let standing = Standing {
             last_firing: begin(),
             busy_until: None,
+            started_at: None,
             is_leased: false,
             is_running: false,
             is_paused: false,
@@ -97,6 +98,7 @@ impl Cluster {
             standing.is_running = standing.is_leased && standing.busy_until.is_some_and(|until| until > now);
             match slot.want(standing, now) {
                 Want::Nothing { until } => wake = wake.min(until.unwrap_or(wake)),
+                Want::Redo { .. } => unreachable!("none of these is done again"),
                 Want::Pass { to, gone } => {
                     standing.last_firing = to;
                     *self.missed.entry(name.clone()).or_default() += gone.missed;
@@ -114,6 +116,7 @@ impl Cluster {
                         wake = now + TimeDelta::milliseconds(1);
                         TimeDelta::milliseconds(self.random.i64(1..20_000))
                     };
+                    standing.started_at = Some(now);
                     standing.busy_until = Some(now + took);
                     if dies {
                         break;

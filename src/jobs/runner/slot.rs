@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::job::{Job, Scope};
+use super::job::{Job, Work};
 use super::run::{Result, Run};
 use super::status::{Event, Observer};
-use crate::domain::firings::{Gone, Misfire, Past, Step};
+use crate::domain::firings::{Gone, Misfire, Past, Scope, Step};
 use crate::pg::jobs::{Entry, Standing};
 
 pub(super) struct Slot {
@@ -20,6 +20,8 @@ pub(super) struct Slot {
     pub(super) looked_until: Option<DateTime<Utc>>,
     /// Of a job that each agent runs for itself: what has been here, and the last order that was obeyed.
     own: Option<(Past, DateTime<Utc>)>,
+    /// When the present run was started, by the database's clock.
+    started_at: DateTime<Utc>,
     /// Given what has been, nothing is due before then: the calendar need not be asked every second.
     waits: Option<(Past, DateTime<Utc>)>,
     failures: u32,
@@ -27,9 +29,24 @@ pub(super) struct Slot {
 
 /// What is to be done about a job.
 pub(super) enum Want {
-    Nothing { until: Option<DateTime<Utc>> },
-    Pass { to: DateTime<Utc>, gone: Gone },
-    Start { firing: DateTime<Utc>, last_firing: DateTime<Utc>, requested: Option<DateTime<Utc>>, gone: Gone },
+    Nothing {
+        until: Option<DateTime<Utc>>,
+    },
+    Pass {
+        to: DateTime<Utc>,
+        gone: Gone,
+    },
+    Start {
+        firing: DateTime<Utc>,
+        last_firing: DateTime<Utc>,
+        requested: Option<DateTime<Utc>>,
+        gone: Gone,
+    },
+    /// Once more, for a run that was not heard of any more.
+    Redo {
+        firing: DateTime<Utc>,
+        last_firing: DateTime<Utc>,
+    },
 }
 
 impl Slot {
@@ -40,6 +57,7 @@ impl Slot {
             is_entered: false,
             looked_until: None,
             own: None,
+            started_at: DateTime::UNIX_EPOCH,
             waits: None,
             failures: 0,
         }
@@ -67,10 +85,10 @@ impl Slot {
             Scope::Cluster => {
                 let looked_until = self.looked_until.filter(|until| *until <= now);
                 let last = looked_until.map_or(standing.last_firing, |until| until.max(standing.last_firing));
-                (Past { last, busy_until: standing.busy_until }, standing.run_requested_at)
+                (Past { last, busy: standing.started_at.zip(standing.busy_until) }, standing.run_requested_at)
             }
             Scope::Agent => {
-                let first = (Past { last: now, busy_until: None }, standing.run_requested_at.unwrap_or(now));
+                let first = (Past { last: now, busy: None }, standing.run_requested_at.unwrap_or(now));
                 let (past, obeyed) = *self.own.get_or_insert(first);
                 (past, standing.run_requested_at.filter(|requested| *requested > obeyed))
             }
@@ -78,6 +96,12 @@ impl Slot {
         if let Some(at) = requested {
             let last_firing = standing.last_firing;
             return Want::Start { firing: at, last_firing, requested, gone: Gone::default() };
+        }
+        if self.is_redone()
+            && standing.is_leased
+            && let Some(firing) = standing.firing
+        {
+            return Want::Redo { firing, last_firing: standing.last_firing };
         }
         if standing.is_paused {
             return Want::Nothing { until: None };
@@ -99,6 +123,11 @@ impl Slot {
         }
     }
 
+    /// What a program or a server was asked to do is asked again, if nobody knows whether it was done.
+    fn is_redone(&self) -> bool {
+        self.job.scope == Scope::Cluster && matches!(self.job.work, Work::Within { then: Some(_), .. })
+    }
+
     /// Of what each agent runs for itself.
     pub(super) fn passed(&mut self, to: DateTime<Utc>) {
         if let Some((past, _)) = &mut self.own {
@@ -106,7 +135,13 @@ impl Slot {
         }
     }
 
-    pub(super) fn started(&mut self, last_firing: DateTime<Utc>, requested: Option<DateTime<Utc>>) {
+    pub(super) fn started(
+        &mut self,
+        last_firing: DateTime<Utc>,
+        requested: Option<DateTime<Utc>>,
+        now: DateTime<Utc>,
+    ) {
+        self.started_at = now;
         let Some((past, obeyed)) = &mut self.own else { return };
         match requested {
             Some(requested) => *obeyed = requested,
@@ -114,36 +149,44 @@ impl Slot {
         }
     }
 
-    pub(super) fn ended(&mut self, run: &Run, took: Duration) {
+    pub(super) fn ended(&mut self, took: Duration) {
+        let began = self.started_at;
         if let Some((past, _)) = &mut self.own {
-            past.busy_until = TimeDelta::from_std(took).ok().map(|took| run.firing + took);
+            past.busy = TimeDelta::from_std(took).ok().map(|took| (began, began + took));
         }
     }
 
-    /// Counts and logs firings that get no start; how many were missed, and a line for the history.
-    pub(super) fn tell_gone(&self, gone: Gone, observer: &Observer) -> (u32, Option<String>) {
+    /// Of firings that get no start, how many were missed, and a line for the history.
+    pub(super) fn words_of(&self, gone: Gone) -> (u32, Option<String>) {
         let Gone { missed, overlapped } = gone;
+        let mut words = Vec::new();
+        if missed > 0 {
+            words.push(format!("{missed} firings were missed (misfire = \"{}\")", self.policy()));
+        }
+        if overlapped > 0 {
+            words.push(format!("{overlapped} fell into a run (overlap = \"skip\")"));
+        }
+        (missed, (!words.is_empty()).then(|| words.join(", ")))
+    }
+
+    /// Counts and logs them, once they are ours to tell.
+    pub(super) fn tell_gone(&self, gone: Gone, observer: &Observer) {
         let job = self.job.name.as_str();
-        let policy = match self.job.rules.misfire {
+        let told = [(self.policy(), gone.missed), ("overlap", gone.overlapped)];
+        for (policy, firings) in told.into_iter().filter(|(_, firings)| *firings > 0) {
+            observer(Event::Missed { job, policy, firings });
+        }
+        if let (_, Some(note)) = self.words_of(gone) {
+            tracing::warn!(job, "{note}");
+        }
+    }
+
+    fn policy(&self) -> &'static str {
+        match self.job.rules.misfire {
             Misfire::Skip => "skip",
             Misfire::Once => "once",
             Misfire::All => "all",
-        };
-        let mut words = Vec::new();
-        if missed > 0 {
-            observer(Event::Missed { job, policy, firings: missed });
-            words.push(format!("{missed} firings were missed (misfire = \"{policy}\")"));
         }
-        if overlapped > 0 {
-            observer(Event::Missed { job, policy: "overlap", firings: overlapped });
-            words.push(format!("{overlapped} fell into a run (overlap = \"skip\")"));
-        }
-        if words.is_empty() {
-            return (0, None);
-        }
-        let note = words.join(", ");
-        tracing::warn!(job, "{note}");
-        (missed, Some(note))
     }
 
     /// Says once how a run went; a failure that goes on, at growing distances.
@@ -154,6 +197,14 @@ impl Slot {
                 self.failures = 0;
                 if let Some(words) = &done.words {
                     tracing::info!(job, "{words}");
+                }
+            }
+            Result::Skipped | Result::Nothing => {}
+            Result::Away(why) => {
+                self.failures += 1;
+                if self.failures.is_power_of_two() {
+                    let failures = self.failures;
+                    tracing::warn!(job, failures, "its firing stays due, and is tried again: {why}");
                 }
             }
             Result::Failed(why) | Result::Cut(why) => {

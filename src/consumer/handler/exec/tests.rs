@@ -217,7 +217,7 @@ fn a_program_that_cannot_run_is_found_at_start() {
     says(folder.path().to_str().unwrap(), "is not a file");
     says(&script(folder.path(), "plain", 0o644), "is not executable by the daemon's user");
     for empty in [vec![], vec![String::new(), "argument".into()]] {
-        assert!(matches!(ExecHandler::new(&empty, AMPLE), Err(HandlerError::NoCommand)));
+        assert!(matches!(ExecHandler::new(&empty, AMPLE), Err(SetupError::NoCommand)));
     }
     assert!(ExecHandler::new(&[script(folder.path(), "good", 0o755)], AMPLE).is_ok());
 }

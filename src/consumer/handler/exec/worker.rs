@@ -9,11 +9,12 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::super::{Answer, Closing, Handle, HandlerError, reason};
-use super::process::{GRACE, LEFTOVERS};
-use super::program::Program;
+use super::super::{Answer, Closing, Handle, reason};
 use crate::domain::backoff::Backoff;
 use crate::domain::delivery::{Delivery, Outcome};
+use crate::outside::SetupError;
+use crate::outside::process::{GRACE, LEFTOVERS};
+use crate::outside::program::Program;
 use process::{Process, Silence};
 
 /// Between the starts of processes while they fail.
@@ -60,7 +61,7 @@ impl Starts {
 }
 
 impl Workers {
-    pub fn new(command: &[String], timeout: Duration) -> Result<Self, HandlerError> {
+    pub fn new(command: &[String], timeout: Duration) -> Result<Self, SetupError> {
         Ok(Self {
             program: Program::new(command)?,
             timeout,

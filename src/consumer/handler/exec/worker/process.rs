@@ -13,9 +13,9 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::super::super::reason;
-use super::super::process::{GRACE, Group, LEFTOVERS, end};
-use super::super::program::Program;
 use super::protocol::LONGEST_ANSWER;
+use crate::outside::process::{GRACE, Group, LEFTOVERS, end};
+use crate::outside::program::Program;
 
 /// Bytes of a line of standard error that go to the log as one.
 const LONGEST_COMPLAINT: usize = 8 * 1024;

@@ -9,10 +9,10 @@ use openssl::ssl::{SslConnector, SslConnectorBuilder, SslMethod};
 use openssl::x509::X509;
 use openssl::x509::store::X509StoreBuilder;
 
-use super::super::HandlerError;
+use super::super::SetupError;
 use crate::config::group::HttpHandler;
 
-pub fn builder(settings: &HttpHandler) -> Result<SslConnectorBuilder, HandlerError> {
+pub fn builder(settings: &HttpHandler) -> Result<SslConnectorBuilder, SetupError> {
     let mut builder = SslConnector::builder(SslMethod::tls_client()).map_err(refuse("url"))?;
     if let Some(path) = &settings.ca_file {
         // A store of its own: these authorities instead of the system's, not besides them.
@@ -41,10 +41,10 @@ pub fn builder(settings: &HttpHandler) -> Result<SslConnectorBuilder, HandlerErr
     Ok(builder)
 }
 
-fn certificates(key: &'static str, path: &Path) -> Result<Vec<X509>, HandlerError> {
+fn certificates(key: &'static str, path: &Path) -> Result<Vec<X509>, SetupError> {
     let found = X509::stack_from_pem(&read(key, path)?).map_err(refuse(key))?;
     if found.is_empty() {
-        return Err(HandlerError::Setting {
+        return Err(SetupError::Setting {
             key,
             problem: format!("{} holds no certificate in PEM", path.display()),
         });
@@ -52,14 +52,14 @@ fn certificates(key: &'static str, path: &Path) -> Result<Vec<X509>, HandlerErro
     Ok(found)
 }
 
-fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, HandlerError> {
-    fs::read(path).map_err(|source| HandlerError::File { key, path: path.to_owned(), source })
+fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, SetupError> {
+    fs::read(path).map_err(|source| SetupError::File { key, path: path.to_owned(), source })
 }
 
-fn refuse(key: &'static str) -> impl Fn(ErrorStack) -> HandlerError {
-    move |error| HandlerError::Setting { key, problem: format!("cannot be used: {error}") }
+fn refuse(key: &'static str) -> impl Fn(ErrorStack) -> SetupError {
+    move |error| SetupError::Setting { key, problem: format!("cannot be used: {error}") }
 }
 
-fn alone(key: &'static str, other: &str) -> HandlerError {
-    HandlerError::Setting { key, problem: format!("needs `{other}` too") }
+fn alone(key: &'static str, other: &str) -> SetupError {
+    SetupError::Setting { key, problem: format!("needs `{other}` too") }
 }

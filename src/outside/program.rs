@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::{Access, access};
 use tokio::process::Command;
 
-use super::super::HandlerError;
+use super::SetupError;
 
 /// What overrides the configuration may hold secrets, and is outboxd's own.
 const OVERRIDES: &str = "OUTBOXD__";
@@ -19,16 +19,14 @@ pub struct Program {
     pub name: String,
     arguments: Vec<String>,
     /// Variables of the daemon that are not for the program.
-    pub(super) withheld: Vec<OsString>,
+    pub withheld: Vec<OsString>,
 }
 
 impl Program {
-    pub fn new(command: &[String]) -> Result<Self, HandlerError> {
-        let (program, arguments) = command
-            .split_first()
-            .filter(|(program, _)| !program.is_empty())
-            .ok_or(HandlerError::NoCommand)?;
-        find(program).map_err(|problem| HandlerError::Program { program: program.clone(), problem })?;
+    pub fn new(command: &[String]) -> Result<Self, SetupError> {
+        let (program, arguments) =
+            command.split_first().filter(|(program, _)| !program.is_empty()).ok_or(SetupError::NoCommand)?;
+        find(program).map_err(|problem| SetupError::Program { program: program.clone(), problem })?;
         let withheld = std::env::vars_os()
             .map(|(name, _)| name)
             .filter(|name| name.as_encoded_bytes().starts_with(OVERRIDES.as_bytes()))

@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::timeout;
 
-use super::reason;
+use super::words;
 
 /// Between the request to end and the order.
 pub const GRACE: Duration = Duration::from_secs(2);
@@ -83,10 +83,10 @@ async fn feed(stdin: Option<ChildStdin>, input: &[u8]) {
 /// Reads to the end, so that the program never waits for a reader, and keeps only the last bytes.
 async fn keep_the_end(stream: Option<impl AsyncRead + Unpin>, end: &mut Vec<u8>) {
     let Some(mut stream) = stream else { return };
-    let mut chunk = vec![0; 8 * reason::LIMIT];
+    let mut chunk = vec![0; 8 * words::LIMIT];
     while let Ok(count @ 1..) = stream.read(&mut chunk).await {
         end.extend_from_slice(&chunk[..count]);
-        end.drain(..end.len().saturating_sub(reason::LIMIT));
+        end.drain(..end.len().saturating_sub(words::LIMIT));
     }
 }
 
