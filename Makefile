@@ -11,6 +11,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 KAFKA_VERSION := $(shell sed -n 's|.*<kafka.version>\(.*\)</.*|\1|p' tests/services/pom.xml)
 KAFKA_LIB := target/kafka/$(KAFKA_VERSION)/lib
 PEERS_LIB := target/peers/lib
+SCHEMATHESIS := target/schemathesis
 
 .PHONY: help
 help: ## List the targets
@@ -34,6 +35,16 @@ endef
 $(KAFKA_LIB)/.complete: tests/services/pom.xml | setup
 	$(call fetch,$<,Kafka $(KAFKA_VERSION))
 
+.PHONY: schemathesis
+schemathesis: $(SCHEMATHESIS)/.complete ## Fetch the fuzzer of OpenAPI services that the API is held against
+
+$(SCHEMATHESIS)/.complete: tests/services/requirements.txt | setup
+	@echo "Fetching schemathesis"
+	rm -rf $(@D)
+	python3 -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
 .PHONY: build
 build: setup ## Build the release binary, target/release/outboxd
 	@cargo build --release --locked
@@ -50,7 +61,7 @@ lint: setup ## Check form: rustfmt, clippy, the systemd units, and cargo-deny wh
 	if command -v cargo-deny >/dev/null; then cargo deny --locked check; fi
 
 .PHONY: test
-test: lint kafka ## Run every test, against a real Postgres and a real Kafka
+test: lint kafka schemathesis ## Run every test, against a real Postgres and a real Kafka
 	@cargo test --locked --features failpoints
 
 .PHONY: deb

@@ -36,6 +36,7 @@ missing_packages() {
     has mvn || echo maven
     has_postgres || echo postgresql
     [[ -x /usr/sbin/pgbouncer ]] || echo pgbouncer
+    python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv
 }
 
 as_root() {

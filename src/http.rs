@@ -1,27 +1,60 @@
-//! The HTTP server of a daemon: is the process alive, is it ready, what does it count.
+//! The HTTP server of a daemon: health, metrics, an API, a dashboard.
+//!
+//! Health and metrics answer anyone and never ask the database. The rest is guarded (`guard`), reads through a few
+//! connections of its own (`database`), and does what operators do by the same functions as the commands.
+
+mod api;
+mod bulk;
+mod database;
+mod guard;
+mod health;
+mod problem;
+mod server;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::extract::{RawQuery, State};
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Json, Response};
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::from_fn_with_state;
 use axum::routing::get;
-use axum::{Router, serve};
-use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 
 use crate::config::{self, http::LISTEN};
 use crate::domain::health::Report;
-use crate::telemetry::metrics;
+use crate::pg::Connector;
+use bulk::Bulk;
+use database::Database;
 
 /// How many ports after the default are tried.
 const PORTS_TRIED: u16 = 100;
 
-/// What is answered with, made when it is asked for.
-pub struct Site {
+/// The longest body that is read.
+const MOST_BYTES: usize = 16 << 20;
+
+/// What a site is made of.
+pub struct Parts {
     pub report: Box<dyn Fn() -> Report + Send + Sync>,
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+    pub connector: Connector,
+    pub settings: config::Http,
+    /// Who is silent for longer is not alive.
+    pub inactive_after: Duration,
+    /// Kafka's limit for one record.
+    pub largest_record: usize,
+}
+
+/// What requests are answered from.
+struct Site {
+    report: Box<dyn Fn() -> Report + Send + Sync>,
+    metrics: Box<dyn Fn() -> String + Send + Sync>,
+    database: Database,
+    settings: config::Http,
+    is_local: bool,
+    inactive_after: Duration,
+    largest_record: usize,
+    bulk: Bulk,
 }
 
 /// Binds the address that the operator chose, or the default, or the next free port.
@@ -43,51 +76,38 @@ pub async fn bind(config: &config::Http) -> std::io::Result<TcpListener> {
     Err(last.unwrap_or_else(|| std::io::ErrorKind::AddrInUse.into()))
 }
 
-/// Answers until the process ends.
-pub async fn answer(listener: TcpListener, site: Site) -> std::io::Result<()> {
-    let routes = Router::new()
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
-        .with_state(Arc::new(site));
-    serve(listener, routes).await
-}
-
-/// The process works: 200 also while it waits or drains.
-async fn healthz(State(site): State<Arc<Site>>) -> Response {
-    let alive = (site.report)().alive;
-    let status = if alive { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ "status": if alive { "ok" } else { "stuck" } }))).into_response()
-}
-
-/// It can do its work now; `?verbose` answers in lines.
-async fn readyz(State(site): State<Arc<Site>>, RawQuery(query): RawQuery) -> Response {
-    let report = (site.report)();
-    let status = if report.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    if query
-        .is_some_and(|query| query.split('&').any(|part| part == "verbose" || part.starts_with("verbose=")))
-    {
-        let line = |name: &str, problem: Option<&str>| match problem {
-            None => format!("[+] {name} ok\n"),
-            Some(problem) => format!("[-] {name}: {problem}\n"),
-        };
-        let lines: String =
-            report.checks.iter().map(|check| line(check.name, check.problem.as_deref())).collect();
-        return (status, lines).into_response();
+/// Answers until it is dropped.
+pub async fn answer(listener: TcpListener, parts: Parts) -> std::io::Result<()> {
+    let is_local = listener.local_addr()?.ip().is_loopback();
+    if !is_local && parts.settings.token_file.is_none() {
+        tracing::info!("dashboard and API are closed: off loopback they need `[http] token_file`");
     }
-    let checks: Map<String, Value> = report
-        .checks
-        .iter()
-        .map(|check| (check.name.to_owned(), json!(check.problem.as_deref().unwrap_or("ok"))))
-        .collect();
-    (
-        status,
-        Json(json!({ "status": if report.is_ready() { "ready" } else { "not ready" }, "checks": checks })),
-    )
-        .into_response()
+    let site = Arc::new(Site {
+        report: parts.report,
+        metrics: parts.metrics,
+        database: Database::new(parts.connector),
+        settings: parts.settings,
+        is_local,
+        inactive_after: parts.inactive_after,
+        largest_record: parts.largest_record,
+        bulk: Bulk::default(),
+    });
+    server::serve(listener, routes(site)).await;
+    Ok(())
 }
 
-/// For Prometheus.
-async fn metrics(State(site): State<Arc<Site>>) -> Response {
-    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], (site.metrics)()).into_response()
+fn routes(site: Arc<Site>) -> Router {
+    let guarded = api::routes()
+        .method_not_allowed_fallback(problem::method_not_allowed)
+        .layer(from_fn_with_state(Arc::clone(&site), guard::check));
+    Router::new()
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
+        .route("/metrics", get(health::metrics))
+        .merge(guarded)
+        .method_not_allowed_fallback(problem::method_not_allowed)
+        .fallback(problem::not_found)
+        .layer(axum::middleware::from_fn(guard::limit_time))
+        .layer(DefaultBodyLimit::max(MOST_BYTES))
+        .with_state(site)
 }

@@ -23,6 +23,7 @@ mod suite {
     mod guides;
     mod harness;
     mod health;
+    mod http;
     mod jobs;
     mod languages;
     mod layers;

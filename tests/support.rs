@@ -3,6 +3,7 @@
 pub mod daemon;
 pub mod database;
 pub mod eventually;
+pub mod http;
 pub mod kafka;
 pub mod ledger;
 pub mod outboxd;

@@ -161,15 +161,22 @@ impl Daemon {
             pulse: OnceLock::new(),
         });
         tracing::info!("health on http://{address}/healthz and /readyz");
+        let connector = Connector::new(&config.postgres, format!("outboxd/{role}/http"));
+        let (settings, inactive_after) = (config.http.clone(), config.agent.inactive_after);
+        let largest_record = config.kafka.largest_record().map_err(anyhow::Error::msg)?;
         let (answered, informed) = (Arc::clone(&board), Arc::clone(&board));
         let tasks = vec![
             AbortOnDropHandle::new(tokio::spawn(async move {
                 let (reports, measures) = (Arc::clone(&answered), answered);
-                let site = http::Site {
+                let parts = http::Parts {
                     report: Box::new(move || reports.report()),
                     metrics: Box::new(move || measures.metrics()),
+                    connector,
+                    settings,
+                    inactive_after,
+                    largest_record,
                 };
-                if let Err(error) = http::answer(listener, site).await {
+                if let Err(error) = http::answer(listener, parts).await {
                     tracing::error!("the HTTP server has ended: {error}");
                 }
             })),

@@ -12,9 +12,9 @@ use super::global::{Global, connect_to_look};
 use super::output::{self, maybe};
 use crate::failure::{Exit, Failure};
 use crate::pg::connect::Connection;
-use crate::pg::retry::{Decision, Entry, Filter, Place};
-use crate::pg::{PgError, failures, parked};
-use filters::{Filters, Page, STATES};
+use crate::pg::retry::{self, Decision, Entry, STATES};
+use crate::pg::{failures, parked};
+use filters::{Filters, Page};
 
 /// Decide about messages that were given up: send them again, or discard them
 ///
@@ -95,25 +95,11 @@ impl Options {
     }
 }
 
-/// Those that fit: what Kafka refused in the order of its inserts, then what groups failed to handle by id.
-async fn list(client: &Connection, filter: &Filter) -> anyhow::Result<Vec<Entry>> {
-    let is_failure = match filter.after {
-        Some(id) => failures::knows(client, id).await?,
-        None => false,
-    };
-    let mut entries = if is_failure { Vec::new() } else { parked::list(client, filter).await? };
-    let limit = filter.limit.map(|limit| limit - i64::try_from(entries.len()).unwrap_or(i64::MAX));
-    let after = filter.after.filter(|_| is_failure);
-    entries.extend(failures::list(client, &Filter { after, limit, ..filter.clone() }).await?);
-    Ok(entries)
-}
-
 /// Each of these ids, in one of these states; one that is not there is an error that names it.
 async fn find(client: &Connection, states: &[&str], ids: &[Uuid]) -> anyhow::Result<Vec<Entry>> {
     let mut found = Vec::new();
     for id in ids {
-        let mut entries = parked::find(client, states, &[*id]).await?;
-        entries.extend(failures::find(client, states, &[*id]).await?);
+        let entries = retry::find(client, states, *id).await?;
         if entries.is_empty() {
             let states = states.join(" or ");
             return Err(Failure::not_found(format!(
@@ -126,23 +112,11 @@ async fn find(client: &Connection, states: &[&str], ids: &[Uuid]) -> anyhow::Res
     Ok(found)
 }
 
-/// Carries a decision out on these, in a transaction for either kind; says for how many.
-async fn decide(
-    client: &mut Connection,
-    decision: Decision,
-    operation: i64,
-    places: &[Place],
-) -> Result<i64, PgError> {
-    let refused = places.iter().any(|place| place.aside().is_some());
-    let of_outbox = if refused { parked::decide(client, decision, operation, places).await? } else { 0 };
-    Ok(of_outbox + failures::decide(client, decision, operation, places).await?)
-}
-
 impl List {
     async fn run(&self, global: &Global) -> anyhow::Result<Exit> {
         let config = global.load()?.config;
         let client = connect_to_look(&config, "retry").await?;
-        let entries = list(&client, &self.page.of(self.filters.filter(), Some(PAGE))).await?;
+        let entries = retry::list(&client, &self.page.of(self.filters.filter(), Some(PAGE))).await?;
         if self.json {
             output::json(&entries)?;
         } else {

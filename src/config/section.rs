@@ -158,8 +158,28 @@ impl<'a> Section<'a> {
         name: &str,
         check: impl Fn(&str) -> Result<(), Problem>,
     ) -> Result<Vec<String>, ConfigError> {
+        let Some((span, _)) = self.get(name) else {
+            self.known.push(name.to_owned());
+            return Err(self.missing(name));
+        };
+        let list = self.list_or_empty(name, check)?;
+        if list.is_empty() {
+            return Err(self.sources.error_at(&span, &format!("`{name}` must not be empty")));
+        }
+        Ok(list)
+    }
+
+    /// The same, where none is fine.
+    pub fn list_or_empty(
+        &mut self,
+        name: &str,
+        check: impl Fn(&str) -> Result<(), Problem>,
+    ) -> Result<Vec<String>, ConfigError> {
         self.known.push(name.to_owned());
-        let Some((span, value)) = self.get(name) else { return Err(self.missing(name)) };
+        let Some((span, value)) = self.get(name) else {
+            self.note(name, Some(Value::Array(Vec::new())), Source::Default);
+            return Ok(Vec::new());
+        };
         let DeValue::Array(items) = value else {
             let problem = Written { value, variable: None }.not("a list of strings");
             return Err(self.sources.error_at(&span, &format!("`{name}` {problem}")));
@@ -172,9 +192,6 @@ impl<'a> Section<'a> {
             };
             check(text).map_err(|problem| wrong(&problem))?;
             list.push(text.clone().into_owned());
-        }
-        if list.is_empty() {
-            return Err(self.sources.error_at(&span, &format!("`{name}` must not be empty")));
         }
         self.note(name, Some(list.clone().into()), self.sources.source(&span));
         Ok(list)

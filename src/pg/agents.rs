@@ -5,6 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::connect::{Connection, Connector, PgError};
@@ -82,7 +83,7 @@ pub struct Registration {
 }
 
 /// A line of `agents list`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Agent {
     pub id: Uuid,
     pub name: String,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::connect::{Connection, PgError};
 use super::sql::{millis, statements};
@@ -88,7 +89,7 @@ statements! {
 }
 
 /// A line of `groups list`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Group {
     pub name: String,
     pub topics: Vec<String>,
@@ -101,7 +102,7 @@ pub struct Group {
 }
 
 /// One group, for `groups show`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Shown {
     #[serde(flatten)]
     pub group: Group,
@@ -120,7 +121,7 @@ pub struct Shown {
 }
 
 /// An agent that works for it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct AtWork {
     pub agent: String,
     pub in_flight: i32,
@@ -129,7 +130,7 @@ pub struct AtWork {
     pub takes_retries: bool,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Position {
     pub topic: String,
     pub partition: i32,

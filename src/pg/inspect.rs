@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::connect::{Connection, PgError};
@@ -89,10 +90,11 @@ statements! {
 pub const PENDING_LIMIT: i64 = 10_000;
 
 /// A line of `messages list`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct MessageState {
     pub id: Uuid,
     pub seq: i64,
+    #[schema(value_type = String)]
     pub priority: Priority,
     pub topic: String,
     pub key: Option<String>,
@@ -106,7 +108,7 @@ pub struct MessageState {
 }
 
 /// What a group did with a message.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Handled {
     pub group: String,
     pub topic: String,
@@ -120,7 +122,7 @@ pub struct Handled {
 }
 
 /// What a group failed to do with it, so far or for good.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Failing {
     pub group: String,
     /// `due`, `retrying`, `running`, `held` behind another of its key, `dead`, `discarded`.
@@ -133,7 +135,7 @@ pub struct Failing {
 }
 
 /// An attempt of a group that failed, whatever came of it later.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct FailedAttempt {
     pub group: String,
     pub attempt: i32,
@@ -150,8 +152,17 @@ pub struct Content {
     pub payload: Payload,
 }
 
+/// `Content` as JSON shows it: text, or bytes, or neither if this user may not look into it.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "describes JSON")]
+struct ContentSchema {
+    headers: Option<std::collections::BTreeMap<String, String>>,
+    payload: Option<String>,
+    payload_base64: Option<String>,
+}
+
 /// When a message was published, and where it may lie.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Publication {
     /// Who published the end of what it was published with.
     pub agent: Option<String>,
@@ -163,14 +174,14 @@ pub struct Publication {
 }
 
 /// A partition that something was published to meanwhile, and the highest offset of that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct PublishedTo {
     pub partition: i32,
     pub offset_at_most: i64,
 }
 
 /// A message with its content and its time line.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct MessageStory {
     #[serde(flatten)]
     pub message: MessageState,
@@ -178,6 +189,7 @@ pub struct MessageStory {
     pub message_id: Uuid,
     /// `None`: this user may look at messages, but not into them.
     #[serde(flatten)]
+    #[schema(value_type = ContentSchema)]
     pub content: Option<Content>,
     /// As long as it is known: of a delayed message it never is.
     pub publication: Option<Publication>,
@@ -206,6 +218,11 @@ pub async fn bound(client: &Connection) -> Result<(), PgError> {
 pub(super) async fn tag(client: &Connection) -> Result<Tag, PgError> {
     let tag = client.query_one(TAG, &[]).await?;
     Ok(Tag::new(tag.get(0), tag.get(1)))
+}
+
+/// The `seq` of the message of that id.
+pub async fn seq_of(client: &Connection, id: Uuid) -> Result<Option<i64>, PgError> {
+    Ok(tag(client).await?.seq_of(id))
 }
 
 /// The newest messages that pass the filter, newest first.
@@ -336,7 +353,7 @@ fn message_state(row: &Row) -> Result<MessageState, PgError> {
 }
 
 /// A line of `lanes list`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct LaneStatus {
     pub priority: i16,
     pub name: String,

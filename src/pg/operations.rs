@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+use serde::Serialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::connect::{Connection, PgError};
 use super::sql::{millis, statements};
@@ -13,6 +16,10 @@ statements! {
         select $1, $2, $3, $4 where outboxd.durable() returning id";
 
     END = "update outboxd.operations set ended_at = clock_timestamp(), result = $2 where id = $1";
+
+    SHOW = "
+        select id, command, selection, database_user, os_user, host, began_at, ended_at, messages, result
+        from outboxd.operations where id = $1";
 
     FORGET = "
         delete from outboxd.operations where id in (
@@ -25,6 +32,26 @@ statements! {
 pub struct Operator {
     pub os_user: String,
     pub host: String,
+}
+
+/// What was done, or is being done.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Operation {
+    pub id: i64,
+    pub command: String,
+    /// The ids or the filters that it named.
+    #[schema(value_type = Object)]
+    pub selection: Value,
+    pub database_user: String,
+    pub os_user: String,
+    pub host: String,
+    pub began_at: DateTime<Utc>,
+    /// `None`: it is under way, or was cut short.
+    pub ended_at: Option<DateTime<Utc>>,
+    /// That it has changed so far.
+    pub messages: i64,
+    /// `done`, or why not.
+    pub result: Option<String>,
 }
 
 /// Notes that it begins, before anything is changed; returns its number.
@@ -40,6 +67,23 @@ pub async fn begin(
 pub async fn end(client: &Connection, operation: i64, result: &str) -> Result<(), PgError> {
     client.execute(END, &[&operation, &result]).await?;
     Ok(())
+}
+
+/// One of them.
+pub async fn show(client: &Connection, operation: i64) -> Result<Option<Operation>, PgError> {
+    let row = client.query_opt(SHOW, &[&operation]).await?;
+    Ok(row.map(|row| Operation {
+        id: row.get(0),
+        command: row.get(1),
+        selection: row.get(2),
+        database_user: row.get(3),
+        os_user: row.get(4),
+        host: row.get(5),
+        began_at: row.get(6),
+        ended_at: row.get(7),
+        messages: row.get(8),
+        result: row.get(9),
+    }))
 }
 
 /// Forgets those older than `audit`, up to `limit`; says how many.

@@ -3,10 +3,26 @@
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tokio_postgres::Row;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::connect::{Connection, PgError};
+use super::{failures, parked};
+
+/// The states that a decision may be made about.
+pub const STATES: [&str; 4] = ["parked", "failing", "dead", "discarded"];
+
+/// Of these, those that may be discarded.
+pub const OPEN: [&str; 3] = ["parked", "failing", "dead"];
+
+/// Those that wait for one.
+pub const WAITING: [&str; 2] = ["parked", "dead"];
+
+/// Messages that are decided about in one transaction.
+pub const BATCH: usize = 100;
+
 /// A line of `outboxd retry list`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Entry {
     pub id: Uuid,
     pub state: String,
@@ -57,8 +73,26 @@ pub enum Decision {
     Discard,
 }
 
+impl Decision {
+    /// As it is on record, whoever asked for it in which way.
+    pub fn command(self) -> &'static str {
+        match self {
+            Self::Replay => "retry run",
+            Self::Discard => "retry discard",
+        }
+    }
+
+    /// In which states a message may be named for it.
+    pub fn states(self) -> &'static [&'static str] {
+        match self {
+            Self::Replay => &STATES,
+            Self::Discard => &OPEN,
+        }
+    }
+}
+
 /// Who decided about a message last.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Decided {
     pub operation: i64,
     pub command: String,
@@ -107,4 +141,46 @@ pub struct Filter {
     pub after: Option<Uuid>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<i64>,
+}
+
+impl Filter {
+    /// Does anything narrow them down? A state alone does not.
+    pub fn is_narrow(&self) -> bool {
+        let Self { group, topic, key, event_type, error, since, until, states: _, after: _, limit: _ } = self;
+        [group, topic, key, event_type, error].into_iter().any(Option::is_some)
+            || since.is_some()
+            || until.is_some()
+    }
+}
+
+/// Those that fit: what Kafka refused in the order of its inserts, then what groups failed to handle by id.
+pub async fn list(client: &Connection, filter: &Filter) -> Result<Vec<Entry>, PgError> {
+    let is_failure = match filter.after {
+        Some(id) => failures::knows(client, id).await?,
+        None => false,
+    };
+    let mut entries = if is_failure { Vec::new() } else { parked::list(client, filter).await? };
+    let limit = filter.limit.map(|limit| limit - i64::try_from(entries.len()).unwrap_or(i64::MAX));
+    let after = filter.after.filter(|_| is_failure);
+    entries.extend(failures::list(client, &Filter { after, limit, ..filter.clone() }).await?);
+    Ok(entries)
+}
+
+/// Of that id, with each group that failed to handle it, in one of these states.
+pub async fn find(client: &Connection, states: &[&str], id: Uuid) -> Result<Vec<Entry>, PgError> {
+    let mut entries = parked::find(client, states, &[id]).await?;
+    entries.extend(failures::find(client, states, &[id]).await?);
+    Ok(entries)
+}
+
+/// Carries a decision out on these, in a transaction for either kind; says for how many.
+pub async fn decide(
+    client: &mut Connection,
+    decision: Decision,
+    operation: i64,
+    places: &[Place],
+) -> Result<i64, PgError> {
+    let refused = places.iter().any(|place| place.aside().is_some());
+    let of_outbox = if refused { parked::decide(client, decision, operation, places).await? } else { 0 };
+    Ok(of_outbox + failures::decide(client, decision, operation, places).await?)
 }

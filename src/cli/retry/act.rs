@@ -7,19 +7,16 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::filters::{Filters, OPEN, Page, Rate, STATES, rate};
+use super::filters::{Filters, Page, Rate, rate};
 use super::operator::operator;
-use super::{decide, find, list, table};
+use super::{find, table};
 use crate::cli::confirm::confirm;
 use crate::cli::global::{Global, connect};
 use crate::cli::output;
 use crate::failure::{Exit, Failure, Kind};
 use crate::pg::connect::Connection;
 use crate::pg::operations;
-use crate::pg::retry::{Decision, Entry, Filter, Place};
-
-/// Messages of one transaction.
-const BATCH: usize = 100;
+use crate::pg::retry::{self, BATCH, Decision, Entry, Filter, Place};
 
 /// With a rate, one takes about this long.
 const STRIDE: Duration = Duration::from_millis(200);
@@ -50,17 +47,17 @@ pub struct Options {
     yes: bool,
 }
 
-/// Words for a decision: the command, what it does, what it has done.
-fn words(decision: Decision) -> (&'static str, &'static str, &'static str) {
+/// Words for a decision: what it does, what it has done.
+fn words(decision: Decision) -> (&'static str, &'static str) {
     match decision {
-        Decision::Replay => ("retry run", "Send", "sent again"),
-        Decision::Discard => ("retry discard", "Discard", "discarded"),
+        Decision::Replay => ("Send", "sent again"),
+        Decision::Discard => ("Discard", "discarded"),
     }
 }
 
 impl Options {
     pub async fn run(&self, global: &Global, decision: Decision) -> anyhow::Result<Exit> {
-        if self.ids.is_empty() && !self.all && !self.filters.narrow() {
+        if self.ids.is_empty() && !self.all && !self.filters.filter().is_narrow() {
             let what =
                 "nothing is changed: without an id or a filter that means all of them, which takes --all";
             return Err(Failure::new(Kind::Refused, what).into());
@@ -68,7 +65,7 @@ impl Options {
         let config = global.load()?.config;
         let mut client = connect(&config, "retry").await?;
         let (entries, selection) = self.select(&client, decision).await?;
-        let (command, verb, done) = words(decision);
+        let (verb, done) = words(decision);
         if self.dry_run {
             preview(&entries)?;
             return Ok(Exit::Done);
@@ -81,7 +78,7 @@ impl Options {
             preview(&entries)?;
         }
         confirm(&format!("{verb} {}?", messages(entries.len())), self.yes)?;
-        let operation = operations::begin(&client, command, &selection, &operator()).await?;
+        let operation = operations::begin(&client, decision.command(), &selection, &operator()).await?;
         let mut changed = 0;
         let carried_out = self.carry_out(&mut client, decision, operation, &entries, &mut changed).await;
         let result = match &carried_out {
@@ -112,14 +109,10 @@ impl Options {
     async fn select(&self, client: &Connection, decision: Decision) -> anyhow::Result<(Vec<Entry>, Value)> {
         if self.ids.is_empty() {
             let filter: Filter = self.page.of(self.filters.filter(), None);
-            let entries = list(client, &filter).await?;
+            let entries = retry::list(client, &filter).await?;
             return Ok((entries, serde_json::to_value(&filter)?));
         }
-        let states = match decision {
-            Decision::Replay => &STATES[..],
-            Decision::Discard => &OPEN[..],
-        };
-        Ok((find(client, states, &self.ids).await?, json!({ "ids": self.ids })))
+        Ok((find(client, decision.states(), &self.ids).await?, json!({ "ids": self.ids })))
     }
 
     /// Says whether it came to its end: an interrupt is heard between two batches.
@@ -138,7 +131,7 @@ impl Options {
         tokio::pin!(interrupt);
         for places in places.chunks(batch) {
             let begun = Instant::now();
-            *changed += decide(client, decision, operation, places).await?;
+            *changed += retry::decide(client, decision, operation, places).await?;
             bar.inc(places.len() as u64);
             let rest = self
                 .rate

@@ -7,16 +7,7 @@ use clap::Args;
 use clap::builder::PossibleValuesParser;
 use uuid::Uuid;
 
-use crate::pg::retry::Filter;
-
-/// Those that a decision may be made about.
-pub const STATES: [&str; 4] = ["parked", "failing", "dead", "discarded"];
-
-/// Of these, those that may be discarded.
-pub const OPEN: [&str; 3] = ["parked", "failing", "dead"];
-
-/// Those that wait for one.
-const WAITING: [&str; 2] = ["parked", "dead"];
+use crate::pg::retry::{Filter, STATES, WAITING};
 
 /// A message must fit all that are given.
 #[derive(Args, Debug)]
@@ -73,14 +64,6 @@ impl Filters {
             after: None,
             limit: None,
         }
-    }
-
-    /// Does anything narrow them down? A state alone does not.
-    pub fn narrow(&self) -> bool {
-        let Self { group, topic, key, event_type, error, since, until, state: _ } = self;
-        [group, topic, key, event_type, error].into_iter().any(Option::is_some)
-            || since.is_some()
-            || until.is_some()
     }
 }
 

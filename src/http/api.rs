@@ -1,0 +1,99 @@
+//! The API, and the document that describes it: made from the same functions and types that answer.
+
+mod agents;
+mod groups;
+mod input;
+mod messages;
+mod operations;
+mod retry;
+
+use std::sync::Arc;
+
+use axum::response::Json;
+use axum::routing::{get, post};
+use axum::{Extension, Router};
+use serde::Serialize;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{Modify, OpenApi, ToSchema};
+
+use super::Site;
+use super::problem::Problem;
+use super::server::Peer;
+use crate::pg::operations::Operator;
+
+/// A page of a list.
+#[derive(Serialize, ToSchema)]
+struct Page<T: ToSchema> {
+    items: Vec<T>,
+    /// For `after`, if there may be more.
+    next: Option<String>,
+}
+
+impl<T: ToSchema> Page<T> {
+    /// Full, it may have a next one.
+    fn of(items: Vec<T>, limit: i64, cursor: impl Fn(&T) -> String) -> Self {
+        let is_full = i64::try_from(items.len()).is_ok_and(|count| count >= limit);
+        let next = items.last().filter(|_| is_full).map(cursor);
+        Self { items, next }
+    }
+
+    fn all(items: Vec<T>) -> Self {
+        Self { items, next: None }
+    }
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "outboxd",
+        description = "Messages, what became of them, and what an operator decides. `/healthz`, `/readyz` and `/metrics` are beside it."
+    ),
+    modifiers(&Token),
+    components(schemas(Problem)),
+    paths(
+        messages::insert, messages::list, messages::show, agents::list, groups::list, groups::show, groups::pause,
+        groups::resume, groups::forget, retry::list, retry::show, retry::run, retry::discard, operations::show,
+        operations::cancel
+    )
+)]
+struct Document;
+
+struct Token;
+
+impl Modify for Token {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("token", SecurityScheme::Http(bearer));
+        let needed = utoipa::openapi::security::SecurityRequirement::new::<_, [&str; 0], &str>("token", []);
+        document.security = Some(vec![utoipa::openapi::security::SecurityRequirement::default(), needed]);
+    }
+}
+
+pub(super) fn routes() -> Router<Arc<Site>> {
+    Router::new()
+        .route("/api/openapi.json", get(document))
+        .route("/api/messages", get(messages::list).post(messages::insert))
+        .route("/api/messages/{id}", get(messages::show))
+        .route("/api/agents", get(agents::list))
+        .route("/api/groups", get(groups::list))
+        .route("/api/groups/{name}", get(groups::show))
+        .route("/api/groups/{name}/pause", post(groups::pause))
+        .route("/api/groups/{name}/resume", post(groups::resume))
+        .route("/api/groups/{name}/forget", post(groups::forget))
+        .route("/api/retry", get(retry::list))
+        .route("/api/retry/{id}", get(retry::show))
+        .route("/api/retry/run", post(retry::run))
+        .route("/api/retry/discard", post(retry::discard))
+        .route("/api/operations/{id}", get(operations::show))
+        .route("/api/operations/{id}/cancel", post(operations::cancel))
+}
+
+async fn document() -> Json<utoipa::openapi::OpenApi> {
+    Json(Document::openapi())
+}
+
+/// As it is on record.
+pub(super) fn operator(Extension(Peer(address)): Extension<Peer>) -> Operator {
+    Operator { os_user: "http".to_owned(), host: address.to_string() }
+}

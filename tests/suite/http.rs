@@ -1,0 +1,139 @@
+//! The HTTP server under good and bad requests: each has its documented answer, and none harms the daemon's work.
+
+mod bad_input;
+mod fuzzing;
+
+use serde_json::{Value, json};
+
+use crate::support::http::request;
+use crate::support::{Daemon, Database, Kafka, Outboxd, Postgres, eventually};
+
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// A producer that is ready, and its database.
+async fn producer(settings: &[&str]) -> (Database, &'static Kafka, Daemon) {
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    let outboxd = settings.iter().fold(Outboxd::new(&database, kafka), |outboxd, line| outboxd.set(line));
+    let daemon = outboxd.producer();
+    daemon.ready().await;
+    (database, kafka, daemon)
+}
+
+#[tokio::test]
+async fn messages_go_in_together_and_are_found_with_their_story() {
+    let (database, kafka, daemon) = producer(&[]).await;
+    let topic = kafka.topic(1).await;
+    let one = json!({ "topic": topic, "key": "k", "payload": { "n": 1 }, "type": "Placed" });
+    let sent = request(daemon.listen, "POST /api/messages").json(&one.to_string()).send().await;
+    assert_eq!(sent.status, 202, "{sent:?}");
+    let id = sent.json()["ids"][0].as_str().unwrap().to_owned();
+    database.reach(&topic, "published", 1).await;
+    let story = request(daemon.listen, &format!("GET /api/messages/{id}")).send().await.json();
+    assert_eq!((&story["state"], &story["payload"]), (&json!("published"), &json!("{\"n\":1}")), "{story}");
+    assert_eq!(story["headers"]["content-type"], "application/json");
+
+    let several = json!([
+        { "topic": topic, "key": "k", "payload": "two" },
+        { "topic": topic, "key": "k", "payload_base64": "AP8=" },
+        { "topic": topic, "key": "k", "payload": null },
+    ]);
+    let sent = request(daemon.listen, "POST /api/messages").json(&several.to_string()).send().await;
+    assert_eq!(sent.json()["ids"].as_array().unwrap().len(), 3);
+    database.reach(&topic, "published", 4).await;
+    // All or none.
+    let spoiled = json!([{ "topic": topic, "payload": 1 }, { "topic": "a b", "payload": 1 }]);
+    let refused = request(daemon.listen, "POST /api/messages").json(&spoiled.to_string()).send().await;
+    assert!(refused.is_problem(400, "message 1"), "{refused:?}");
+    assert_eq!(database.count("select count(*) from outboxd.messages").await, 4);
+
+    let mut seen = Vec::new();
+    let mut after = String::new();
+    loop {
+        let line = format!("GET /api/messages?topic={topic}&limit=3{after}");
+        let page = request(daemon.listen, &line).send().await.json();
+        seen.extend(page["items"].as_array().unwrap().iter().map(|item| item["seq"].as_i64().unwrap()));
+        let Some(next) = page["next"].as_str() else { break };
+        after = format!("&after={next}");
+    }
+    assert_eq!(seen, [4, 3, 2, 1]);
+}
+
+/// A message that Kafka refuses for good.
+async fn parked(database: &Database, daemon_topic: &str, keys: &[&str]) -> Vec<String> {
+    let mut ids = Vec::new();
+    for key in keys {
+        let sql = "select outboxd.enqueue($1, repeat('x', 30000), key => $2)::text";
+        ids.push(database.query_one(sql, &[&daemon_topic, key]).await.get(0));
+    }
+    database.reach(daemon_topic, "parked", i64::try_from(keys.len()).unwrap()).await;
+    ids
+}
+
+#[tokio::test]
+async fn a_decision_is_previewed_carried_out_and_on_record() {
+    let (database, kafka, daemon) = producer(&["kafka.producer.\"message.max.bytes\" = 20000"]).await;
+    let topic = kafka.topic(1).await;
+    let ids = parked(&database, &topic, &["a", "b", "c"]).await;
+    let get = async |line: &str| request(daemon.listen, line).send().await.json();
+    let post =
+        async |line: &str, body: Value| request(daemon.listen, line).json(&body.to_string()).send().await;
+
+    let reason: String =
+        database.query_one("select upper(reason) from outboxd.set_aside limit 1", &[]).await.get(0);
+    let part = reason.split(' ').nth(1).unwrap();
+    let listed = get(&format!("GET /api/retry?topic={topic}&error={part}&limit=2")).await;
+    assert_eq!(listed["items"].as_array().unwrap().len(), 2, "{listed}");
+    let rest = get(&format!("GET /api/retry?topic={topic}&after={}", listed["next"].as_str().unwrap())).await;
+    assert_eq!((rest["items"][0]["id"].as_str(), &rest["next"]), (Some(ids[2].as_str()), &Value::Null));
+    let shown = get(&format!("GET /api/retry/{}", ids[0])).await;
+    assert_eq!(shown["items"][0]["state"], "parked");
+
+    assert!(post("POST /api/retry/discard", json!({})).await.is_problem(409, "`all`"));
+    assert!(
+        post("POST /api/retry/discard", json!({ "filter": { "state": "dead" } }))
+            .await
+            .is_problem(409, "`all`")
+    );
+    let preview = post("POST /api/retry/discard", json!({ "filter": { "key": "a" }, "dry_run": true })).await;
+    assert_eq!((preview.status, &preview.json()["messages"]), (200, &json!(1)));
+    assert_eq!(database.in_state(&topic, "parked").await, 3);
+
+    let done = post("POST /api/retry/discard", json!({ "filter": { "key": "a" } })).await;
+    let operation = done.json();
+    assert_eq!((done.status, &operation["result"], &operation["messages"]), (202, &json!("done"), &json!(1)));
+    assert_eq!((&operation["command"], &operation["os_user"]), (&json!("retry discard"), &json!("http")));
+    let number = operation["id"].as_i64().unwrap();
+    assert_eq!(get(&format!("GET /api/operations/{number}")).await["messages"], 1);
+    let replayed = post("POST /api/retry/run", json!({ "ids": [ids[0], ids[1]] })).await;
+    assert_eq!(replayed.json()["messages"], 2, "{replayed:?}");
+    let unknown =
+        post("POST /api/retry/run", json!({ "ids": ["00000000-0000-0000-0000-000000000000"] })).await;
+    assert!(unknown.is_problem(404, "no message"));
+    let cancelled = request(daemon.listen, &format!("POST /api/operations/{number}/cancel")).send().await;
+    assert!(cancelled.is_problem(409, "not under way"), "{cancelled:?}");
+}
+
+#[tokio::test]
+async fn a_group_is_paused_resumed_and_forgotten_on_record() {
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    let topic = kafka.topic(1).await;
+    let group = format!("http-{:08x}", fastrand::u32(..));
+    let outboxd = Outboxd::new(&database, kafka).group(&group, &topic, "kind = \"log\"");
+    let consumer = outboxd.consumer(&[&group]);
+    consumer.ready().await;
+    let to = consumer.listen;
+    let order = async |what: &str| request(to, &format!("POST /api/groups/{group}/{what}")).send().await;
+    assert_eq!(order("pause").await.json()["changed"], true);
+    assert_eq!(order("pause").await.json()["changed"], false);
+    let shown = request(to, &format!("GET /api/groups/{group}")).send().await.json();
+    assert!(shown["paused_by"].as_str().unwrap().starts_with("http from 127.0.0.1"), "{shown}");
+    assert_eq!(order("resume").await.json()["changed"], true);
+    assert!(order("forget").await.is_problem(409, "agents alive"));
+    let agents = request(to, "GET /api/agents").send().await.json();
+    assert_eq!(agents["items"][0]["role"], "consumer");
+    assert_eq!(request(to, "GET /api/groups").send().await.json()["items"][0]["name"], group.as_str());
+    assert!(request(to, "POST /api/groups/none/pause").send().await.is_problem(404, "no group"));
+    let recorded =
+        "select count(*) from outboxd.operations where command like 'groups %' and result = 'done'";
+    eventually("it is on record", PATIENCE, async || database.count(recorded).await == 3).await;
+}

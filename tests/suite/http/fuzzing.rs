@@ -1,0 +1,50 @@
+//! The document that describes the API, held against the API by a fuzzer.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::producer;
+use crate::support::http::request;
+
+/// Of each kind of case, for each endpoint.
+const EXAMPLES: &str = "12";
+
+#[tokio::test]
+async fn a_fuzzer_finds_nothing_that_the_document_does_not_say() {
+    let (database, kafka, daemon) = producer(&["kafka.producer.\"message.max.bytes\" = 20000"]).await;
+    // Something to be found.
+    let topic = kafka.topic(1).await;
+    super::parked(&database, &topic, &["a", "b"]).await;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let fuzzer = root.join("target/schemathesis/bin/schemathesis");
+    assert!(fuzzer.exists(), "{} is missing: run `make schemathesis`", fuzzer.display());
+    let url = format!("http://{}/api/openapi.json", daemon.listen);
+    let mut command = Command::new(fuzzer);
+    command.args(["--config-file", "tests/services/schemathesis.toml", "run", &url]);
+    command.args(["--max-examples", EXAMPLES, "--seed", "1", "--no-color"]).current_dir(root);
+    let ran = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+    let told = String::from_utf8_lossy(&ran.stdout);
+    assert!(ran.status.success(), "{told}\n{}", String::from_utf8_lossy(&ran.stderr));
+    assert!(!daemon.log().contains("panicked") && daemon.is_running());
+}
+
+#[tokio::test]
+async fn every_path_of_the_document_is_there_and_none_besides() {
+    let (_database, _, daemon) = producer(&[]).await;
+    let document = request(daemon.listen, "GET /api/openapi.json").send().await.json();
+    let paths = document["paths"].as_object().unwrap();
+    assert!(paths.len() > 10);
+    for (path, methods) in paths {
+        let path = path.replace("{id}", "1").replace("{name}", "none");
+        for method in methods.as_object().unwrap().keys() {
+            let answer = request(daemon.listen, &format!("{} {path}", method.to_uppercase())).send().await;
+            assert_ne!(answer.status, 405, "{method} {path}: {answer:?}");
+            let nothing = answer.status == 404 && answer.body.contains("there is nothing here");
+            assert!(!nothing, "{method} {path}: {answer:?}");
+        }
+    }
+    let has_schema = |name: &str| document["components"]["schemas"][name] != Value::Null;
+    assert!(["Problem", "MessageToInsert", "MessageStory", "Entry", "Shown"].into_iter().all(has_schema));
+}
