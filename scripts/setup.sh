@@ -33,6 +33,7 @@ missing_packages() {
     [[ -e /usr/include/openssl/ssl.h ]] || echo libssl-dev
     [[ -e /usr/include/zlib.h ]] || echo zlib1g-dev
     has java || echo default-jre-headless
+    has chromium || echo chromium
     has mvn || echo maven
     has_postgres || echo postgresql
     [[ -x /usr/sbin/pgbouncer ]] || echo pgbouncer

@@ -6,8 +6,10 @@
 mod api;
 mod bulk;
 mod database;
+mod flow;
 mod guard;
 mod health;
+mod pages;
 mod problem;
 mod server;
 
@@ -20,12 +22,14 @@ use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
 use axum::routing::get;
 use tokio::net::TcpListener;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::{self, http::LISTEN};
 use crate::domain::health::Report;
 use crate::pg::Connector;
 use bulk::Bulk;
 use database::Database;
+use flow::Flow;
 
 /// How many ports after the default are tried.
 const PORTS_TRIED: u16 = 100;
@@ -55,6 +59,7 @@ struct Site {
     inactive_after: Duration,
     largest_record: usize,
     bulk: Bulk,
+    flow: Flow,
 }
 
 /// Binds the address that the operator chose, or the default, or the next free port.
@@ -91,13 +96,16 @@ pub async fn answer(listener: TcpListener, parts: Parts) -> std::io::Result<()> 
         inactive_after: parts.inactive_after,
         largest_record: parts.largest_record,
         bulk: Bulk::default(),
+        flow: Flow::default(),
     });
+    let _flow = AbortOnDropHandle::new(tokio::spawn(flow::keep(Arc::clone(&site))));
     server::serve(listener, routes(site)).await;
     Ok(())
 }
 
 fn routes(site: Arc<Site>) -> Router {
     let guarded = api::routes()
+        .merge(pages::routes())
         .method_not_allowed_fallback(problem::method_not_allowed)
         .layer(from_fn_with_state(Arc::clone(&site), guard::check));
     Router::new()

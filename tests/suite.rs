@@ -13,6 +13,7 @@ mod suite {
     mod consuming;
     mod consuming_soak;
     mod contract;
+    mod dashboard;
     mod developing;
     mod doctor;
     mod embedding;

@@ -13,12 +13,12 @@ use crate::config::Config;
 use crate::domain::health::{Check, Report, STUCK_AFTER, Vitals};
 use crate::failure::{Exit, Failure, Kind};
 use crate::jobs::own::Prepared;
-use crate::jobs::runner::{Runner, RunnerStatus};
+use crate::jobs::runner::{Event, Runner, RunnerStatus};
 use crate::lifecycle::{self, Lifecycle};
 use crate::pg::agents::Registration;
 use crate::pg::migrate::{self, Fit};
 use crate::pg::{Connector, PgError};
-use crate::telemetry::metrics::{Alone, Gauges, Metrics, Version};
+use crate::telemetry::metrics::{Alone, Gauges, JobPolicy, Metrics, Version};
 use crate::{http, jobs};
 
 /// Between two tries to get started.
@@ -303,9 +303,20 @@ impl Daemon {
         });
         let connector = self.connector(agent);
         let jobs = built_in.chain(self.own_jobs.iter().map(|own| own.job(&connector)));
+        let jobs: Vec<_> = jobs.collect();
+        for job in &jobs {
+            self.board.metrics.foresee_job(&job.name);
+        }
+        let metrics = Arc::clone(&self.board.metrics);
+        let observer = Arc::new(move |event: Event<'_>| match event {
+            Event::Ended { job, result, took } => metrics.count_run(job, result, took),
+            Event::Missed { job, policy, firings } => {
+                let missed = JobPolicy { job: job.to_owned(), policy };
+                metrics.job_missed_fires.get_or_create(&missed).inc_by(firings.into());
+            }
+        });
         let status = Arc::clone(&self.runner);
-        let runner =
-            Runner::new(self.connector(agent), agent.to_owned(), jobs.collect(), status, Arc::new(|_| {}));
+        let runner = Runner::new(self.connector(agent), agent.to_owned(), jobs, status, observer);
         self.jobs = Some(AbortOnDropHandle::new(tokio::spawn(runner.run(self.lifecycle.drain.clone()))));
     }
 

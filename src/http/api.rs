@@ -3,6 +3,7 @@
 mod agents;
 mod groups;
 mod input;
+mod jobs;
 mod messages;
 mod operations;
 mod retry;
@@ -20,6 +21,9 @@ use super::Site;
 use super::problem::Problem;
 use super::server::Peer;
 use crate::pg::operations::Operator;
+pub(super) use groups::{Order, order};
+pub(super) use input::{Asked, Named};
+pub(super) use jobs::{JobOrder, order as order_job};
 
 /// A page of a list.
 #[derive(Serialize, ToSchema)]
@@ -53,7 +57,7 @@ impl<T: ToSchema> Page<T> {
     paths(
         messages::insert, messages::list, messages::show, agents::list, groups::list, groups::show, groups::pause,
         groups::resume, groups::forget, retry::list, retry::show, retry::run, retry::discard, operations::show,
-        operations::cancel
+        operations::cancel, jobs::list, jobs::runs, jobs::run, jobs::pause, jobs::resume
     )
 )]
 struct Document;
@@ -85,6 +89,11 @@ pub(super) fn routes() -> Router<Arc<Site>> {
         .route("/api/retry/{id}", get(retry::show))
         .route("/api/retry/run", post(retry::run))
         .route("/api/retry/discard", post(retry::discard))
+        .route("/api/jobs", get(jobs::list))
+        .route("/api/jobs/{name}/runs", get(jobs::runs))
+        .route("/api/jobs/{name}/run", post(jobs::run))
+        .route("/api/jobs/{name}/pause", post(jobs::pause))
+        .route("/api/jobs/{name}/resume", post(jobs::resume))
         .route("/api/operations/{id}", get(operations::show))
         .route("/api/operations/{id}/cancel", post(operations::cancel))
 }

@@ -8,7 +8,7 @@ use axum::extract::{Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, Redirect, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
@@ -25,6 +25,9 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
 /// What a browser keeps instead of the token.
 const COOKIE: &str = "outboxd";
 
+/// Where a browser gives the token.
+const LOGIN: &str = "/login";
+
 pub(super) async fn limit_time(request: Request, next: Next) -> Response {
     match tokio::time::timeout(PATIENCE, next.run(request)).await {
         Ok(response) => response,
@@ -35,8 +38,13 @@ pub(super) async fn limit_time(request: Request, next: Next) -> Response {
 /// For all but health and metrics.
 pub(super) async fn check(State(site): State<Arc<Site>>, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
+    let accepts = text(&parts.headers, header::ACCEPT).unwrap_or_default();
+    let wants_page = accepts.contains("text/html") && !parts.uri.path().starts_with("/api/");
     let mut response = match judge(&site, &parts).await {
         Ok(()) => next.run(Request::from_parts(parts, body)).await,
+        Err(problem) if wants_page && problem.status() == StatusCode::UNAUTHORIZED => {
+            Redirect::to(LOGIN).into_response()
+        }
         Err(problem) => problem.into_response(),
     };
     let headers = response.headers_mut();
@@ -60,6 +68,10 @@ async fn judge(site: &Site, request: &Parts) -> Result<(), Problem> {
     }
     if is_foreign(headers, host) {
         return Err(forbidden("a page of another site may not ask this"));
+    }
+    let path = request.uri.path();
+    if path == LOGIN || path.starts_with("/assets/") {
+        return Ok(());
     }
     if needs_token(site) && !has_token(site, headers).await? {
         return Err(Problem::new(StatusCode::UNAUTHORIZED, "the token of `[http] token_file` is needed"));
@@ -135,6 +147,13 @@ async fn has_token(site: &Site, headers: &HeaderMap) -> Result<bool, Problem> {
     let cookies = text(headers, header::COOKIE).unwrap_or_default().split(';');
     let given = cookies.filter_map(|cookie| cookie.trim().split_once('=')).find(|(name, _)| *name == COOKIE);
     Ok(given.is_some_and(|(_, given)| is_same(given, &session(&token))))
+}
+
+/// The cookie for whoever knows the token.
+pub(super) async fn enter(site: &Site, given: &str) -> Result<Option<String>, Problem> {
+    let token = token(site).await?;
+    let cookie = || format!("{COOKIE}={}; HttpOnly; SameSite=Strict; Path=/", session(&token));
+    Ok(is_same(given, &token).then(cookie))
 }
 
 /// In a time that tells nothing of where they differ.

@@ -44,6 +44,10 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, detail)
     }
 
+    pub(super) fn title(&self) -> &'static str {
+        self.title
+    }
+
     pub(super) fn detail(&self) -> &str {
         &self.detail
     }

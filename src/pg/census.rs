@@ -1,5 +1,9 @@
 //! What one agent tells of the whole database, for metrics and for the dashboard. Bounded reads, at intervals.
 
+use chrono::{DateTime, Utc};
+use tokio_postgres::Row;
+use uuid::Uuid;
+
 use super::connect::{Connection, PgError};
 use super::sql::statements;
 
@@ -30,7 +34,7 @@ statements! {
           union all
           (select consumer_group, true from outboxd.failures where state = 'dead' limit $1)
         )
-        select g.name, g.breaker_until is not null,
+        select g.name, g.paused_at is not null, g.breaker_until is not null,
           (select count(*) from bounded b where b.consumer_group = g.name and not b.dead),
           (select count(*) from bounded b where b.consumer_group = g.name and b.dead)
         from outboxd.groups g order by g.name";
@@ -46,6 +50,18 @@ statements! {
           (select min(xact_start) from pg_stat_activity
             where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()),
           (select min(prepared) from pg_prepared_xacts where database = current_database()))), 0)::float8";
+
+    DEAD_BY_ERROR = "
+        select consumer_group, coalesce(left(error, 200), ''), count(*), max(changed_at) from (
+          select consumer_group, error, changed_at from outboxd.failures where state = 'dead' order by changed_at desc limit $1
+        ) newest
+        group by 1, 2 order by 3 desc, 4 desc limit 20";
+
+    SEQUENCE = "select coalesce(pg_sequence_last_value('outboxd.messages_seq'), 0)";
+
+    PROCESSED = "
+        select id, role = 'producer', coalesce((health->>'processed')::bigint, 0) from outboxd.agents
+        where status <> 'stopped' order by id limit 1000";
 
     NOW = "select clock_timestamp()::text";
 
@@ -63,9 +79,26 @@ pub const LIMIT: i64 = 10_000;
 #[derive(Clone, Debug)]
 pub struct GroupCounts {
     pub name: String,
+    pub paused: bool,
     pub breaker_open: bool,
     pub backlog: i64,
     pub dead_letters: i64,
+}
+
+/// Dead letters of one group and one error.
+#[derive(Clone, Debug)]
+pub struct DeadBy {
+    pub group: String,
+    pub error: String,
+    pub messages: i64,
+    pub newest: DateTime<Utc>,
+}
+
+/// What has flowed so far: the sequence's last value, and of each agent whether it is a producer, and what it has done.
+#[derive(Clone, Debug)]
+pub struct Counted {
+    pub sequence: i64,
+    pub processed: Vec<(Uuid, bool, i64)>,
 }
 
 /// Operations that have ended.
@@ -99,11 +132,26 @@ pub async fn groups(client: &Connection) -> Result<Vec<GroupCounts>, PgError> {
         .iter()
         .map(|row| GroupCounts {
             name: row.get(0),
-            breaker_open: row.get(1),
-            backlog: row.get(2),
-            dead_letters: row.get(3),
+            paused: row.get(1),
+            breaker_open: row.get(2),
+            backlog: row.get(3),
+            dead_letters: row.get(4),
         })
         .collect())
+}
+
+/// Of the newest dead letters, the most frequent errors first.
+pub async fn dead_by_error(client: &Connection) -> Result<Vec<DeadBy>, PgError> {
+    let rows = client.query(DEAD_BY_ERROR, &[&LIMIT]).await?;
+    let dead =
+        |row: &Row| DeadBy { group: row.get(0), error: row.get(1), messages: row.get(2), newest: row.get(3) };
+    Ok(rows.iter().map(dead).collect())
+}
+
+pub async fn counted(client: &Connection) -> Result<Counted, PgError> {
+    let sequence = client.query_one(SEQUENCE, &[]).await?.get(0);
+    let rows = client.query(PROCESSED, &[]).await?;
+    Ok(Counted { sequence, processed: rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect() })
 }
 
 /// Role, state, how many.

@@ -20,8 +20,8 @@ use prometheus_client::registry::Registry;
 
 pub use labels::GIVEN_UP;
 pub use labels::{
-    Alone, Group, GroupReason, GroupResult, Labels, Lane, Outcome, Partition, RoleStatus, Topic, TopicReason,
-    Version,
+    Alone, Group, GroupReason, GroupResult, Job, JobPolicy, JobResult, Labels, Lane, Outcome, Partition,
+    RoleStatus, Topic, TopicReason, Version,
 };
 
 /// What `/metrics` answers with.
@@ -129,6 +129,10 @@ metrics! {
     latency handler_duration(Group) "handler_duration_seconds" "How long the handler took for a message that it handled";
     gauge handler_in_flight(Group) "handler_in_flight" "Messages that a handler has, or that are finished and not recorded";
     gauge held_messages(Alone) "held_messages" "Messages that wait for their topic or behind a parked one, counted up to 10,000 (one agent tells)";
+    latency job_duration(Job) "job_duration_seconds" "How long a run of a job took";
+    seconds job_last_success(Job) "job_last_success_timestamp_seconds" "When a run of the job last succeeded on this agent, 0 before the first time";
+    counter job_missed_fires(JobPolicy) "job_missed_fires" "Firings of a job that got no start of their own, by what became of them";
+    counter job_runs(JobResult) "job_runs" "Runs of a job on this agent";
     gauge kafka_connected(Alone) "kafka_connected" "1 while a broker answers";
     gauge lane_owned(Lane) "lane_owned" "1 if this agent owns the lane";
     counter lease_lost(Alone) "lease_lost" "Leases that ended or were taken over while this agent had lanes";
@@ -150,6 +154,29 @@ metrics! {
 }
 
 impl Metrics {
+    /// That job is known: its numbers are told from nothing on.
+    pub fn foresee_job(&self, job: &str) {
+        let label = Job { job: job.to_owned() };
+        drop(self.job_duration.get_or_create(&label));
+        drop(self.job_last_success.get_or_create(&label));
+        for result in ["done", "failed", "cut", "lost"] {
+            drop(self.job_runs.get_or_create(&JobResult { job: job.to_owned(), result }));
+        }
+        for policy in ["skip", "once", "all", "overlap"] {
+            drop(self.job_missed_fires.get_or_create(&JobPolicy { job: job.to_owned(), policy }));
+        }
+    }
+
+    /// A run of a job has ended.
+    pub fn count_run(&self, job: &str, result: &'static str, took: Duration) {
+        let label = Job { job: job.to_owned() };
+        self.job_runs.get_or_create(&JobResult { job: job.to_owned(), result }).inc();
+        self.job_duration.get_or_create(&label).observe(took.as_secs_f64());
+        if result == "done" {
+            self.job_last_success.get_or_create(&label).set(timestamp(Some(Utc::now())));
+        }
+    }
+
     /// As Prometheus reads them.
     pub fn text(&self) -> Result<String, fmt::Error> {
         self.db_errors

@@ -22,7 +22,7 @@ use crate::pg::{PgError, control, operations};
 #[derive(Serialize, ToSchema)]
 pub(super) struct Done {
     /// False: it was so already.
-    changed: bool,
+    pub(super) changed: bool,
 }
 
 /// All groups that this database knows

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 use serde::Serialize;
 use tokio_postgres::{GenericClient, Row};
+use utoipa::ToSchema;
 
 use crate::domain::schedule::Schedule;
 use crate::pg::connect::PgError;
@@ -40,7 +41,7 @@ statements! {
 const AHEAD: usize = 5;
 
 /// A line of `jobs list`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Job {
     pub name: String,
     pub scope: String,
@@ -69,7 +70,7 @@ pub struct Job {
 }
 
 /// A line of `jobs history`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Run {
     pub id: i64,
     pub job: String,

@@ -30,6 +30,9 @@ labels! {
     GroupReason { group: String, reason: &'static str }
     Partition { group: String, topic: String, partition: i32 }
     RoleStatus { role: String, status: String }
+    Job { job: String }
+    JobResult { job: String, result: &'static str }
+    JobPolicy { job: String, policy: &'static str }
     Outcome { result: &'static str }
     Version { version: &'static str }
 }

@@ -1,0 +1,124 @@
+//! Deciding: first which messages it would be, then how far it is.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::{Form, State};
+use axum::response::{IntoResponse, Redirect, Response};
+use maud::html;
+use serde_json::{Value, json};
+
+use super::failures::{Filter, rows};
+use super::{Page, Trouble, layout};
+use crate::http::api::{Asked, Named, operator};
+use crate::http::problem::Problem;
+use crate::http::server::Peer;
+use crate::http::{Site, bulk};
+use crate::pg::connect::Connection;
+use crate::pg::operations;
+use crate::pg::retry::{self, Decision, Entry};
+
+/// A preview shows no more than these.
+const PREVIEW: usize = 20;
+
+impl Filter {
+    fn decision(&self) -> Result<Decision, Problem> {
+        match self.decision.as_deref() {
+            Some("replay") => Ok(Decision::Replay),
+            Some("discard") => Ok(Decision::Discard),
+            _ => Err(Problem::bad("`decision` is replay or discard")),
+        }
+    }
+
+    /// Which they are now, and how the record names them.
+    async fn select(&self, client: &Connection) -> Result<(Vec<Entry>, Value), Problem> {
+        if let Some(id) = self.id {
+            let entries = retry::find(client, self.decision()?.states(), id).await?;
+            return Ok((entries, json!({ "ids": [id] })));
+        }
+        let filter = self.read(None);
+        Ok((retry::list(client, &filter).await?, json!(filter)))
+    }
+}
+
+pub(super) async fn preview(State(site): State<Arc<Site>>, Asked(filter): Asked<Filter>) -> Page {
+    let decision = filter.decision()?;
+    let client = site.database.lend().await?;
+    let (entries, _) = filter.select(&client).await?;
+    drop(client);
+    let (title, verb) = match decision {
+        Decision::Replay => ("Replay", "Send again"),
+        Decision::Discard => ("Discard", "Discard for good"),
+    };
+    let count = entries.len();
+    let body = html! {
+        h1 { (title) " " (count) @if count == 1 { " message" } @else { " messages" } }
+        @if entries.is_empty() { p.none { "No message fits: nothing to do." } } @else {
+            @if !filter.read(None).is_narrow() && filter.id.is_none() {
+                p.notice role="status" { "Nothing narrows them down: these are all there are." }
+            }
+            form method="post" action="/failures/decide" {
+                @for (name, value) in filter.pairs() { @if let Some(value) = value { input type="hidden" name=(name) value=(value); } }
+                @if let Some(id) = filter.id { input type="hidden" name="id" value=(id); }
+                input type="hidden" name="decision" value=(filter.decision.as_deref().unwrap_or_default());
+                p.actions {
+                    @if !site.settings.read_only { button { (verb) } }
+                    a href={ "/failures?" (layout::query(&filter.pairs())) } { "Back" }
+                }
+            }
+            section { (rows(&entries[..count.min(PREVIEW)])) }
+            @if count > PREVIEW { p { "… and " (count - PREVIEW) " more." } }
+        }
+    };
+    Ok(layout::page(&site, "/failures", title, false, &body))
+}
+
+pub(super) async fn carry_out(
+    State(site): State<Arc<Site>>,
+    peer: Extension<Peer>,
+    Form(filter): Form<Filter>,
+) -> Result<Response, Trouble> {
+    let decision = filter.decision()?;
+    let client = site.database.lend().await?;
+    let (entries, on_record) = filter.select(&client).await?;
+    drop(client);
+    let operation = bulk::begin(&site, decision, entries, on_record, operator(peer)).await?;
+    Ok(Redirect::to(&format!("/operations/{}", operation.id)).into_response())
+}
+
+pub(super) async fn show(State(site): State<Arc<Site>>, Named(id): Named<i64>) -> Page {
+    let client = site.database.lend().await?;
+    let operation = operations::show(&client, id).await?;
+    drop(client);
+    let operation =
+        operation.ok_or_else(|| Problem::not_found("no operation of that number is on record"))?;
+    let is_open = operation.ended_at.is_none();
+    let body = html! {
+        h1 { (operation.command) }
+        p role="status" {
+            strong { (operation.messages) @if operation.messages == 1 { " message" } @else { " messages" } } " so far; "
+            @if let Some(result) = &operation.result { (result) } @else { "it goes on" }
+            "."
+        }
+        dl.facts {
+            dt { "began" } dd { (layout::ago(operation.began_at)) }
+            dt { "by" } dd { (operation.os_user) " from " (operation.host) }
+            dt { "selection" } dd { code { (operation.selection.to_string()) } }
+        }
+        @if is_open {
+            form method="post" action={ "/operations/" (id) "/cancel" } { button { "Cancel" } }
+        }
+        p { a href="/failures" { "Back to failures" } }
+    };
+    Ok(layout::page(&site, "/failures", "Operation", is_open, &body))
+}
+
+pub(super) async fn cancel(
+    State(site): State<Arc<Site>>,
+    Named(id): Named<i64>,
+) -> Result<Redirect, Trouble> {
+    if !site.bulk.cancel(id) {
+        return Err(Problem::conflict("it is not under way in this agent").into());
+    }
+    Ok(Redirect::to(&format!("/operations/{id}")))
+}

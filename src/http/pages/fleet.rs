@@ -1,0 +1,113 @@
+//! Agents with their health, groups with their orders.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::State;
+use axum::response::Redirect;
+use maud::{Markup, html};
+use serde_json::Value;
+
+use super::{Page, Trouble, layout, overview};
+use crate::http::Site;
+use crate::http::api::{Named, Order, order as carry_out};
+use crate::http::problem::Problem;
+use crate::http::server::Peer;
+use crate::pg::agents::{self, Agent};
+use crate::pg::groups::{self, Shown};
+
+pub(super) async fn agents(State(site): State<Arc<Site>>) -> Page {
+    let client = site.database.lend().await?;
+    let agents = agents::list(&client).await?;
+    drop(client);
+    let body = html! {
+        h1 { "Agents" }
+        @if agents.is_empty() { p.none { "No agent has ever joined." } }
+        @for agent in &agents { (agent_of(agent)) }
+    };
+    Ok(layout::page(&site, "/agents", "Agents", true, &body))
+}
+
+fn agent_of(agent: &Agent) -> Markup {
+    let facts: Vec<(&String, String)> = match &agent.health {
+        Value::Object(health) => {
+            let simple = health.iter().filter(|(_, value)| !value.is_object() && !value.is_null());
+            simple
+                .map(|(name, value)| (name, value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
+                .collect()
+        }
+        _ => Vec::new(),
+    };
+    html! {
+        article id=(agent.id) class=[(!overview::is_live(agent)).then_some("gone")] {
+            h2 { (agent.name) " " (layout::state(&agent.state)) }
+            p { (agent.role) @if !agent.groups.is_empty() { " of " (agent.groups.join(", ")) } ", process " (agent.pid) " on " (agent.host) ", version " (agent.version)
+                ", heard " (layout::ago(agent.last_heartbeat_at)) ", started " (layout::ago(agent.started_at)) }
+            dl.facts { @for (name, value) in facts { dt { (name.replace('_', " ")) } dd { (value) } } }
+        }
+    }
+}
+
+pub(super) async fn groups(State(site): State<Arc<Site>>) -> Page {
+    let client = site.database.lend().await?;
+    let agents = agents::list(&client).await?;
+    let mut shown = Vec::new();
+    for group in groups::list(&client, site.inactive_after).await? {
+        shown.push(groups::show(&client, group).await?);
+    }
+    drop(client);
+    let body = html! {
+        h1 { "Groups" }
+        @if shown.is_empty() { p.none { "No group has run here." } }
+        @for group in &shown { (group_of(&site, group, &agents)) }
+    };
+    Ok(layout::page(&site, "/groups", "Groups", true, &body))
+}
+
+fn group_of(site: &Site, shown: &Shown, agents: &[Agent]) -> Markup {
+    let name = &shown.group.name;
+    let button = |order: &str, label: &str| {
+        html! { form method="post" action={ "/groups/" (name) "/" (order) } { button aria-label={ (label) " group " (name) } { (label) } } }
+    };
+    let positions = html! {
+        @for at in &shown.partitions {
+            tr { th scope="row" { (at.topic) } td.number { (at.partition) } td.number { (at.next_offset) } td { (layout::ago(at.updated_at)) } }
+        }
+    };
+    html! {
+        article id=(name) {
+            h2 { (name) @if shown.paused_at.is_some() { " " (layout::state("paused")) } @if shown.breaker_open_until.is_some() { " " (layout::state("breaker")) } }
+            dl.facts {
+                dt { "topics" } dd { (shown.group.topics.join(", ")) }
+                dt { "agents" } dd { @if shown.group.agents.is_empty() { "none alive" } @else { (shown.group.agents.join(", ")) } }
+                dt { "lag" } dd { (overview::of_group(agents, name, "lag")) }
+                dt { "to be retried" } dd { (shown.failures) }
+                dt { "held" } dd { (shown.held) " behind " (shown.held_keys) " keys" }
+                dt { "dead letters" } dd { a href={ "/failures?" (layout::query(&[("state", Some("dead".into())), ("group", Some(name.clone()))])) } { (shown.dead_letters) } }
+                @if let Some(by) = &shown.paused_by { dt { "paused by" } dd { (by) } }
+                @if let Some(reason) = &shown.breaker_reason { dt { "breaker" } dd { (reason) } }
+            }
+            @if !site.settings.read_only {
+                div.actions {
+                    @if shown.paused_at.is_some() || shown.breaker_open_until.is_some() { (button("resume", "Resume")) } @else { (button("pause", "Pause")) }
+                }
+            }
+            details { summary { "Positions in " (shown.partitions.len()) " partitions" }
+                (layout::table(&format!("Positions of {name}"), &["Topic", "Partition", "Next offset", "Moved"], &positions)) }
+        }
+    }
+}
+
+pub(super) async fn order(
+    State(site): State<Arc<Site>>,
+    Named((name, wanted)): Named<(String, String)>,
+    peer: Extension<Peer>,
+) -> Result<Redirect, Trouble> {
+    let wanted = match wanted.as_str() {
+        "pause" => Order::Pause,
+        "resume" => Order::Resume,
+        _ => return Err(Problem::not_found("a group can be paused and resumed here").into()),
+    };
+    carry_out(&site, wanted, &name, peer).await?;
+    Ok(Redirect::to("/groups"))
+}
