@@ -54,6 +54,7 @@ pub(super) enum Input {
         slot: Slot,
         at: TopicPartition,
         start: i64,
+        topic_id: Option<Uuid>,
         level: Arc<Level>,
     },
     Records(Vec<(Slot, Record)>),
@@ -94,6 +95,7 @@ impl Drop for Reporter {
 
 struct Partition {
     at: TopicPartition,
+    topic_id: Option<Uuid>,
     watermark: Watermark,
     level: Arc<Level>,
     ending: Arc<Ending>,
@@ -290,9 +292,10 @@ impl Engine {
 
     fn input(&mut self, input: Input) {
         match input {
-            Input::Begin { slot, at, start, level } => {
+            Input::Begin { slot, at, start, topic_id, level } => {
                 let partition = Partition {
                     at,
+                    topic_id,
                     watermark: Watermark::new(start),
                     level,
                     ending: Arc::default(),

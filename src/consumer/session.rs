@@ -1,6 +1,8 @@
 //! One membership in the Kafka group: polls, hands records to the engine, and answers what the coordinator asks for,
 //! from joining to leaving or to the first thing that cannot be mended.
 
+mod topics;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
 
 use super::engine::{self, Input, Report, Slot};
 use super::level::Level;
@@ -51,12 +54,22 @@ const WATCHDOG: &str = "watchdog";
 /// What the session's tasks tell its loop.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// Where it begins. The number is that of the assignment: what comes from an earlier one is of no interest.
-    Found(TopicPartition, u64, i64),
+    Found(Found),
     Engine(Report),
     /// With the offset after the last record that was polled when it was asked for.
     Extents(Vec<(TopicPartition, i64, Extent)>),
-    Missing(Vec<String>),
+    /// What is missing, and the ids of those that are there.
+    Topics(Vec<String>, HashMap<String, Uuid>),
+}
+
+/// Where a partition begins.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) at: TopicPartition,
+    /// What comes from an earlier one is of no interest.
+    pub(super) assignment: u64,
+    pub(super) start: i64,
+    pub(super) topic_id: Option<Uuid>,
 }
 
 pub(super) type Events = mpsc::UnboundedSender<Event>;
@@ -64,6 +77,9 @@ pub(super) type Events = mpsc::UnboundedSender<Event>;
 /// A partition that is read.
 struct Partition {
     slot: Slot,
+    topic_id: Option<Uuid>,
+    /// Its topic was made anew: it begins again once it is at its end.
+    anew: bool,
     level: Arc<Level>,
     /// Nothing of it is taken in any more.
     stopping: bool,
@@ -201,7 +217,7 @@ impl Session {
         self.starting.clear();
         self.searches.clear();
         for partition in self.partitions.values_mut() {
-            partition.stopping = true;
+            (partition.stopping, partition.anew) = (true, false);
             let _ = self.engine.send(Input::Stop(partition.slot));
         }
     }
@@ -212,7 +228,10 @@ impl Session {
             Polled::Rebalance(Rebalance::Assigned(partitions)) => self.assigned(partitions)?,
             Polled::Rebalance(Rebalance::Revoked(partitions)) => self.revoked(partitions)?,
             Polled::Rebalance(Rebalance::Lost(partitions)) => self.lost(partitions)?,
-            Polled::OutOfRange => self.look_at_extents(),
+            Polled::OutOfRange => {
+                self.look_at_extents();
+                self.look_for_topics();
+            }
             Polled::TopicMissing => self.look_for_topics(),
             Polled::Standing { connected, ends } => self.standing(connected, &ends),
             Polled::Trouble(reason) => {
@@ -291,13 +310,16 @@ impl Session {
 
     fn event(&mut self, event: Event) -> Result<(), SessionError> {
         match event {
-            Event::Found(at, assignment, offset) if self.starting.get(&at) == Some(&assignment) => {
-                self.begin(at, offset)?;
+            Event::Found(found) if self.starting.get(&found.at) == Some(&found.assignment) => {
+                self.begin(found)?;
             }
-            Event::Found(..) => {}
+            Event::Found(_) => {}
             Event::Engine(report) => self.report(report)?,
             Event::Extents(extents) => self.mend(&extents)?,
-            Event::Missing(topics) => self.tell_missing(topics),
+            Event::Topics(missing, ids) => {
+                self.tell_missing(missing);
+                self.look_whether_anew(&ids);
+            }
         }
         Ok(())
     }
@@ -315,7 +337,11 @@ impl Session {
                 let found = self.partitions.iter().find(|(_, partition)| partition.slot == slot);
                 let Some((at, _)) = found else { return Ok(()) };
                 let at = at.clone();
-                self.remove(&at);
+                if self.remove(&at).is_some_and(|partition| partition.anew) {
+                    self.subscription.unassign(std::slice::from_ref(&at))?;
+                    self.search(vec![at]);
+                    return Ok(());
+                }
                 if let Some(revocation) = &mut self.revocation {
                     revocation.busy.remove(&at);
                 }
@@ -340,19 +366,19 @@ impl Session {
     }
 
     /// It is not ours any more.
-    fn remove(&mut self, at: &TopicPartition) -> Option<Slot> {
+    fn remove(&mut self, at: &TopicPartition) -> Option<Partition> {
         self.group.status.gave_back(at);
-        let slot = self.partitions.remove(at)?.slot;
-        self.full.remove(&slot);
+        let partition = self.partitions.remove(at)?;
+        self.full.remove(&partition.slot);
         self.look_whether_full();
-        Some(slot)
+        Some(partition)
     }
 
     /// Nothing of it counts any more.
     fn lose(&mut self, at: &TopicPartition) {
-        if let Some(slot) = self.remove(at) {
+        if let Some(partition) = self.remove(at) {
             self.positions.remove(at);
-            let _ = self.engine.send(Input::Lose(slot));
+            let _ = self.engine.send(Input::Lose(partition.slot));
         }
     }
 
@@ -363,6 +389,12 @@ impl Session {
             return Ok(());
         }
         tracing::info!(group = &*self.group.name, partitions = names(&partitions), "assigned");
+        self.search(partitions);
+        Ok(())
+    }
+
+    /// For where each begins.
+    fn search(&mut self, partitions: Vec<TopicPartition>) {
         self.group.status.rebalanced();
         self.assignment += 1;
         self.starting.extend(partitions.iter().map(|at| (at.clone(), self.assignment)));
@@ -370,19 +402,20 @@ impl Session {
         let search =
             tokio::spawn(async move { start::find_starts(&group, partitions, assignment, &events).await });
         self.searches.insert(assignment, AbortOnDropHandle::new(search));
-        Ok(())
     }
 
-    fn begin(&mut self, at: TopicPartition, start: i64) -> Result<(), SessionError> {
+    fn begin(&mut self, found: Found) -> Result<(), SessionError> {
+        let Found { at, start, topic_id, .. } = found;
         self.starting.remove(&at);
         self.prune_searches();
         self.slots += 1;
         let (slot, level) = (self.slots, Arc::new(Level::new(self.group.config.batch)));
         self.group.status.assigned(&at, start);
-        let begin = Input::Begin { slot, at: at.clone(), start, level: Arc::clone(&level) };
+        let begin = Input::Begin { slot, at: at.clone(), start, topic_id, level: Arc::clone(&level) };
         let _ = self.engine.send(begin);
         self.subscription.assign(&[(at.clone(), start)])?;
-        let partition = Partition { slot, level, stopping: false, paused: false, next: start };
+        let partition =
+            Partition { slot, topic_id, anew: false, level, stopping: false, paused: false, next: start };
         self.partitions.insert(at, partition);
         Ok(())
     }
@@ -404,7 +437,7 @@ impl Session {
         for at in &partitions {
             self.starting.remove(at);
             if let Some(partition) = self.partitions.get_mut(at) {
-                partition.stopping = true;
+                (partition.stopping, partition.anew) = (true, false);
                 let _ = self.engine.send(Input::Stop(partition.slot));
                 revocation.busy.insert(at.clone());
             }
@@ -504,36 +537,6 @@ impl Session {
             self.group.status.wait_for(KAFKA, &away);
         }
         self.told.away = !connected;
-    }
-
-    fn look_for_topics(&mut self) {
-        if self.topics.as_ref().is_some_and(|task| !task.is_finished()) {
-            return;
-        }
-        let (group, events) = (Arc::clone(&self.group), self.events.clone());
-        let task = tokio::spawn(async move {
-            // No answer: Kafka is away, which is told elsewhere.
-            if let Ok(inventory) = start::inventory(&group.topics, &group.config.topics).await {
-                let _ = events.send(Event::Missing(inventory.missing));
-            }
-        });
-        self.topics = Some(AbortOnDropHandle::new(task));
-    }
-
-    fn tell_missing(&mut self, missing: Vec<String>) {
-        self.group.status.missing(missing.clone());
-        if missing.is_empty() {
-            if self.told.missing.take().is_some() {
-                tracing::info!(group = &*self.group.name, "all topics are there now");
-            }
-            return;
-        }
-        let told = &self.told.missing;
-        if told.as_ref().is_none_or(|(at, what)| *what != missing || at.elapsed() >= TELL_MISSING) {
-            let missing_topics = missing.join(", ");
-            tracing::warn!(group = &*self.group.name, "{missing_topics}: waiting, other topics go on");
-            self.told.missing = Some((Instant::now(), missing));
-        }
     }
 }
 

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::session::{Event, Events};
+use uuid::Uuid;
+
+use super::session::{Event, Events, Found};
 use super::wait::Wait;
 use super::{ConsumerError, Group, SetupError};
 use crate::config::Start;
@@ -11,7 +13,7 @@ use crate::domain::delivery::TopicPartition;
 use crate::domain::start_offset::{Extent, StartOffset};
 use crate::kafka::KafkaFailure;
 use crate::kafka::topics::{TopicState, Topics};
-use crate::pg::consuming::Declared;
+use crate::pg::consuming::{Declared, Settled, Stored};
 
 /// What Kafka has of the group's topics.
 pub(super) struct Inventory {
@@ -98,15 +100,21 @@ async fn find_once(
     events: &Events,
 ) -> Result<(), SetupError> {
     let stored = group.store.positions(&group.config.topics).await?;
-    let committed = group.topics.committed(partitions).await?;
+    let known = Known {
+        stored,
+        committed: group.topics.committed(partitions).await?,
+        ids: group.topics.ids(&group.config.topics).await?,
+    };
     let mut problem = Ok(());
     let mut left = Vec::new();
     for at in partitions.drain(..) {
-        match find(group, &at, &stored, &committed).await {
+        match find(group, &at, &known).await {
             // Without a loop there is nobody to tell.
-            Ok(offset) => drop(events.send(Event::Found(at, assignment, offset))),
+            Ok((start, topic_id)) => {
+                drop(events.send(Event::Found(Found { at, assignment, start, topic_id })))
+            }
             Err(error) => {
-                problem = Err(error.into());
+                problem = Err(error);
                 left.push(at);
             }
         }
@@ -115,16 +123,38 @@ async fn find_once(
     problem
 }
 
-async fn find(
-    group: &Group,
-    at: &TopicPartition,
-    stored: &HashMap<TopicPartition, i64>,
-    committed: &HashMap<TopicPartition, i64>,
-) -> Result<i64, KafkaFailure> {
+/// What the database and Kafka say of the group's partitions, and which topics they are of now.
+struct Known {
+    stored: HashMap<TopicPartition, Stored>,
+    committed: HashMap<TopicPartition, i64>,
+    ids: HashMap<String, Uuid>,
+}
+
+async fn find(group: &Group, at: &TopicPartition, known: &Known) -> Result<(i64, Option<Uuid>), SetupError> {
     let extent = group.topics.extent(at).await?;
-    let start = extent.start(stored.get(at).copied(), committed.get(at).copied());
+    let stored = known.stored.get(at);
+    let before = stored.and_then(|stored| stored.topic_id);
+    // A broker that tells none any more does not make it another.
+    let topic_id = known.ids.get(&*at.0).copied().or(before);
+    let start = if before.is_some() && before != topic_id {
+        StartOffset::Anew { low: extent.low }
+    } else {
+        extent.start(stored.map(|stored| stored.next), known.committed.get(at).copied())
+    };
     tell_reset(&group.name, at, start);
-    Ok(start.offset())
+    if stored.is_none() {
+        let (topic, partition) = (&*at.0, at.1);
+        tracing::info!(
+            group = &*group.name,
+            topic,
+            partition,
+            "new to the group: it is read from its beginning"
+        );
+    }
+    let goes_back = !matches!(start, StartOffset::At(_));
+    let start = start.offset();
+    group.store.settle(&Settled { at, start, topic_id, goes_back }).await?;
+    Ok((start, topic_id))
 }
 
 /// What each of these has now, asked until all have answered.
@@ -136,7 +166,7 @@ pub(super) async fn extents(
     let mut extents = Vec::with_capacity(partitions.len());
     for (at, next) in partitions {
         loop {
-            match group.topics.extent(&at).await {
+            match look_at(group, &at, next).await {
                 Ok(extent) => break extents.push((at, next, extent)),
                 Err(error) => wait.pause(&format!("a position is out of range: {error}")).await,
             }
@@ -146,15 +176,32 @@ pub(super) async fn extents(
     extents
 }
 
+/// A position that the log does not hold goes back in the database too, else it would be there again once the log has grown.
+async fn look_at(group: &Group, at: &TopicPartition, next: i64) -> Result<Extent, SetupError> {
+    let extent = group.topics.extent(at).await?;
+    if let StartOffset::Reset { low: start, .. } = extent.clamp(next) {
+        group.store.settle(&Settled { at, start, topic_id: None, goes_back: true }).await?;
+    }
+    Ok(extent)
+}
+
 /// An offset out of range is never silent.
 pub(super) fn tell_reset(group: &str, (topic, partition): &TopicPartition, start: StartOffset) {
-    if let StartOffset::Reset { wanted, low } = start {
-        tracing::error!(
+    let topic = &**topic;
+    match start {
+        StartOffset::At(_) => {}
+        StartOffset::Reset { wanted, low } => tracing::error!(
             group,
-            topic = &**topic,
+            topic,
             partition,
             "offset {wanted} is not in the log (records have gone by retention, or the topic is another): \
              reading on from the earliest record, {low}"
-        );
+        ),
+        StartOffset::Anew { low } => tracing::error!(
+            group,
+            topic,
+            partition,
+            "the topic was deleted and made anew: it is read from its beginning, {low}"
+        ),
     }
 }

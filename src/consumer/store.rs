@@ -10,7 +10,7 @@ use crate::domain::breaker::Change;
 use crate::domain::delivery::{Delivery, TopicPartition};
 use crate::pg::claims::{self, Claimant, Claimed, Wanted};
 use crate::pg::completing::{self, Completion, LookedFor, Scope, Standing};
-use crate::pg::consuming::{self, Declared};
+use crate::pg::consuming::{self, Declared, Settled, Stored};
 use crate::pg::control::{self, Member, Orders};
 use crate::pg::effect::{self, Affected, Effect};
 use crate::pg::failing;
@@ -71,10 +71,20 @@ impl Store {
         self.pool.ask(PATIENCE, call).await
     }
 
-    pub(super) async fn positions(&self, topics: &[String]) -> Result<HashMap<TopicPartition, i64>, PgError> {
+    pub(super) async fn positions(
+        &self,
+        topics: &[String],
+    ) -> Result<HashMap<TopicPartition, Stored>, PgError> {
         let call = async |client: &mut Lent| {
             consuming::positions(client, &self.group, &self.cluster_id, topics).await
         };
+        self.pool.ask(PATIENCE, call).await
+    }
+
+    /// See `consuming::settle`.
+    pub(super) async fn settle(&self, settled: &Settled<'_>) -> Result<(), PgError> {
+        let call =
+            async |client: &mut Lent| consuming::settle(client, &self.group, &self.cluster_id, settled).await;
         self.pool.ask(PATIENCE, call).await
     }
 

@@ -16,12 +16,16 @@ pub enum StartOffset {
         wanted: i64,
         low: i64,
     },
+    /// The topic was deleted and made anew: its beginning.
+    Anew {
+        low: i64,
+    },
 }
 
 impl StartOffset {
     pub fn offset(self) -> i64 {
         match self {
-            Self::At(offset) | Self::Reset { low: offset, .. } => offset,
+            Self::At(offset) | Self::Reset { low: offset, .. } | Self::Anew { low: offset } => offset,
         }
     }
 }

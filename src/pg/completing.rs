@@ -60,15 +60,15 @@ statements! {
     /// others from the same messages.
     DURABLE = "select outboxd.durable(), set_config('idle_in_transaction_session_timeout', '10s', true)";
 
-    /// Rises only, whoever is late.
+    /// Rises only, whoever is late; of another topic than it is of now it says nothing.
     MOVE = "
-        insert into outboxd.group_positions as p (consumer_group, cluster_id, topic, partition, next_offset)
-        select $1, $2, at.topic, at.partition, at.next_offset
-        from unnest($3::text[], $4::integer[], $5::bigint[]) as at (topic, partition, next_offset)
+        insert into outboxd.group_positions as p (consumer_group, cluster_id, topic, partition, next_offset, topic_id)
+        select $1, $2, at.topic, at.partition, at.next_offset, at.topic_id
+        from unnest($3::text[], $4::integer[], $5::bigint[], $6::uuid[]) as at (topic, partition, next_offset, topic_id)
         order by at.topic, at.partition
         on conflict (consumer_group, cluster_id, topic, partition)
         do update set next_offset = excluded.next_offset, updated_at = clock_timestamp()
-        where p.next_offset < excluded.next_offset";
+        where p.next_offset < excluded.next_offset and p.topic_id is not distinct from excluded.topic_id";
 }
 
 /// Whose evidence it is.
@@ -179,7 +179,15 @@ pub struct Completion {
     pub released: Vec<Claim>,
     /// In doubt no more.
     pub cleared: Vec<Uuid>,
-    pub positions: Vec<(TopicPartition, i64)>,
+    pub positions: Vec<Position>,
+}
+
+/// How far a group is in a partition of that topic.
+#[derive(Clone, Debug)]
+pub struct Position {
+    pub at: TopicPartition,
+    pub topic_id: Option<Uuid>,
+    pub next: i64,
 }
 
 impl Completion {
@@ -332,16 +340,17 @@ pub async fn write(
 async fn move_to(
     transaction: &impl GenericClient,
     scope: Scope<'_>,
-    positions: &[(TopicPartition, i64)],
+    positions: &[Position],
 ) -> Result<(), PgError> {
     if positions.is_empty() {
         return Ok(());
     }
-    let topics: Vec<&str> = positions.iter().map(|((topic, _), _)| &**topic).collect();
-    let partitions: Vec<i32> = positions.iter().map(|((_, partition), _)| *partition).collect();
-    let offsets: Vec<i64> = positions.iter().map(|(_, next)| *next).collect();
+    let topics: Vec<&str> = positions.iter().map(|position| &*position.at.0).collect();
+    let partitions: Vec<i32> = positions.iter().map(|position| position.at.1).collect();
+    let offsets: Vec<i64> = positions.iter().map(|position| position.next).collect();
+    let ids: Vec<Option<Uuid>> = positions.iter().map(|position| position.topic_id).collect();
     let statement = transaction.prepare_cached(MOVE).await?;
     let Scope { group, cluster_id, .. } = scope;
-    transaction.execute(&statement, &[&group, &cluster_id, &topics, &partitions, &offsets]).await?;
+    transaction.execute(&statement, &[&group, &cluster_id, &topics, &partitions, &offsets, &ids]).await?;
     Ok(())
 }

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use deadpool_postgres::GenericClient;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
+use uuid::Uuid;
 
 use super::connect::PgError;
 use super::pool::Lent;
@@ -29,8 +30,18 @@ statements! {
         from unnest($3::text[], $4::integer[], $5::bigint[]) as at (topic, partition, next_offset)
         on conflict do nothing";
 
+    /// At an assignment. The one way for a consumer to set a position back: if the topic is another, or its log does not
+    /// hold it any more.
+    SETTLE = "
+        insert into outboxd.group_positions as p (consumer_group, cluster_id, topic, partition, next_offset, topic_id)
+        select $1, $2, $3, $4, $5, $6 where outboxd.durable()
+        on conflict (consumer_group, cluster_id, topic, partition) do update set
+          next_offset = case when $7 then excluded.next_offset else p.next_offset end,
+          topic_id = coalesce(excluded.topic_id, p.topic_id), updated_at = clock_timestamp()
+        where $7 or p.topic_id is distinct from excluded.topic_id";
+
     POSITIONS = "
-        select topic, partition, next_offset from outboxd.group_positions
+        select topic, partition, next_offset, topic_id from outboxd.group_positions
         where consumer_group = $1 and cluster_id = $2 and topic = any($3)";
 
     FUNCTION_EXISTS = "select to_regprocedure($1 || '(outboxd.delivery)') is not null";
@@ -107,15 +118,49 @@ pub async fn subscribe(client: &Client, group: &str, topics: &[String]) -> Resul
     Ok(())
 }
 
+/// Where the group stands in a partition.
+#[derive(Clone, Copy, Debug)]
+pub struct Stored {
+    pub next: i64,
+    /// Of the topic; `None` if the broker told none.
+    pub topic_id: Option<Uuid>,
+}
+
 /// Where the group stands, by topic and partition.
 pub async fn positions(
     client: &Client,
     group: &str,
     cluster_id: &str,
     topics: &[String],
-) -> Result<HashMap<TopicPartition, i64>, PgError> {
+) -> Result<HashMap<TopicPartition, Stored>, PgError> {
     let rows = client.query(POSITIONS, &[&group, &cluster_id, &topics]).await?;
-    Ok(rows.iter().map(|row| ((Arc::from(row.get::<_, &str>(0)), row.get(1)), row.get(2))).collect())
+    let position = |row: &Row| {
+        let at = (Arc::from(row.get::<_, &str>(0)), row.get(1));
+        (at, Stored { next: row.get(2), topic_id: row.get(3) })
+    };
+    Ok(rows.iter().map(position).collect())
+}
+
+/// Where the group begins in a partition that it was assigned, and of which topic that is.
+#[derive(Clone, Debug)]
+pub struct Settled<'a> {
+    pub at: &'a TopicPartition,
+    pub start: i64,
+    pub topic_id: Option<Uuid>,
+    /// What is stored is no place in this log: it goes back to the start.
+    pub goes_back: bool,
+}
+
+/// Stores it.
+pub async fn settle(
+    client: &Client,
+    group: &str,
+    cluster_id: &str,
+    settled: &Settled<'_>,
+) -> Result<(), PgError> {
+    let Settled { at: (topic, partition), start, topic_id, goes_back } = settled;
+    client.execute(SETTLE, &[&group, &cluster_id, &&**topic, partition, start, topic_id, goes_back]).await?;
+    Ok(())
 }
 
 /// Is there a function of that name that takes an `outboxd.delivery`?

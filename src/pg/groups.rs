@@ -67,7 +67,7 @@ statements! {
         select $1, $2, at.topic, at.partition, at.next_offset
         from unnest($3::text[], $4::integer[], $5::bigint[]) as at (topic, partition, next_offset)
         on conflict (consumer_group, cluster_id, topic, partition)
-        do update set next_offset = excluded.next_offset, updated_at = clock_timestamp()";
+        do update set next_offset = excluded.next_offset, topic_id = null, updated_at = clock_timestamp()";
 
     HANDLED_FROM = "
         select count(*) from unnest($2::text[], $3::integer[], $4::bigint[]) as at (topic, partition, first)

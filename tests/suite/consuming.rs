@@ -434,24 +434,81 @@ async fn a_topic_that_is_missing_is_waited_for_while_others_go_on() {
 }
 
 #[tokio::test]
-async fn a_topic_made_anew_is_read_from_its_beginning() {
+async fn a_topic_made_anew_is_read_from_its_beginning_however_long_it_is() {
+    for (stopped, count) in [(false, 3), (false, 15), (true, 15)] {
+        let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
+        let topic = kafka.topic(1).await;
+        let receiver = Receiver::default();
+        let (url, group) = (receiver.clone().listen().await, unique("orders"));
+        let start = || Consumer::start(&database.agent_url(), kafka, &group, &posting(&[&topic], &url));
+        let mut consumer = Some(start());
+        for n in 0..10 {
+            kafka.produce(&topic, None, Some(format!("old {n}").as_bytes()), &[]).await;
+        }
+        eventually("the old ones are handled", PATIENCE, async || evidence(&database).await == 10).await;
+        if stopped {
+            consumer.take().unwrap().drained().await;
+        }
+        kafka.delete_topic(&topic).await;
+        kafka.create_topic(&topic, 1, &[]).await;
+        for n in 0..count {
+            kafka.produce(&topic, None, Some(format!("new {n}").as_bytes()), &[]).await;
+        }
+        let consumer = consumer.unwrap_or_else(start);
+        eventually("the new ones are handled", PATIENCE, async || evidence(&database).await == 10 + count)
+            .await;
+        let position = "select next_offset from outboxd.group_positions";
+        eventually("its position is of the new one", PATIENCE, async || {
+            database.count(position).await == count
+        })
+        .await;
+        consumer.drained().await;
+    }
+}
+
+#[tokio::test]
+async fn a_partition_that_appears_later_is_read_from_its_beginning() {
     let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
     let topic = kafka.topic(1).await;
     let receiver = Receiver::default();
     let url = receiver.clone().listen().await;
-    let consumer =
-        Consumer::start(&database.agent_url(), kafka, &unique("orders"), &posting(&[&topic], &url));
-    for n in 0..10 {
-        kafka.produce(&topic, None, Some(format!("old {n}").as_bytes()), &[]).await;
+    let settings = format!(
+        "start = \"latest\"\n{}\n[kafka.consumer]\n\"topic.metadata.refresh.interval.ms\" = 500",
+        posting(&[&topic], &url)
+    );
+    let consumer = Consumer::start(&database.agent_url(), kafka, &unique("orders"), &settings);
+    consumer.assigned(1).await;
+    kafka.add_partitions(&topic, 3).await;
+    // Most of them before the group knows of the partition.
+    for n in 0..30 {
+        kafka.produce(&topic, Some(&format!("k{n}")), Some(format!("m{n}").as_bytes()), &[]).await;
     }
-    eventually("the old ones are handled", PATIENCE, async || evidence(&database).await == 10).await;
-    kafka.delete_topic(&topic).await;
-    kafka.create_topic(&topic, 1, &[]).await;
-    for n in 0..3 {
-        kafka.produce(&topic, None, Some(format!("new {n}").as_bytes()), &[]).await;
-    }
-    eventually("the new ones are handled", PATIENCE, async || evidence(&database).await == 13).await;
+    eventually("all are handled", PATIENCE, async || evidence(&database).await == 30).await;
+    let partitions = "select count(*) from outboxd.group_positions where topic_id is not null";
+    assert_eq!(database.count(partitions).await, 3);
     consumer.drained().await;
+}
+
+#[tokio::test]
+async fn records_that_went_by_retention_are_passed_over_aloud() {
+    let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
+    let (topic, group) = (kafka.topic(1).await, unique("orders"));
+    let outboxd = Outboxd::new(&database, kafka).group(&group, &topic, "kind = \"log\"");
+    let first = outboxd.consumer(&[&group]);
+    for n in 0..3 {
+        kafka.produce(&topic, None, Some(format!("handled {n}").as_bytes()), &[]).await;
+    }
+    eventually("the first ones are handled", PATIENCE, async || evidence(&database).await == 3).await;
+    first.terminate();
+    assert_eq!(first.wait_exit().await, Some(0));
+    for n in 0..5 {
+        kafka.produce(&topic, None, Some(format!("gone {n}").as_bytes()), &[]).await;
+    }
+    kafka.delete_records(&topic, 0, 8).await;
+    kafka.produce(&topic, None, Some(b"left"), &[]).await;
+    let second = outboxd.consumer(&[&group]);
+    second.wait_for_line("offset 3 is not in the log").await;
+    eventually("what is left is handled", PATIENCE, async || evidence(&database).await == 4).await;
 }
 
 #[tokio::test]

@@ -5,7 +5,9 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaError;
@@ -173,6 +175,24 @@ impl Kafka {
             self.leaders(name).await == Some(partitions)
         })
         .await;
+    }
+
+    /// Raises the number of its partitions to that.
+    pub async fn add_partitions(&self, topic: &str, count: i32) {
+        let more = NewPartitions::new(topic, usize::try_from(count).unwrap());
+        let made = self.admin.create_partitions(&[more], &AdminOptions::new()).await.unwrap();
+        made.into_iter().collect::<Result<Vec<_>, _>>().unwrap();
+        eventually(&format!("topic {topic} has {count} partitions"), ANSWER, async || {
+            self.leaders(topic).await == Some(count)
+        })
+        .await;
+    }
+
+    /// As retention does: its log begins at that offset now.
+    pub async fn delete_records(&self, topic: &str, partition: i32, before: i64) {
+        let mut list = rdkafka::TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, rdkafka::Offset::Offset(before)).unwrap();
+        self.admin.delete_records(&list, &AdminOptions::new()).await.unwrap();
     }
 
     /// Deletes it; gone when this returns.

@@ -10,6 +10,8 @@ use super::gathering::{self, Trace, Written};
 use super::message::Message;
 use super::{Engine, Id, Report, Slot};
 use crate::consumer::Tally;
+use crate::domain::delivery::TopicPartition;
+use crate::pg::completing::Position;
 
 impl Engine {
     /// At once if there is enough, or nothing that it could wait for; else when it is due.
@@ -43,7 +45,8 @@ impl Engine {
         touched.dedup();
         for slot in touched {
             if let Some(partition) = self.partitions.get_mut(&slot) {
-                let position = (partition.at.clone(), partition.watermark.next());
+                let (at, topic_id) = (partition.at.clone(), partition.topic_id);
+                let position = Position { at, topic_id, next: partition.watermark.next() };
                 gathering.completion.positions.push(position);
             }
             self.look_for_room(slot);
@@ -58,9 +61,11 @@ impl Engine {
             completion.finished.iter().filter(|finished| finished.duplicate_of.is_some()).count();
         self.group.status.count(Tally::Duplicate, duplicates);
         self.group.status.count(Tally::Processed, completion.finished.len() - duplicates);
-        self.group.status.completed(&completion.positions);
-        if !completion.positions.is_empty() {
-            self.reporter.tell(Report::Completed(completion.positions));
+        let positions: Vec<(TopicPartition, i64)> =
+            completion.positions.into_iter().map(|position| (position.at, position.next)).collect();
+        self.group.status.completed(&positions);
+        if !positions.is_empty() {
+            self.reporter.tell(Report::Completed(positions));
         }
         for message in held {
             self.gathering.leave(Trace::of(&message));
