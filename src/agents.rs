@@ -20,6 +20,9 @@ use crate::pg::{Connector, PgError, inspect};
 /// After a beat that did not arrive.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
+/// How often it is looked for orders.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// A beat that takes longer is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -48,6 +51,8 @@ pub struct Member {
     pub id: Uuid,
     /// As registered: another live agent may have had the name that was asked for.
     pub name: String,
+    /// An operator has taken it out of service.
+    pub ordered_out: watch::Receiver<bool>,
     status: watch::Sender<Status>,
     pulse: Arc<Pulse>,
     beats: AbortOnDropHandle<()>,
@@ -100,6 +105,7 @@ pub async fn join(
     registration.name.clone_from(&name);
     registration.name_is_chosen = true;
     let (status, watched) = watch::channel(Status::Active);
+    let (out, ordered_out) = watch::channel(false);
     let pulse = Arc::new(Pulse(Mutex::new((Instant::now(), None))));
     let id = registration.id;
     let beats = Beats {
@@ -108,9 +114,10 @@ pub async fn join(
         registration,
         document,
         pulse: Arc::clone(&pulse),
+        out,
     };
     let beats = AbortOnDropHandle::new(tokio::spawn(beats.run(watched)));
-    Ok(Member { id, name, status, pulse, beats })
+    Ok(Member { id, name, ordered_out, status, pulse, beats })
 }
 
 impl Member {
@@ -136,21 +143,26 @@ struct Beats {
     registration: Registration,
     document: Document,
     pulse: Arc<Pulse>,
+    out: watch::Sender<bool>,
 }
 
 impl Beats {
     async fn run(mut self, mut status: watch::Receiver<Status>) {
-        let mut pause = self.registration.heartbeat;
+        let mut due = tokio::time::Instant::now() + self.registration.heartbeat;
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep_until(due) => {}
                 changed = status.changed() => if changed.is_err() { return },
                 // The next beat finds out whether the database is there, soon.
                 () = closed(&mut self.connection) => {
                     self.connection = None;
-                    pause = pause.min(TRY_AGAIN_AFTER);
+                    due = due.min(tokio::time::Instant::now() + TRY_AGAIN_AFTER);
                     continue;
                 }
+                // Told by a beat at once.
+                _ = looks.tick() => if !self.hears_of_an_order().await { continue },
             }
             let now = *status.borrow_and_update();
             let trouble = match tokio::time::timeout(PATIENCE, self.beat(now)).await {
@@ -161,18 +173,33 @@ impl Beats {
             if let Some(trouble) = trouble {
                 self.connection = None;
                 self.pulse.missed(trouble);
-                pause = TRY_AGAIN_AFTER;
+                due = tokio::time::Instant::now() + TRY_AGAIN_AFTER;
                 continue;
             }
             self.pulse.arrived();
-            pause = self.registration.heartbeat;
+            due = tokio::time::Instant::now() + self.registration.heartbeat;
             if now == Status::Stopped {
                 return;
             }
         }
     }
 
+    /// Says whether there is another one than before. No answer is no order.
+    async fn hears_of_an_order(&self) -> bool {
+        let Some(client) = &self.connection else { return false };
+        let asked =
+            tokio::time::timeout(PATIENCE, agents::is_ordered_out(client, self.registration.id)).await;
+        let Ok(Ok(is_out)) = asked else { return false };
+        let is_new = self.out.send_if_modified(|out| std::mem::replace(out, is_out) != is_out);
+        if is_new {
+            let what = if is_out { "out of service" } else { "in service again" };
+            tracing::info!("this agent is {what}, by an operator's order");
+        }
+        is_new
+    }
+
     async fn beat(&mut self, status: Status) -> Result<(), PgError> {
+        let status = if status == Status::Active && *self.out.borrow() { Status::Draining } else { status };
         let client = match &mut self.connection {
             Some(client) => client,
             none => none.insert(agents::connect(&self.connector).await?),

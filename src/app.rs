@@ -67,6 +67,7 @@ async fn run_producer(config: Config, lifecycle: Lifecycle) -> anyhow::Result<Ex
         settings: daemon.config.producer.clone(),
         topics: daemon.config.topics.clone(),
         status,
+        ordered_out: member.ordered_out.clone(),
     };
     // A task: it is then woken on the thread that has waited for its database's answer.
     let running = AbortOnDropHandle::new(tokio::spawn(async move { relay.run(&lifecycle.drain).await }));

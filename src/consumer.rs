@@ -44,6 +44,9 @@ use wait::Wait;
 /// Between two memberships, after one that could not go on.
 const BACKOFF: Backoff = Backoff { first: Duration::from_secs(1), max: Duration::from_secs(30) };
 
+/// Who waits while this agent is out of service.
+const SERVICE: &str = "service";
+
 /// Who waits before the first join.
 const SET_UP: &str = "set-up";
 
@@ -180,8 +183,19 @@ async fn work(context: GroupContext, drain: &CancellationToken) -> Result<(), Co
 async fn be_member(group: &Arc<Group>, drain: &CancellationToken) {
     let mut failures = 0;
     while !drain.is_cancelled() {
+        if group.control.heard.borrow().ordered_out {
+            stay_out(group, drain).await;
+            continue;
+        }
+        let leave = drain.child_token();
+        let (mut heard, ordered) = (group.control.heard.clone(), leave.clone());
+        let _watching = AbortOnDropHandle::new(tokio::spawn(async move {
+            if heard.wait_for(|heard| heard.ordered_out).await.is_ok() {
+                ordered.cancel();
+            }
+        }));
         let started = tokio::time::Instant::now();
-        let Err(error) = session::work(group, drain).await else { return };
+        let Err(error) = session::work(group, &leave).await else { continue };
         failures = if started.elapsed() > BACKOFF.max { 1 } else { failures + 1 };
         tracing::error!(group = &*group.name, failures, "the group joins again: {error}");
         group.status.wait_for("membership", &error.to_string());
@@ -190,6 +204,20 @@ async fn be_member(group: &Arc<Group>, drain: &CancellationToken) {
             () = drain.cancelled() => {}
         }
     }
+}
+
+/// Until it is in service again: its partitions are others' meanwhile.
+async fn stay_out(group: &Group, drain: &CancellationToken) {
+    tracing::info!(group = &*group.name, "out of service by an operator's order: it has left the group");
+    let mut heard = group.control.heard.clone();
+    loop {
+        group.status.wait_for(SERVICE, "an operator has taken this agent out of service");
+        tokio::select! {
+            changed = heard.changed() => if changed.is_err() || !heard.borrow().ordered_out { break },
+            () = drain.cancelled() => break,
+        }
+    }
+    group.status.go_on(SERVICE);
 }
 
 /// Everything before the first join. What only the operator can mend is an error, the rest is waited for.

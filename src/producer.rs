@@ -19,7 +19,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use confirmed::Confirmed;
 pub use status::RelayStatus;
@@ -33,6 +35,9 @@ use crate::pg::lanes::LaneError;
 /// Between sessions that fail.
 const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(5) };
 
+/// One that is out of service says so again and again: it lives.
+const STAY_OUT: Duration = Duration::from_secs(5);
+
 /// What a relay works with.
 pub struct Relay {
     /// The agent's name, shown as the owner of its lanes.
@@ -42,6 +47,8 @@ pub struct Relay {
     pub settings: config::Producer,
     pub topics: config::Topics,
     pub status: Arc<RelayStatus>,
+    /// An operator has taken this agent out of service: it owns no lanes then.
+    pub ordered_out: watch::Receiver<bool>,
 }
 
 /// Why a session with its lanes ended.
@@ -76,9 +83,20 @@ impl Relay {
         let (confirmed, mut former) = (Confirmed::default(), HashMap::new());
         let mut failures = 0_u32;
         while !drain.is_cancelled() {
+            if *self.ordered_out.borrow() {
+                self.stay_out(drain).await;
+                continue;
+            }
+            let leave = drain.child_token();
+            let (mut ordered_out, ordered) = (self.ordered_out.clone(), leave.clone());
+            let _watching = AbortOnDropHandle::new(tokio::spawn(async move {
+                if ordered_out.wait_for(|out| *out).await.is_ok() {
+                    ordered.cancel();
+                }
+            }));
             let before = self.status.total();
-            let error = match session::work(self, &confirmed, &mut former, drain).await {
-                Ok(()) => return,
+            let error = match session::work(self, &confirmed, &mut former, &leave).await {
+                Ok(()) => continue,
                 Err(error) => error,
             };
             failures = if self.status.total() > before { 1 } else { failures + 1 };
@@ -91,6 +109,21 @@ impl Relay {
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
                 () = drain.cancelled() => {}
+            }
+        }
+    }
+
+    /// Until it is in service again.
+    async fn stay_out(&self, drain: &CancellationToken) {
+        let mut ordered_out = self.ordered_out.clone();
+        let back = ordered_out.wait_for(|out| !*out);
+        tokio::pin!(back);
+        loop {
+            self.status.wait_for("an operator, who has taken this agent out of service".into());
+            tokio::select! {
+                _ = &mut back => return,
+                () = drain.cancelled() => return,
+                () = tokio::time::sleep(STAY_OUT) => {}
             }
         }
     }

@@ -6,11 +6,12 @@ use uuid::Uuid;
 use super::confirm::confirm;
 use super::global::{Global, connect, connect_to_look};
 use super::output::{self, maybe};
+use super::retry::operator::operator;
 use crate::failure::{Exit, Failure};
 use crate::pg::agents::{self, Agent};
 use crate::pg::connect::Connection;
 
-/// Look at the agents: who is alive, and how well; remove the dead
+/// Look at the agents: who is alive, and how well; take one out of service and back; remove the dead
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  outboxd agents list")]
 pub struct Options {
@@ -39,6 +40,20 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Take one out of service: it finishes what runs, others take its work over, the process stays
+    #[command(after_help = "Example:\n  outboxd agents drain relay-1")]
+    Drain {
+        /// Its id, or its name: the one of that name that was heard last
+        #[arg(value_name = "ID or NAME")]
+        agent: String,
+    },
+    /// Put one back into service
+    #[command(after_help = "Example:\n  outboxd agents resume relay-1")]
+    Resume {
+        /// Its id, or its name: the one of that name that was heard last
+        #[arg(value_name = "ID or NAME")]
+        agent: String,
+    },
     /// Remove those that are stopped or inactive
     ///
     /// One that lives after all registers anew with its next heartbeat.
@@ -57,7 +72,9 @@ impl Options {
     pub async fn run(&self, global: &Global) -> anyhow::Result<Exit> {
         let config = global.load()?.config;
         let client = match self.command {
-            Command::Prune { .. } => connect(&config, "agents").await?,
+            Command::Prune { .. } | Command::Drain { .. } | Command::Resume { .. } => {
+                connect(&config, "agents").await?
+            }
             Command::List { .. } | Command::Show { .. } => connect_to_look(&config, "agents").await?,
         };
         let agents = agents::list(&client).await?;
@@ -71,12 +88,25 @@ impl Options {
                     .collect();
                 prune(&client, &dead, *dry_run, *yes).await?;
             }
+            Command::Drain { agent } => {
+                let found = find(agents, agent)?;
+                let said = if ["stopped", "inactive"].contains(&&*found.state) {
+                    "has ended: there is nothing to take out of service"
+                } else if agents::drain(&client, found.id, &operator()).await? {
+                    "goes out of service within a second or two; `outboxd agents list` shows when it has"
+                } else {
+                    "was out of service already"
+                };
+                output::line(&format!("agent {} {said}", found.name))?;
+            }
+            Command::Resume { agent } => {
+                let found = find(agents, agent)?;
+                let is_new = agents::resume(&client, found.id, &operator()).await?;
+                let said = if is_new { "is put back into service" } else { "was in service" };
+                output::line(&format!("agent {} {said}", found.name))?;
+            }
             Command::Show { agent, json } => {
-                let found = find(agents, agent).ok_or_else(|| {
-                    Failure::not_found(format!(
-                        "no agent `{agent}`; `outboxd agents list` shows those there are"
-                    ))
-                })?;
+                let found = find(agents, agent)?;
                 if *json { output::json(&found)? } else { output::line(&describe(&found))? }
             }
         }
@@ -102,10 +132,14 @@ async fn prune(client: &Connection, dead: &[Agent], dry_run: bool, yes: bool) ->
     Ok(output::line(&format!("{removed} agents removed"))?)
 }
 
-fn find(agents: Vec<Agent>, wanted: &str) -> Option<Agent> {
+fn find(agents: Vec<Agent>, wanted: &str) -> Result<Agent, Failure> {
     let id = Uuid::parse_str(wanted).ok();
     let named = |agent: &Agent| Some(agent.id) == id || agent.name == wanted;
-    agents.into_iter().filter(named).max_by_key(|agent| (Some(agent.id) == id, agent.last_heartbeat_at))
+    let found =
+        agents.into_iter().filter(named).max_by_key(|agent| (Some(agent.id) == id, agent.last_heartbeat_at));
+    found.ok_or_else(|| {
+        Failure::not_found(format!("no agent `{wanted}`; `outboxd agents list` shows those there are"))
+    })
 }
 
 fn row(agent: &Agent) -> [String; 10] {
@@ -173,7 +207,7 @@ mod tests {
     fn a_name_means_the_one_heard_last_and_an_id_beats_a_name() {
         let all =
             || vec![agent(1, "a", 30), agent(2, "a", 20), agent(3, &Uuid::from_u128(2).to_string(), 90)];
-        let found = |wanted: &str| find(all(), wanted).map(|agent| agent.id.as_u128());
+        let found = |wanted: &str| find(all(), wanted).ok().map(|agent| agent.id.as_u128());
         assert_eq!((found("a"), found("b")), (Some(1), None));
         assert_eq!(found(&Uuid::from_u128(2).to_string()), Some(2));
     }

@@ -23,6 +23,8 @@ const BEATS: usize = 60;
 pub(super) struct Heard {
     /// Why nothing may start.
     pub(super) closed: Option<String>,
+    /// This agent is out of service: it leaves the group until it is back.
+    pub(super) ordered_out: bool,
     pub(super) breaker_reason: Option<String>,
     pub(super) members: i64,
 }
@@ -30,8 +32,14 @@ pub(super) struct Heard {
 impl Heard {
     fn new(orders: Orders) -> Self {
         let paused = orders.paused_by.map(|by| format!("paused by {by}"));
-        let closed = paused.or_else(|| orders.drain.then(|| "this agent is ordered to drain".to_owned()));
-        Self { closed, breaker_reason: orders.breaker_reason, members: orders.members.max(1) }
+        let closed = paused
+            .or_else(|| orders.drain.then(|| "an operator has taken this agent out of service".to_owned()));
+        Self {
+            closed,
+            ordered_out: orders.drain,
+            breaker_reason: orders.breaker_reason,
+            members: orders.members.max(1),
+        }
     }
 }
 
@@ -106,7 +114,8 @@ pub(super) struct Desk {
 
 pub(super) fn control(group: &str, breaker: config::group::Breaker) -> (Control, Desk) {
     let (changes, told) = mpsc::unbounded_channel();
-    let (orders, heard) = watch::channel(Heard { closed: None, breaker_reason: None, members: 1 });
+    let (orders, heard) =
+        watch::channel(Heard { closed: None, ordered_out: false, breaker_reason: None, members: 1 });
     let control = Control {
         group: group.to_owned(),
         pause: breaker.pause,

@@ -295,3 +295,70 @@ async fn beats_are_kept_for_a_day() {
     assert_eq!(older("22 hours").await, 1);
     eventually("new beats are kept", SOON, async || beats(&database).await >= 3).await;
 }
+
+/// Drains one, waits until it says so, and puts it back.
+async fn in_and_out(
+    database: &Database,
+    outboxd: &Outboxd,
+    name: &str,
+    obeyed: impl AsyncFn() -> bool,
+    back: impl AsyncFn() -> bool,
+) {
+    let operator = Outboxd::without_kafka(database).postgres_url(&database.operator_url());
+    let order = async |order: &str| operator.run(&["agents", order, name]).await;
+    assert_eq!(order("drain").await.code, 0);
+    becomes(database, name, "draining").await;
+    eventually("others have its work", SOON, async || obeyed().await).await;
+    assert!(order("drain").await.stdout.contains("already"));
+    let agent = list(outboxd).await.into_iter().find(|agent| agent["name"] == name).unwrap();
+    assert_eq!(agent["state"], "draining");
+    assert_eq!(order("resume").await.code, 0);
+    becomes(database, name, "active").await;
+    eventually("it takes part again", SOON, async || back().await).await;
+    assert_eq!(operator.run(&["agents", "drain", "nobody"]).await.code, 4);
+    let recorded = "select array_agg(command || ': ' || result order by id) from outboxd.operations";
+    let recorded: Vec<String> = database.query_one(recorded, &[]).await.get(0);
+    assert_eq!(
+        recorded,
+        ["agents drain: done", "agents drain: it was out of service already", "agents resume: done"]
+    );
+}
+
+#[tokio::test]
+async fn a_producer_out_of_service_owns_no_lane_and_takes_part_again() {
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    let outboxd = outboxd(&database, kafka).set("producer.lease = \"10m\"");
+    let named = |name: &str| outboxd.daemon(&["producer", "--name", name]);
+    let first = named("first");
+    let owned = async |name: &str| {
+        database
+            .query_one("select count(*) from outboxd.lanes where agent = $1", &[&name])
+            .await
+            .get::<_, i64>(0)
+    };
+    eventually("it owns all", SOON, async || owned("first").await == 3).await;
+    let _second = named("second");
+    eventually("they share", SOON, async || owned("second").await == 1).await;
+    let out = async || owned("first").await == 0 && owned("second").await == 3;
+    in_and_out(&database, &outboxd, "first", out, async || owned("first").await > 0).await;
+    assert!(first.is_running());
+}
+
+#[tokio::test]
+async fn a_consumer_out_of_service_gives_its_partitions_to_others_and_takes_part_again() {
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    let (topic, group) = (kafka.topic(2).await, format!("service-{:08x}", fastrand::u32(..)));
+    let outboxd = outboxd(&database, kafka).group(&group, &topic, "kind = \"log\"");
+    let named = |name: &str| outboxd.daemon(&["consumer", "--group", &group, "--name", name]);
+    let (first, _second) = (named("first"), named("second"));
+    let assigned = async |name: &str| {
+        let agents = list(&outboxd).await;
+        let agent = agents.into_iter().find(|agent| agent["name"] == name);
+        agent.and_then(|agent| agent["health"]["assigned_partitions"].as_u64())
+    };
+    let shared = async || assigned("first").await == Some(1) && assigned("second").await == Some(1);
+    eventually("they share", SOON, shared).await;
+    let out = async || assigned("first").await == Some(0) && assigned("second").await == Some(2);
+    in_and_out(&database, &outboxd, "first", out, async || assigned("first").await == Some(1)).await;
+    assert!(first.is_running());
+}
