@@ -111,7 +111,7 @@ async fn find_once(
         match find(group, &at, &known).await {
             // Without a loop there is nobody to tell.
             Ok((start, topic_id)) => {
-                drop(events.send(Event::Found(Found { at, assignment, start, topic_id })))
+                drop(events.send(Event::Found(Found { at, assignment, start, topic_id })));
             }
             Err(error) => {
                 problem = Err(error);
