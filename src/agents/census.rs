@@ -105,6 +105,8 @@ impl Census {
         let metrics = &self.metrics;
         let agents = census::agents(client).await?;
         let silence = census::silence(client).await?;
+        let mismatch = census::mismatch(client).await?;
+        metrics.config_mismatch.get_or_create(&Alone).set(mismatch);
         metrics.agents.clear();
         for (role, status) in ROLES.iter().flat_map(|role| STATES.map(|status| (*role, status))) {
             drop(metrics.agents.get_or_create(&RoleStatus { role: role.into(), status: status.into() }));
@@ -151,6 +153,7 @@ impl Census {
         }
         metrics.parked_messages.clear();
         metrics.agents.clear();
+        metrics.config_mismatch.clear();
         metrics.retention_blocked.clear();
         for family in
             [&metrics.oldest_pending_age, &metrics.oldest_transaction_age, &metrics.agent_heartbeat_age]

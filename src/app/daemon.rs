@@ -48,6 +48,7 @@ pub(super) struct Daemon {
 
 /// What the health report is made of.
 struct Board {
+    fingerprint: String,
     roles: Vec<Arc<dyn Role>>,
     runner: Arc<RunnerStatus>,
     metrics: Arc<Metrics>,
@@ -117,8 +118,17 @@ impl Board {
                 document.extend(part);
             }
         }
+        document.insert("config".into(), Value::from(self.fingerprint.clone()));
         Value::Object(document)
     }
+}
+
+/// Of what a file says for the whole cluster: agents whose files differ in it are told apart by this.
+fn fingerprint(config: &Config) -> String {
+    let groups: Vec<_> =
+        config.groups.iter().map(|(name, group)| (name, &group.topics, group.retry)).collect();
+    let said = format!("{:?}", (&config.retention, groups, &config.jobs));
+    format!("{:016x}", xxhash_rust::xxh3::xxh3_64(said.as_bytes()))
 }
 
 /// Why a start is not possible yet, or never.
@@ -152,6 +162,7 @@ impl Daemon {
         let version = Version { version: env!("CARGO_PKG_VERSION") };
         metrics.build_info.get_or_create(&version).set(1);
         let board = Arc::new(Board {
+            fingerprint: fingerprint(&config),
             roles: vitals,
             runner: Arc::clone(&runner),
             metrics,
@@ -420,6 +431,7 @@ mod tests {
 
     fn report(start_waits: bool, since_turn: Duration, waiting_for: Option<&'static str>) -> Report {
         let board = Board {
+            fingerprint: String::new(),
             roles: vec![Arc::new(Loop { since_turn, waiting_for })],
             runner: Arc::default(),
             metrics: Arc::default(),

@@ -41,6 +41,13 @@ statements! {
 
     AGENTS = "select role, status, count(*) from outboxd.agents group by role, status";
 
+    /// Those that are not of the largest party.
+    MISMATCH = "
+        select coalesce(sum(agents) - max(agents), 0)::bigint from (
+          select count(*) as agents from outboxd.agents
+          where status in ('active', 'draining') and health ? 'config' group by health->>'config'
+        ) parties";
+
     SILENCE = "
         select coalesce(extract(epoch from clock_timestamp() - min(last_heartbeat_at)), 0)::float8 from outboxd.agents
         where status <> 'stopped'";
@@ -158,6 +165,11 @@ pub async fn counted(client: &Connection) -> Result<Counted, PgError> {
 pub async fn agents(client: &Connection) -> Result<Vec<(String, String, i64)>, PgError> {
     let rows = client.query(AGENTS, &[]).await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
+}
+
+/// Live agents whose file differs from that of most.
+pub async fn mismatch(client: &Connection) -> Result<i64, PgError> {
+    Ok(client.query_one(MISMATCH, &[]).await?.get(0))
 }
 
 /// Of the agent that has been silent for longest without having said goodbye, in seconds.

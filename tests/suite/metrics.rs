@@ -111,7 +111,9 @@ async fn what_concerns_the_whole_database_is_told_by_one_agent_and_by_another_af
             .set("agent.heartbeat = \"1s\"")
             .set("producer.lease = \"2s\"")
     };
-    let producers = [outboxd("one").producer(), outboxd("two").producer()];
+    // Its file says another thing for the whole cluster.
+    let other = outboxd("two").set("retention.published = \"3d\"");
+    let producers = [outboxd("one").producer(), other.producer()];
     for producer in &producers {
         producer.ready().await;
     }
@@ -132,8 +134,10 @@ async fn what_concerns_the_whole_database_is_told_by_one_agent_and_by_another_af
         telling.len() == 1
     })
     .await;
+    tells(&producers[first], "outboxd_config_mismatch", 1.0).await;
     let other = &producers[1 - first];
     producers[first].kill();
     tells(other, "outboxd_oldest_pending_age_seconds", 0.0).await;
     tells(other, "outboxd_agents{role=\"producer\",status=\"active\"}", 1.0).await;
+    tells(other, "outboxd_config_mismatch", 0.0).await;
 }
