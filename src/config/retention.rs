@@ -24,6 +24,8 @@ pub struct Retention {
     pub published: Duration,
     /// Of published messages, whatever the groups do.
     pub max: Ceiling,
+    /// Of what groups have given up on. It is never deleted unless this says so.
+    pub dead_letters: Ceiling,
     /// Of evidence: within it a message that comes again is not handled again.
     pub handled: Duration,
     /// Of operations that are done: own ids and idempotency keys.
@@ -48,6 +50,7 @@ impl Retention {
         let retention = Self {
             published: section.or("published", PUBLISHED, lasting(Duration::ZERO..=LONGEST))?,
             max: section.or("max", Ceiling::Never, any)?,
+            dead_letters: section.or("dead_letters", Ceiling::Never, any)?,
             handled: section.or("handled", HANDLED, lasting(Duration::ZERO..=LONGEST))?,
             idempotency: section.or("idempotency", IDEMPOTENCY, lasting(Duration::ZERO..=LONGEST))?,
             // A lane may be about to read its window again, and must find them then.

@@ -56,6 +56,10 @@ async fn work(client: &mut Connection, logs: &mut Logs<'_>, rules: &Retention, w
     let forgotten = forget_publications(client, rules).await?;
     let decided = count(retention::forget_decided(client, rules.discarded, BATCH).await?);
     let failures = count(failures::forget_discarded(client, rules.discarded, BATCH).await?);
+    let dead = match rules.dead_letters {
+        Ceiling::Never => 0,
+        Ceiling::After(age) => count(failures::forget_dead(client, age, BATCH).await?),
+    };
     let operations = count(operations::forget(client, rules.audit, BATCH).await?);
     let runs = count(history::forget(&**client, rules.runs, BATCH).await?);
     let counts = [
@@ -65,6 +69,7 @@ async fn work(client: &mut Connection, logs: &mut Logs<'_>, rules: &Retention, w
         (forgotten, "publications forgotten"),
         (decided, "discarded or replayed messages forgotten"),
         (failures, "discarded failures forgotten"),
+        (dead, "dead letters deleted, as `[retention] dead_letters` says"),
         (operations, "operations forgotten"),
         (runs, "runs of jobs forgotten"),
     ];

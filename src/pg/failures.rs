@@ -88,6 +88,13 @@ statements! {
         )
         select consumer_group, message_id, topic, key_digest from discarded";
 
+    /// In steps, and only these: their attempts go by the time of evidence.
+    FORGET_DEAD = "
+        delete from outboxd.failures where ctid = any(array(
+          select ctid from outboxd.failures
+          where state = 'dead' and changed_at < clock_timestamp() - $1::bigint * interval '1 ms'
+          order by changed_at limit $2)) and state = 'dead'";
+
     FORGET_DISCARDED = "
         delete from outboxd.failures where ctid = any(array(
           select ctid from outboxd.failures
@@ -238,6 +245,12 @@ pub async fn decide(
 pub async fn forget_discarded(client: &Connection, discarded: Duration, limit: i64) -> Result<u64, PgError> {
     let discarded = millis(discarded);
     Ok(client.execute(FORGET_DISCARDED, &[&discarded, &limit]).await?)
+}
+
+/// Forgets dead letters that are older, up to `limit`; says how many. A key that one of them held is let go as one whose
+/// head is gone.
+pub async fn forget_dead(client: &Connection, age: Duration, limit: i64) -> Result<u64, PgError> {
+    Ok(client.execute(FORGET_DEAD, &[&millis(age), &limit]).await?)
 }
 
 fn entry(row: &Row) -> Entry {

@@ -165,3 +165,23 @@ async fn of_the_default_partition_only_what_is_published_is_deleted() {
         .await;
     eventually("it goes as well", PATIENCE, async || database.count(strays).await == 0).await;
 }
+
+#[tokio::test]
+async fn dead_letters_stay_for_ever_unless_the_operator_says_how_long() {
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    let insert = "
+        insert into outboxd.failures (consumer_group, message_id, state, reason, topic, partition, \"offset\", header_names,
+          header_values, changed_at)
+        select 'g', gen_random_uuid(), 'dead', 'attempts', 't', 0, n, '{}', '{}', now() - n * interval '1 day'
+        from generate_series(0, 9) n";
+    database.execute(insert, &[]).await;
+    let dead = "select count(*) from outboxd.dead_letters";
+    let cleaned = "select count(*) from outboxd.jobs where name = 'cleanup' and last_firing is not null";
+    let keeps = outboxd(&database, kafka).producer();
+    eventually("cleanup has run", PATIENCE, async || database.count(cleaned).await == 1).await;
+    keeps.terminate();
+    keeps.wait_exit().await;
+    assert_eq!(database.count(dead).await, 10);
+    let _deletes = outboxd(&database, kafka).set("retention.dead_letters = \"3days 12h\"").producer();
+    eventually("the old ones go", PATIENCE, async || database.count(dead).await == 4).await;
+}
