@@ -55,7 +55,9 @@ impl<T: ToSchema> Page<T> {
     modifiers(&Token),
     components(schemas(Problem)),
     paths(
-        messages::insert, messages::list, messages::show, agents::list, groups::list, groups::show, groups::pause,
+        messages::insert, messages::list, messages::show, agents::list,
+        agents::drain,
+        agents::resume, groups::list, groups::show, groups::pause,
         groups::resume, groups::forget, retry::list, retry::show, retry::run, retry::discard, operations::show,
         operations::cancel, jobs::list, jobs::runs, jobs::run, jobs::pause, jobs::resume
     )
@@ -80,6 +82,8 @@ pub(super) fn routes() -> Router<Arc<Site>> {
         .route("/api/messages", get(messages::list).post(messages::insert))
         .route("/api/messages/{id}", get(messages::show))
         .route("/api/agents", get(agents::list))
+        .route("/api/agents/{id}/drain", post(agents::drain))
+        .route("/api/agents/{id}/resume", post(agents::resume))
         .route("/api/groups", get(groups::list))
         .route("/api/groups/{name}", get(groups::show))
         .route("/api/groups/{name}/pause", post(groups::pause))

@@ -131,6 +131,13 @@ async fn a_group_is_paused_resumed_and_forgotten_on_record() {
     assert!(order("forget").await.is_problem(409, "agents alive"));
     let agents = request(to, "GET /api/agents").send().await.json();
     assert_eq!(agents["items"][0]["role"], "consumer");
+    let id = agents["items"][0]["id"].as_str().unwrap();
+    for (order, changed) in [("drain", true), ("drain", false), ("resume", true)] {
+        let answer = request(to, &format!("POST /api/agents/{id}/{order}")).send().await;
+        assert_eq!(answer.json()["changed"], changed, "{order}: {answer:?}");
+    }
+    let nobody = "POST /api/agents/00000000-0000-0000-0000-000000000000/drain";
+    assert!(request(to, nobody).send().await.is_problem(404, "no agent"));
     assert_eq!(request(to, "GET /api/groups").send().await.json()["items"][0]["name"], group.as_str());
     assert!(request(to, "POST /api/groups/none/pause").send().await.is_problem(404, "no group"));
     let recorded =
