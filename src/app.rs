@@ -3,6 +3,7 @@
 mod daemon;
 mod dev;
 pub mod embed;
+mod reload;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,9 +18,14 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::{Config, Loaded};
 use crate::consumer::handler::Handler;
-use crate::consumer::{self, ConsumerError, ConsumerStatus, Drained, GroupContext, GroupStatus, handler};
+use crate::consumer::{
+    self, ConsumerError, ConsumerStatus, Drained, GroupContext, GroupStatus, Live, handler,
+};
 use crate::failure::{Exit, Failure, Kind};
+use crate::jobs::services::PROCESS_PENDING;
 use crate::lifecycle::Lifecycle;
+use reload::Reload;
+
 use crate::producer::{Relay, RelayStatus};
 use crate::telemetry::metrics::Metrics;
 
@@ -40,25 +46,28 @@ impl DaemonOptions {
 
 /// The relay and the producer's jobs, until SIGTERM.
 pub async fn producer(loaded: Loaded, options: DaemonOptions) -> anyhow::Result<Exit> {
+    let reload = Reload::new(&loaded, &options, "producer");
     let config = options.over(loaded.config);
     let lifecycle = Lifecycle::on_signals(config.agent.drain_timeout)?;
-    run_producer(config, lifecycle).await
+    run_producer(config, lifecycle, Some(reload)).await
 }
 
 /// The consumers of those groups, which are declared, until SIGTERM.
 pub async fn consumer(loaded: Loaded, groups: Vec<String>, options: DaemonOptions) -> anyhow::Result<Exit> {
+    let reload = Reload::new(&loaded, &options, "consumer");
     let config = options.over(loaded.config);
     let lifecycle = Lifecycle::on_signals(config.agent.drain_timeout)?;
     let handlers = prepare(&config, groups)?;
-    run_consumer(config, handlers, lifecycle).await
+    run_consumer(config, handlers, lifecycle, Some(reload)).await
 }
 
-async fn run_producer(config: Config, lifecycle: Lifecycle) -> anyhow::Result<Exit> {
+async fn run_producer(config: Config, lifecycle: Lifecycle, reload: Option<Reload>) -> anyhow::Result<Exit> {
     let metrics = Arc::new(Metrics::default());
     let status = Arc::new(RelayStatus::new(Arc::clone(&metrics)));
     let vitals: Vec<Arc<dyn Role>> = vec![Arc::clone(&status) as Arc<dyn Role>];
     let mut daemon =
         Daemon::start(config, lifecycle.clone(), "producer", Vec::new(), vitals, metrics).await?;
+    daemon.reloads(reload)?;
     let Some(member) = daemon.join().await? else { return Ok(Exit::Done) };
     let relay = Relay {
         agent: member.name.clone(),
@@ -68,11 +77,20 @@ async fn run_producer(config: Config, lifecycle: Lifecycle) -> anyhow::Result<Ex
         topics: daemon.config.topics.clone(),
         status,
         ordered_out: member.ordered_out.clone(),
+        gate: Arc::clone(&daemon.gate),
     };
+    let is_off = daemon.config.jobs.get(PROCESS_PENDING).is_some_and(|job| !job.enabled);
     // A task: it is then woken on the thread that has waited for its database's answer.
-    let running = AbortOnDropHandle::new(tokio::spawn(async move { relay.run(&lifecycle.drain).await }));
+    let running = AbortOnDropHandle::new(tokio::spawn(async move {
+        if is_off {
+            relay.status.switched_off();
+            lifecycle.drain.cancelled().await;
+        } else {
+            relay.run(&lifecycle.drain).await;
+        }
+    }));
     let work = async { running.await.map(|()| Vec::new()).context("the relay has panicked") };
-    daemon.work(member, work).await
+    daemon.work(member, work, |_| {}).await
 }
 
 /// Finds out what is wrong with a handler before anything is joined, let alone handled.
@@ -91,6 +109,7 @@ async fn run_consumer(
     config: Config,
     handlers: BTreeMap<String, Handler>,
     lifecycle: Lifecycle,
+    reload: Option<Reload>,
 ) -> anyhow::Result<Exit> {
     let groups: Vec<String> = handlers.keys().cloned().collect();
     let metrics = Arc::new(Metrics::default());
@@ -98,12 +117,22 @@ async fn run_consumer(
         groups.iter().map(|group| Arc::new(GroupStatus::new(group, Arc::clone(&metrics)))).collect();
     let vitals: Vec<Arc<dyn Role>> = vec![Arc::new(ConsumerStatus(status.clone()))];
     let mut daemon = Daemon::start(config, lifecycle.clone(), "consumer", groups, vitals, metrics).await?;
+    daemon.reloads(reload)?;
     let Some(member) = daemon.join().await? else { return Ok(Exit::Done) };
+    let live: BTreeMap<String, Live> =
+        handlers.keys().map(|name| (name.clone(), Live::new(daemon.config.groups[name].clone()))).collect();
+    let change = |config: &Config| {
+        for (name, live) in &live {
+            if let Some(group) = config.groups.get(name) {
+                live.change(group);
+            }
+        }
+    };
     let mut running = JoinSet::new();
     for ((name, handler), status) in handlers.into_iter().zip(status) {
         let context = GroupContext {
             handler,
-            config: daemon.config.groups[&name].clone(),
+            config: live[&name].clone(),
             connector: daemon.connector(&member.name),
             kafka: daemon.config.kafka.clone(),
             agent: member.id,
@@ -113,7 +142,7 @@ async fn run_consumer(
         };
         running.spawn(consumer::run(context, lifecycle.drain.clone(), lifecycle.abort.clone()));
     }
-    daemon.work(member, all(running, lifecycle.drain.clone())).await
+    daemon.work(member, all(running, lifecycle.drain.clone()), change).await
 }
 
 /// Waits for every group. One that cannot go on drains the others, and is what the end tells.

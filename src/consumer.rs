@@ -20,7 +20,7 @@ pub mod status;
 mod store;
 mod wait;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -62,7 +62,7 @@ const SPARED_CONNECTIONS: usize = 3;
 /// What a group works with.
 pub struct GroupContext {
     pub name: String,
-    pub config: config::Group,
+    pub config: Live,
     pub handler: Handler,
     pub connector: Connector,
     pub kafka: config::Kafka,
@@ -115,10 +115,32 @@ enum SessionError {
     EngineEnded,
 }
 
+/// How a group is configured, which may change while it works.
+#[derive(Clone, Debug)]
+pub struct Live(Arc<RwLock<Arc<config::Group>>>);
+
+impl Live {
+    pub fn new(config: config::Group) -> Self {
+        Self(Arc::new(RwLock::new(Arc::new(config))))
+    }
+
+    pub fn get(&self) -> Arc<config::Group> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What it stands on stays: only limits and policies are taken over.
+    pub fn change(&self, new: &config::Group) {
+        let config::Group { batch, concurrency, retry, rate, .. } = *new;
+        let old = (*self.get()).clone();
+        let changed = config::Group { batch, concurrency, retry, rate, ..old };
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(changed);
+    }
+}
+
 /// A group at work.
 struct Group {
     name: Arc<str>,
-    config: config::Group,
+    live: Live,
     kafka: config::Kafka,
     handler: Handler,
     topics: Topics,
@@ -129,8 +151,18 @@ struct Group {
 }
 
 impl Group {
-    fn kafka_group(&self) -> &str {
-        self.config.kafka_group.as_deref().unwrap_or(&self.name)
+    /// As it is now.
+    fn config(&self) -> Arc<config::Group> {
+        self.live.get()
+    }
+
+    fn kafka_group(&self) -> String {
+        self.config().kafka_group.clone().unwrap_or_else(|| self.name.to_string())
+    }
+
+    /// Takes over how many handlers there may be now.
+    fn resize(&self) {
+        self.places.resize(count_places(&self.handler, &self.config(), &self.store.pool));
     }
 
     /// How long a claim holds if nobody completes it.
@@ -140,6 +172,14 @@ impl Group {
 
     fn client_id(&self) -> String {
         client_id(&self.store.agent_name)
+    }
+}
+
+fn count_places(handler: &Handler, config: &config::Group, pool: &Pool) -> usize {
+    match handler {
+        Handler::Outside(_) => config.concurrency,
+        // Each has a connection while it runs.
+        Handler::Sql(_) => config.concurrency.min(pool.max_size().saturating_sub(SPARED_CONNECTIONS).max(1)),
     }
 }
 
@@ -163,7 +203,7 @@ pub async fn run(
 }
 
 async fn work(context: GroupContext, drain: &CancellationToken) -> Result<(), ConsumerError> {
-    let (control, desk) = control::control(&context.name, context.config.breaker);
+    let (control, desk) = control::control(&context.name, context.config.get().breaker);
     let group = tokio::select! {
         group = set_up(context, control) => Arc::new(group?),
         () = drain.cancelled() => return Ok(()),
@@ -222,7 +262,8 @@ async fn stay_out(group: &Group, drain: &CancellationToken) {
 
 /// Everything before the first join. What only the operator can mend is an error, the rest is waited for.
 async fn set_up(context: GroupContext, control: Control) -> Result<Group, ConsumerError> {
-    let GroupContext { name, config, handler, connector, kafka, agent, agent_name, status } = context;
+    let GroupContext { name, config: live, handler, connector, kafka, agent, agent_name, status } = context;
+    let config = live.get();
     let kafka_group = config.kafka_group.as_deref().unwrap_or(&name);
     let topics = Topics::of_group(&kafka, &client_id(&agent_name), kafka_group)
         .map_err(|source| ConsumerError::Kafka { group: name.clone(), source })?;
@@ -238,15 +279,8 @@ async fn set_up(context: GroupContext, control: Control) -> Result<Group, Consum
     wait.end();
     let name: Arc<str> = name.into();
     let store = Store { pool, group: Arc::clone(&name), cluster_id, agent, agent_name };
-    let places = match handler {
-        Handler::Outside(_) => config.concurrency,
-        // Each has a connection while it runs.
-        Handler::Sql(_) => {
-            config.concurrency.min(store.pool.max_size().saturating_sub(SPARED_CONNECTIONS).max(1))
-        }
-    };
-    let places = Places::new(places);
-    let group = Group { name, config, kafka, handler, topics, store, status, control, places };
+    let places = Places::new(count_places(&handler, &config, &store.pool));
+    let group = Group { name, live, kafka, handler, topics, store, status, control, places };
     let mut wait = Wait::new(&group.name, &group.status, SET_UP);
     loop {
         match enter(&group).await {

@@ -9,6 +9,7 @@ pub mod partitions;
 pub mod process_retry;
 pub mod reap_agents;
 pub mod runner;
+pub mod services;
 
 use crate::config;
 use crate::domain::firings::Rules;

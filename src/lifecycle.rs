@@ -78,6 +78,31 @@ async fn next(terminate: &mut Signal, interrupt: &mut Signal) -> (i32, &'static 
     }
 }
 
+/// SIGHUP: the configuration is to be read again. Whoever listens is not ended by it.
+pub struct Reloads(Signal);
+
+impl Reloads {
+    pub fn listen() -> std::io::Result<Self> {
+        signal(SignalKind::hangup()).map(Self)
+    }
+
+    /// The next one; systemd is told that it is under way.
+    pub async fn next(&mut self) {
+        if self.0.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => tell(&[NotifyState::Reloading, now]),
+            Err(error) => tracing::debug!("systemd cannot be told: {error}"),
+        }
+    }
+
+    /// It is over, however it went.
+    pub fn done(&self) {
+        tell(&[NotifyState::Ready]);
+    }
+}
+
 /// Tells systemd that the start is over, then how it stands, and feeds its watchdog while the loops turn.
 pub async fn keep_systemd_informed(report: impl Fn() -> Report) {
     tell(&[NotifyState::Ready]);

@@ -6,6 +6,7 @@
 
 mod aside;
 mod confirmed;
+mod gate;
 mod lane;
 mod lease;
 mod outlook;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use confirmed::Confirmed;
+pub use gate::Gate;
 pub use status::RelayStatus;
 
 use crate::config;
@@ -49,6 +51,7 @@ pub struct Relay {
     pub status: Arc<RelayStatus>,
     /// An operator has taken this agent out of service: it owns no lanes then.
     pub ordered_out: watch::Receiver<bool>,
+    pub gate: Arc<Gate>,
 }
 
 /// Why a session with its lanes ended.

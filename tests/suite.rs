@@ -47,6 +47,7 @@ mod suite {
     mod relay_faults;
     mod relay_shares;
     mod relay_waits;
+    mod reloading;
     mod resetting;
     mod retention;
     mod retry_parked;

@@ -5,19 +5,23 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
+use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
+use super::reload::{Reload, Reloaded};
 use crate::agents::{self, Member, Pulse};
 use crate::config::Config;
 use crate::domain::health::{Check, Report, STUCK_AFTER, Vitals};
+use crate::domain::schedule::Schedule;
 use crate::failure::{Exit, Failure, Kind};
 use crate::jobs::own::Prepared;
-use crate::jobs::runner::{Event, Runner, RunnerStatus};
-use crate::lifecycle::{self, Lifecycle};
+use crate::jobs::runner::{Event, Job, Observer, Order, Runner, RunnerStatus};
+use crate::lifecycle::{self, Lifecycle, Reloads};
 use crate::pg::agents::Registration;
 use crate::pg::migrate::{self, Fit};
 use crate::pg::{Connector, PgError};
+use crate::producer::Gate;
 use crate::telemetry::metrics::{Alone, Gauges, JobPolicy, Metrics, Version};
 use crate::{http, jobs};
 
@@ -43,6 +47,11 @@ pub(super) struct Daemon {
     /// The user's.
     own_jobs: Vec<Prepared>,
     jobs: Option<AbortOnDropHandle<()>>,
+    /// To the runner, for jobs that are configured anew.
+    swaps: Option<mpsc::UnboundedSender<Vec<Job>>>,
+    reload: Option<(Reload, Reloads)>,
+    /// Of the relay.
+    pub(super) gate: Arc<Gate>,
     tasks: Vec<AbortOnDropHandle<()>>,
 }
 
@@ -193,7 +202,30 @@ impl Daemon {
             })),
             AbortOnDropHandle::new(tokio::spawn(lifecycle::keep_systemd_informed(move || informed.report()))),
         ];
-        Ok(Self { config, lifecycle, role, groups, address, board, runner, own_jobs, jobs: None, tasks })
+        Ok(Self {
+            config,
+            lifecycle,
+            role,
+            groups,
+            address,
+            board,
+            runner,
+            own_jobs,
+            jobs: None,
+            swaps: None,
+            reload: None,
+            gate: Arc::new(Gate::new(false)),
+            tasks,
+        })
+    }
+
+    /// From now on it is not ended by SIGHUP.
+    pub(super) fn reloads(&mut self, reload: Option<Reload>) -> anyhow::Result<()> {
+        self.reload = match reload {
+            Some(reload) => Some((reload, Reloads::listen()?)),
+            None => None,
+        };
+        Ok(())
     }
 
     /// Connections of this daemon, under the name that Postgres shows.
@@ -292,43 +324,93 @@ impl Daemon {
         }
     }
 
+    /// Its gate is open all the time, or at its firings.
+    fn relay(&self, config: &Config) -> Job {
+        let gate = Arc::clone(&self.gate);
+        let config = config.jobs.get(jobs::services::PROCESS_PENDING);
+        let schedule = config.and_then(|config| config.schedule.as_ref());
+        let always = schedule.is_none_or(|schedule| *schedule == Schedule::Continuous);
+        jobs::services::process_pending(move |order| match order {
+            Order::Paused(paused) => gate.open(always && !paused),
+            Order::Run => gate.ring(),
+        })
+    }
+
     fn start_jobs(&mut self, agent: &str) {
+        let jobs = self.jobs(&self.config, &self.own_jobs, agent);
+        let status = Arc::clone(&self.runner);
+        let (sender, swaps) = mpsc::unbounded_channel();
+        let runner =
+            Runner::new(self.connector(agent), agent.to_owned(), jobs, status, self.observer(), swaps);
+        self.swaps = Some(sender);
+        self.jobs = Some(AbortOnDropHandle::new(tokio::spawn(runner.run(self.lifecycle.drain.clone()))));
+    }
+
+    fn jobs(&self, config: &Config, own_jobs: &[Prepared], agent: &str) -> Vec<Job> {
         let connector = self.connector(agent);
-        let mut jobs = vec![jobs::reap_agents::job(connector.clone(), &self.config.agent)];
+        let mut jobs = vec![
+            jobs::reap_agents::job(connector.clone(), &config.agent),
+            jobs::services::heartbeat(config.agent.heartbeat),
+        ];
+        jobs.extend(self.groups.iter().map(|group| jobs::services::consume(group)));
         if self.role == "producer" {
-            jobs.push(jobs::partitions::job(connector.clone(), &self.config.retention));
-            let retention = self.config.retention.clone();
-            jobs.push(jobs::cleanup::job(connector.clone(), self.config.kafka.clone(), retention));
+            jobs.push(self.relay(config));
+            jobs.push(jobs::partitions::job(connector.clone(), &config.retention));
+            let retention = config.retention.clone();
+            jobs.push(jobs::cleanup::job(connector.clone(), config.kafka.clone(), retention));
             jobs.push(jobs::process_retry::job(
                 connector.clone(),
-                self.config.groups.clone(),
+                config.groups.clone(),
                 Arc::clone(&self.board.metrics),
             ));
-            let Config { kafka, topics, groups, .. } = &self.config;
+            let Config { kafka, topics, groups, .. } = config;
             let client_id = format!("outboxd-{agent}");
             jobs.extend(jobs::dead_letters::job(connector, kafka.clone(), client_id, topics.clone(), groups));
         }
         let built_in = jobs.into_iter().map(|job| {
-            let config = self.config.jobs.get(&job.name);
-            jobs::configured(job, config)
+            let configured = config.jobs.get(&job.name);
+            jobs::configured(job, configured)
         });
         let connector = self.connector(agent);
-        let jobs = built_in.chain(self.own_jobs.iter().map(|own| own.job(&connector)));
-        let jobs: Vec<_> = jobs.collect();
+        let jobs: Vec<Job> = built_in.chain(own_jobs.iter().map(|own| own.job(&connector))).collect();
         for job in &jobs {
             self.board.metrics.foresee_job(&job.name);
         }
+        jobs
+    }
+
+    /// Counts what becomes of jobs.
+    fn observer(&self) -> Observer {
         let metrics = Arc::clone(&self.board.metrics);
-        let observer = Arc::new(move |event: Event<'_>| match event {
+        Arc::new(move |event| match event {
             Event::Ended { job, result, took } => metrics.count_run(job, result, took),
             Event::Missed { job, policy, firings } => {
                 let missed = JobPolicy { job: job.to_owned(), policy };
                 metrics.job_missed_fires.get_or_create(&missed).inc_by(firings.into());
             }
-        });
-        let status = Arc::clone(&self.runner);
-        let runner = Runner::new(self.connector(agent), agent.to_owned(), jobs, status, observer);
-        self.jobs = Some(AbortOnDropHandle::new(tokio::spawn(runner.run(self.lifecycle.drain.clone()))));
+        })
+    }
+
+    /// At each SIGHUP what can be changed under way is changed, and the rest named.
+    async fn reload_for(&self, agent: &str, reload: Option<(Reload, Reloads)>, change: impl Fn(&Config)) {
+        let Some((mut reload, mut reloads)) = reload else { return std::future::pending().await };
+        loop {
+            reloads.next().await;
+            match reload.read() {
+                Ok(Reloaded { config, own_jobs, applied, waiting }) => {
+                    if let Some(swaps) = &self.swaps {
+                        let _ = swaps.send(self.jobs(&config, &own_jobs, agent));
+                    }
+                    change(&config);
+                    tracing::info!(applied = applied.join(", "), "SIGHUP: the configuration is read again");
+                    if !waiting.is_empty() {
+                        tracing::warn!("changed, and in force after a restart only: {}", waiting.join(", "));
+                    }
+                }
+                Err(error) => tracing::error!("SIGHUP: the configuration stays as it was: {error:#}"),
+            }
+            reloads.done();
+        }
     }
 
     /// Works until it is done or aborted, says goodbye, and tells how it went. A second signal ends all of it at once.
@@ -336,8 +418,9 @@ impl Daemon {
         mut self,
         member: Member,
         work: impl Future<Output = anyhow::Result<Vec<String>>>,
+        change: impl Fn(&Config),
     ) -> anyhow::Result<Exit> {
-        let jobs = self.jobs.take();
+        let (jobs, reload, agent) = (self.jobs.take(), self.reload.take(), member.name.clone());
         let left = tokio::select! {
             biased;
             signal = self.lifecycle.second_signal() => {
@@ -345,6 +428,7 @@ impl Daemon {
                 return Ok(Exit::of_signal(signal));
             }
             left = self.work_and_leave(member, work, jobs) => left?,
+            () = Box::pin(self.reload_for(&agent, reload, change)) => unreachable!("it waits for the next"),
         };
         if left.is_empty() {
             tracing::info!("drained");

@@ -50,8 +50,8 @@ async fn on(postgres: &EmbeddedPostgres, options: &DevOptions, lifecycle: Lifecy
     consuming::forget_groups(&client).await?;
 
     let handlers = prepare(&config, vec![TOPIC.into()])?;
-    let producer = tokio::spawn(run_producer(config.clone(), lifecycle.clone()));
-    let consumer = tokio::spawn(run_consumer(config, handlers, lifecycle.clone()));
+    let producer = tokio::spawn(run_producer(config.clone(), lifecycle.clone(), None));
+    let consumer = tokio::spawn(run_consumer(config, handlers, lifecycle.clone(), None));
     let shown = if options.demo {
         tokio::select! {
             shown = demo::run(&connector) => shown,

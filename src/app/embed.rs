@@ -50,14 +50,14 @@ impl Consumer {
     /// Postgres and Kafka are waited for.
     pub async fn run(self) -> anyhow::Result<Exit> {
         let lifecycle = Lifecycle::on_signals(self.config.agent.drain_timeout)?;
-        run_consumer(self.config, self.handlers, lifecycle).await
+        run_consumer(self.config, self.handlers, lifecycle, None).await
     }
 
     /// The same, until `stop` is there, for a program with signals of its own.
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> anyhow::Result<Exit> {
         let lifecycle = Lifecycle::manual();
         let limit: Duration = self.config.agent.drain_timeout;
-        let running = run_consumer(self.config, self.handlers, lifecycle.clone());
+        let running = run_consumer(self.config, self.handlers, lifecycle.clone(), None);
         let stopping = async {
             stop.await;
             lifecycle.drain.cancel();

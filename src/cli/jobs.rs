@@ -79,7 +79,7 @@ impl Options {
                 if *json { output::json(&runs)? } else { runs_table(&runs)? }
             }
             Command::Run { job } => {
-                order(&config, job, async |client, job| {
+                order(&config, job, true, async |client, job| {
                     if orders::run_now(&**client, &job.name, &operator()).await? {
                         return Ok(format!("job {} runs within a second or two", job.name));
                     }
@@ -88,7 +88,7 @@ impl Options {
                 .await?;
             }
             Command::Pause { job } => {
-                order(&config, job, async |client, job| {
+                order(&config, job, false, async |client, job| {
                     let done = orders::pause(&**client, &job.name, &operator()).await?;
                     let what = if done { "is paused" } else { "was paused already" };
                     Ok(format!("job {} {what}", job.name))
@@ -96,7 +96,7 @@ impl Options {
                 .await?;
             }
             Command::Resume { job } => {
-                order(&config, job, async |client, job| {
+                order(&config, job, false, async |client, job| {
                     let done = orders::resume(&**client, &job.name, &operator()).await?;
                     let what = if done { "goes on with its next firing" } else { "was not paused" };
                     Ok(format!("job {} {what}", job.name))
@@ -111,10 +111,14 @@ impl Options {
 async fn order(
     config: &Config,
     job: &str,
+    is_to_run: bool,
     give: impl AsyncFnOnce(&Connection, Job) -> anyhow::Result<String>,
 ) -> anyhow::Result<()> {
     let client = connect(config, "jobs").await?;
     let found = find(&client, job).await?;
+    if let Some(reason) = orders::refusal(&found.name, is_to_run) {
+        return Err(Failure::usage(format!("job `{}`: {reason}", found.name)).into());
+    }
     let said = give(&client, found).await.with_context(|| format!("job {job}"))?;
     Ok(output::line(&said)?)
 }

@@ -13,10 +13,14 @@ use super::section::Section;
 use super::setting::{DAY, Problem, SECOND, Setting, Written, any, lasting};
 use crate::domain::schedule::Schedule;
 
+/// The relay.
+pub const PROCESS_PENDING: &str = "process-pending";
+
 pub use own::{ASK_EVERY, Action, Message, Own, Role, TIMEOUT};
 
 /// The jobs that are there without being configured.
-pub const BUILT_IN: &[&str] = &["reap-agents", "partitions", "cleanup", "process-retry", "dead-letters"];
+pub const BUILT_IN: &[&str] =
+    &["process-pending", "reap-agents", "partitions", "cleanup", "process-retry", "dead-letters"];
 
 #[derive(Clone, Debug)]
 pub struct Job {
@@ -51,6 +55,11 @@ impl Job {
                     "is missing: there is no built-in job `{name}`, and one of your own needs it{suggestion}"
                 ),
             ));
+        }
+        if section.name() == PROCESS_PENDING {
+            // It has no runs that could be put off or cut.
+            let enabled = section.or("enabled", true, any)?;
+            return Ok(Self { schedule, enabled, jitter: Duration::ZERO, timeout: None, own: None });
         }
         let timeout = section.optional("timeout", lasting(SECOND..=DAY))?;
         Ok(Self {

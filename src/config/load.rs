@@ -1,7 +1,9 @@
 //! Where the configuration is looked for, and how file and environment become one.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use toml::de::DeTable;
 
 use super::error::ConfigError;
@@ -84,6 +86,28 @@ impl Config {
             })
         })?;
         Ok(Loaded { config, path: path.map(Path::to_owned), entries })
+    }
+}
+
+impl Loaded {
+    /// The values of `new` where `is_live` says so, of this one elsewhere: what is in force. For comparing only.
+    #[must_use]
+    pub fn keeping(&self, new: Self, is_live: impl Fn(&str) -> bool) -> Self {
+        let chosen = |entries: &[Entry], live: bool| -> Vec<Entry> {
+            entries.iter().filter(|entry| is_live(&entry.path.join(".")) == live).cloned().collect()
+        };
+        let entries = [chosen(&self.entries, false), chosen(&new.entries, true)].concat();
+        Self { entries, ..new }
+    }
+
+    /// The keys whose values are others in `new`, or that only one of them has; secrets are not compared.
+    pub fn differences(&self, new: &Self) -> Vec<String> {
+        let values = |loaded: &Self| -> BTreeMap<String, Option<Value>> {
+            loaded.entries.iter().map(|entry| (entry.path.join("."), entry.value.clone())).collect()
+        };
+        let (old, new) = (values(self), values(new));
+        let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+        names.into_iter().filter(|name| old.get(*name) != new.get(*name)).cloned().collect()
     }
 }
 

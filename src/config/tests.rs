@@ -476,3 +476,16 @@ fn no_damage_to_a_file_goes_unanswered_or_shows_its_secrets() {
     }
     assert!(refused > 1000, "the damage must be felt: {refused}");
 }
+
+#[test]
+fn the_intervals_of_the_original_are_one_key_away() {
+    let config = valid(include_str!("../../examples/csharp-intervals.toml"));
+    let schedules: Vec<(&str, String)> = config
+        .jobs
+        .iter()
+        .map(|(name, job)| (name.as_str(), job.schedule.as_ref().unwrap().to_string()))
+        .collect();
+    let expected = [("cleanup", "every 1h"), ("process-pending", "every 5s"), ("process-retry", "every 10s")];
+    assert_eq!(schedules, expected.map(|(name, schedule)| (name, schedule.to_owned())));
+    assert_eq!(config.agent.heartbeat, Duration::from_secs(30));
+}

@@ -136,9 +136,9 @@ impl Desk {
         let mut changes = 0;
         loop {
             tokio::select! {
-                _ = tick.tick() => {}
+                _ = tick.tick() => group.resize(),
                 Some((change, reason)) = self.changes.recv() => {
-                    if let Err(error) = group.store.change_breaker(change, group.config.breaker.pause, &reason).await {
+                    if let Err(error) = group.store.change_breaker(change, group.config().breaker.pause, &reason).await {
                         tracing::warn!(group = &*group.name, "the other agents do not hear of the breaker: {error}");
                     }
                     changes += 1;

@@ -206,7 +206,7 @@ pub(super) fn start(
         heard: group.control.heard.clone(),
         closed: None,
         suspects: Suspects::default(),
-        pace: group.config.rate.map(|Rate(rate)| Pace::new(rate, std::time::Instant::now())),
+        pace: group.config().rate.map(|Rate(rate)| Pace::new(rate, std::time::Instant::now())),
         next_at: None,
         delayed: FuturesUnordered::new(),
         gathering: Gathering::default(),

@@ -67,7 +67,7 @@ async fn read_on(
     mut seen: watch::Receiver<Option<Seen>>,
     dispatches: &mpsc::UnboundedSender<Dispatch>,
 ) -> Result<String, KafkaFailure> {
-    let mut reader = WholeTopic::new(&group.kafka, &group.client_id(), group.kafka_group(), topic)?;
+    let mut reader = WholeTopic::new(&group.kafka, &group.client_id(), &group.kafka_group(), topic)?;
     if position.is_empty() {
         // The sender lives as long as the group does.
         let Ok(first) = seen.wait_for(Option::is_some).await else { return Ok("the group ends".into()) };

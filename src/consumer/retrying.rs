@@ -308,7 +308,7 @@ impl Retries {
     }
 
     fn fail(&mut self, attempt: Box<Attempt>, outcome: Outcome) {
-        let policy = self.group.config.retry;
+        let policy = self.group.config().retry;
         let failures = u32::try_from(attempt.attempts - attempt.forgiven).unwrap_or(0) + 1;
         let dead = |reason| Verdict::Dead { reason, release: policy.on_dead == OnDead::Release };
         let (error, verdict) = match outcome {
@@ -392,7 +392,7 @@ impl Retries {
         let Some(Next { message_id, dispatch }) = next else { return };
         let named = Named { message_id, dispatch };
         if self.given.insert(named) {
-            let until = Instant::now() + self.group.config.retry.deadline / 2;
+            let until = Instant::now() + self.group.config().retry.deadline / 2;
             self.waiting.push_front(Waiting { named, until });
         }
     }
@@ -402,7 +402,7 @@ impl Retries {
         if self.drain.is_cancelled() {
             return Successor::Any;
         }
-        let deadline = i64::try_from(self.group.config.retry.deadline.as_millis()).unwrap_or(i64::MAX / 2);
+        let deadline = i64::try_from(self.group.config().retry.deadline.as_millis()).unwrap_or(i64::MAX / 2);
         Successor::Agent { id: self.group.store.agent, deadline }
     }
 }

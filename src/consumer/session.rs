@@ -132,7 +132,7 @@ struct Told {
 /// Joins, and works until `drain` or an error.
 pub(super) async fn work(group: &Arc<Group>, drain: &CancellationToken) -> Result<(), SessionError> {
     let subscription =
-        Subscription::new(&group.kafka, &group.client_id(), group.kafka_group(), &group.config.topics)?;
+        Subscription::new(&group.kafka, &group.client_id(), &group.kafka_group(), &group.config().topics)?;
     let (events, mut received) = mpsc::unbounded_channel();
     let (engine, _running) = engine::start(group, &events);
     let session = Session {
@@ -409,7 +409,7 @@ impl Session {
         self.starting.remove(&at);
         self.prune_searches();
         self.slots += 1;
-        let (slot, level) = (self.slots, Arc::new(Level::new(self.group.config.batch)));
+        let (slot, level) = (self.slots, Arc::new(Level::new(self.group.config().batch)));
         self.group.status.assigned(&at, start);
         let begin = Input::Begin { slot, at: at.clone(), start, topic_id, level: Arc::clone(&level) };
         let _ = self.engine.send(begin);

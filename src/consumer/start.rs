@@ -43,19 +43,19 @@ pub(super) async fn inventory(topics: &Topics, wanted: &[String]) -> Result<Inve
 /// Enters a group that is new, with where it begins, before it joins for the first time. A topic that does not exist
 /// yet will be read from its beginning.
 pub(super) async fn declare(group: &Group) -> Result<(), SetupError> {
-    let declared = match group.store.standing(group.kafka_group()).await? {
+    let declared = match group.store.standing(&group.kafka_group()).await? {
         Declared::New => {
-            let inventory = inventory(&group.topics, &group.config.topics).await?;
+            let inventory = inventory(&group.topics, &group.config().topics).await?;
             let mut starts = Vec::with_capacity(inventory.partitions.len());
             for at in inventory.partitions {
                 let extent = group.topics.extent(&at).await?;
-                let offset = match group.config.start {
+                let offset = match group.config().start {
                     Start::Earliest => extent.low,
                     Start::Latest => extent.high,
                 };
                 starts.push((at, offset));
             }
-            let declared = group.store.declare(group.kafka_group(), &starts).await?;
+            let declared = group.store.declare(&group.kafka_group(), &starts).await?;
             if declared == Declared::New {
                 tracing::info!(
                     group = &*group.name,
@@ -68,7 +68,7 @@ pub(super) async fn declare(group: &Group) -> Result<(), SetupError> {
         declared => declared,
     };
     match declared {
-        Declared::New | Declared::Known => Ok(group.store.subscribe(&group.config.topics).await?),
+        Declared::New | Declared::Known => Ok(group.store.subscribe(&group.config().topics).await?),
         Declared::Refused(reason) => Err(ConsumerError::Refused(reason).into()),
     }
 }
@@ -99,11 +99,11 @@ async fn find_once(
     assignment: u64,
     events: &Events,
 ) -> Result<(), SetupError> {
-    let stored = group.store.positions(&group.config.topics).await?;
+    let stored = group.store.positions(&group.config().topics).await?;
     let known = Known {
         stored,
         committed: group.topics.committed(partitions).await?,
-        ids: group.topics.ids(&group.config.topics).await?,
+        ids: group.topics.ids(&group.config().topics).await?,
     };
     let mut problem = Ok(());
     let mut left = Vec::new();

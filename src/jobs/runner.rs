@@ -20,7 +20,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use job::{Body, Done, Failure, Fire, Firing, Job, Outcome, Pending, Probe, Work};
+pub use job::{Body, Done, Failure, Fire, Firing, Job, Order, Outcome, Pending, Probe, Work};
 pub use status::{Event, Observer, RunnerStatus};
 
 use crate::domain::firings::{Gone, Scope};
@@ -55,6 +55,7 @@ pub struct Runner {
     /// Ends that the board has not heard of.
     untold: Vec<Untold>,
     told_trouble: bool,
+    swaps: UnboundedReceiver<Vec<Job>>,
 }
 
 /// What is to start.
@@ -79,6 +80,7 @@ impl Runner {
         jobs: Vec<Job>,
         status: Arc<RunnerStatus>,
         observer: Observer,
+        swaps: UnboundedReceiver<Vec<Job>>,
     ) -> Self {
         let slots = jobs.into_iter().map(|job| (job.name.clone(), Slot::new(job))).collect();
         Self {
@@ -92,6 +94,7 @@ impl Runner {
             runs: mpsc::unbounded_channel(),
             untold: Vec::new(),
             told_trouble: false,
+            swaps,
         }
     }
 
@@ -102,6 +105,7 @@ impl Runner {
             tokio::select! {
                 () = drain.cancelled() => {}
                 Some(told) = self.runs.1.recv() => self.hear(told),
+                Some(jobs) = self.swaps.recv() => self.swap(jobs),
                 () = tokio::time::sleep(wait) => {}
             }
         }
@@ -121,6 +125,24 @@ impl Runner {
             }
         }
         self.status.rest();
+    }
+
+    /// Goes on with these. What runs is finished as it began.
+    fn swap(&mut self, jobs: Vec<Job>) {
+        let mut former = std::mem::take(&mut self.slots);
+        for job in jobs {
+            let slot = match former.remove(&job.name) {
+                Some(slot) => slot.with(job),
+                None => Slot::new(job),
+            };
+            self.slots.insert(slot.job.name.clone(), slot);
+        }
+        for (name, mut slot) in former.into_iter().filter(|(_, slot)| slot.run.is_some()) {
+            slot.is_leaving = true;
+            self.slots.insert(name, slot);
+        }
+        // The board is told when it is opened.
+        self.board = None;
     }
 
     fn is_running(&self) -> bool {
@@ -240,6 +262,10 @@ impl Runner {
     ) -> Result<Option<DateTime<Utc>>, PgError> {
         let Some(slot) = self.slots.get_mut(name) else { return Ok(None) };
         let job = Arc::clone(&slot.job);
+        if let Work::Service(hears) = &job.work {
+            hears(Order::Paused(standing.is_paused));
+            return Ok(slot.let_run(standing, now, hears));
+        }
         match slot.want(standing, now) {
             Want::Nothing { until } => Ok(until),
             Want::Pass { to, gone } => {
@@ -348,6 +374,9 @@ impl Runner {
             (self.observer)(Event::Ended { job: &job.name, result: result.name(), took });
         }
         slot.ended(took);
+        if slot.is_leaving {
+            self.slots.remove(&job.name);
+        }
         if !is_told {
             let end = result.end(job.keeps_all);
             self.untold.push(Untold { name: job.name.clone(), run, end, took });

@@ -31,6 +31,9 @@ const TELL_EVERY: Duration = Duration::from_secs(30);
 /// What could not be done is tried again after this long.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
+/// However long it is to wait for a firing: it lives.
+const TURN_AT_LEAST: Duration = Duration::from_secs(1);
+
 /// Records under way at the most, over all lanes.
 const MOST_IN_FLIGHT: u64 = 70_000;
 
@@ -73,6 +76,8 @@ pub(super) struct Lane {
     /// Of these, the ones whose messages go now, with their partitions.
     pub(super) releasing: VecDeque<(String, i32)>,
     pub(super) trial: Trial,
+    /// Firings of the relay's job that were seen to: nothing was left.
+    seen_firings: u64,
     told_at: Option<Instant>,
 }
 
@@ -101,6 +106,7 @@ impl Lane {
             looked_at_held: Instant::now(),
             releasing: VecDeque::new(),
             trial: Trial::default(),
+            seen_firings: 0,
             told_at: None,
         }
     }
@@ -173,6 +179,17 @@ impl Lane {
         if self.stopped.is_some() {
             return self.look_at_stop(work).await;
         }
+        let gate = &work.relay.gate;
+        if !self.window_is_open() && !gate.is_open(self.seen_firings) {
+            tokio::select! {
+                () = gate.opens(self.seen_firings) => {}
+                () = tokio::time::sleep(TURN_AT_LEAST) => {}
+                () = self.sender.broken() => return Err(Stop::Broken),
+                () = leave.cancelled() => {}
+            }
+            return Ok(());
+        }
+        let firings = gate.firings();
         if self.window_is_open() && !self.is_read {
             self.publish_batch(work).await?;
         } else {
@@ -190,6 +207,9 @@ impl Lane {
             self.turn(work, &poll).await?;
             if poll.lanes.get(&self.owned.priority).is_some_and(|seen| seen.has_due) {
                 self.publish_due(work).await?;
+            }
+            if !self.window_is_open() {
+                self.seen_firings = firings;
             }
         }
         self.look_at_held(work).await

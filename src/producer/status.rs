@@ -29,6 +29,8 @@ struct Inner {
     /// Asked now and then also when there is nothing to send.
     kafka_away: Option<String>,
     kafka_has_answered: bool,
+    /// It is switched off in the file: it does not turn, and waits for nothing.
+    is_off: bool,
     turned_at: Instant,
 }
 
@@ -56,6 +58,7 @@ impl RelayStatus {
             waiting_for: Some("PostgreSQL".into()),
             kafka_away: None,
             kafka_has_answered: false,
+            is_off: false,
             turned_at: Instant::now(),
         });
         Self { metrics, inner }
@@ -153,6 +156,11 @@ impl RelayStatus {
         self.inner().parked += 1;
     }
 
+    /// This agent publishes nothing, and that is how it is meant.
+    pub fn switched_off(&self) {
+        self.inner().is_off = true;
+    }
+
     /// Waiting is turning: the loop lives.
     pub(super) fn wait_for(&self, what: String) {
         let mut inner = self.inner();
@@ -206,13 +214,16 @@ impl Vitals for RelayStatus {
 
     fn since_turn(&self) -> Duration {
         let inner = self.inner();
+        if inner.is_off {
+            return Duration::ZERO;
+        }
         let oldest = inner.lanes.values().map(|lane| lane.turned_at).min();
         oldest.unwrap_or(inner.turned_at).min(inner.turned_at).elapsed()
     }
 
     fn waiting_for(&self) -> Option<String> {
         let inner = self.inner();
-        inner.waiting_for().or(inner.kafka_away.as_ref()).cloned()
+        inner.waiting_for().or(inner.kafka_away.as_ref()).filter(|_| !inner.is_off).cloned()
     }
 
     fn unfinished(&self) -> Option<String> {

@@ -119,7 +119,7 @@ impl Consumer {
         let context = GroupContext {
             name: group.to_owned(),
             handler: consumer::handler::prepare(&group_config.handler).unwrap(),
-            config: group_config,
+            config: outboxd::consumer::Live::new(group_config),
             connector: Connector::new(&config.postgres, format!("outboxd/consumer/{agent_name}")),
             kafka: config.kafka,
             agent: Uuid::new_v4(),

@@ -11,6 +11,42 @@ async fn runs(database: &Database, job: &str) -> i64 {
     database.query_one(sql, &[&job]).await.get(0)
 }
 
+async fn insert(database: &Database, topic: &str) {
+    database.execute("insert into outboxd.messages (topic, payload) values ($1, 'x')", &[&topic]).await;
+}
+
+#[tokio::test]
+async fn the_relay_publishes_at_its_firings_or_not_at_all_while_it_is_paused() {
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    let topic = kafka.topic(1).await;
+    let outboxd = Outboxd::new(&database, kafka).set("jobs.process-pending.schedule = \"0 0 1 1 *\"");
+    let producer = outboxd.producer();
+    producer.ready().await;
+    insert(&database, &topic).await;
+    eventually("the lanes are owned", SOON, async || {
+        database.count("select count(*) from outboxd.lanes where owner is not null").await == 3
+    })
+    .await;
+    assert_eq!(database.in_state(&topic, "pending").await, 1, "it is not due this year");
+    outboxd.run(&["jobs", "run", "process-pending"]).await;
+    database.reach(&topic, "published", 1).await;
+    producer.terminate();
+    assert_eq!(producer.wait_exit().await, Some(0));
+
+    let outboxd = Outboxd::new(&database, kafka);
+    let paused = outboxd.run(&["jobs", "pause", "process-pending"]).await;
+    assert_eq!(paused.code, 0, "{paused:?}");
+    let producer = outboxd.producer();
+    producer.ready().await;
+    insert(&database, &topic).await;
+    outboxd.run(&["jobs", "run", "cleanup"]).await;
+    eventually("its runner is at work", SOON, async || runs(&database, "cleanup").await > 0).await;
+    assert_eq!(database.in_state(&topic, "pending").await, 1, "it is paused, over a restart");
+    outboxd.run(&["jobs", "resume", "process-pending"]).await;
+    database.reach(&topic, "published", 2).await;
+    assert_eq!(outboxd.run(&["jobs", "pause", "heartbeat"]).await.code, 2);
+}
+
 #[tokio::test]
 async fn two_agents_share_the_firings_and_what_has_nothing_to_do_claims_nothing() {
     let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);

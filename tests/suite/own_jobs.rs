@@ -296,6 +296,13 @@ async fn what_a_statement_may_not_do_or_say_fails_the_run_and_uses_the_firing_up
         daemon.wait_for_line(words).await;
     }
     assert_eq!(ticks(&database).await, 0, "what fails leaves nothing behind");
+    let (_, metrics) = daemon.get("/metrics").await.unwrap();
+    for counted in [
+        "outboxd_job_runs_total{job=\"half\",result=\"failed\"} 1",
+        "outboxd_job_runs_total{job=\"slow\",result=\"cut\"} 1",
+    ] {
+        assert!(metrics.contains(counted), "{metrics}");
+    }
 }
 
 #[tokio::test]

@@ -94,6 +94,26 @@ async fn systemd_is_not_told_ready_by_a_daemon_that_cannot_start() {
     assert!(systemd.has_been_told_nothing());
 }
 
+#[tokio::test]
+async fn systemd_is_told_of_a_reload_also_of_one_that_changes_nothing() {
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    let systemd = Systemd::new();
+    let outboxd = systemd.starts(Outboxd::new(&database, kafka));
+    let daemon = outboxd.producer();
+    daemon.ready().await;
+    systemd.until("STATUS=working").await;
+    for text in [None, Some("what is no configuration")] {
+        if let Some(text) = text {
+            std::fs::write(outboxd.config(), text).unwrap();
+        }
+        daemon.reload();
+        let told = systemd.until("READY=1").await;
+        let begin = told.iter().position(|line| line == "RELOADING=1").expect("it says that it reloads");
+        assert!(told[begin + 1].starts_with("MONOTONIC_USEC="), "{told:?}");
+    }
+    assert!(daemon.is_running());
+}
+
 #[test]
 fn the_units_are_valid_and_confined() {
     let checked =

@@ -11,7 +11,7 @@ use crate::pg::completing::Standing;
 
 impl Engine {
     pub(super) fn begin_look_up(&mut self) {
-        let batch = self.group.config.batch;
+        let batch = self.group.config().batch;
         let has_work = !self.again.is_empty() || !self.waiting.is_empty();
         let is_fed = self.line.len() >= batch || self.gathering.is_full();
         if self.look_up.is_some() || !has_work || is_fed {

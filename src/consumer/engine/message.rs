@@ -90,7 +90,8 @@ impl Message {
     pub(super) fn new(group: &Group, taken: Taken) -> Self {
         let Taken { slot, ticket, ending, record, in_doubt } = taken;
         let message_id = identity::identify(&record, &group.store.cluster_id);
-        let keys = keys::operation_keys(&record, message_id, group.config.dedup);
+        let config = group.config();
+        let keys = keys::operation_keys(&record, message_id, config.dedup);
         let payload_hash =
             if keys.is_empty() { 0 } else { identity::payload_hash(record.payload.as_deref()) };
         Self {
@@ -98,8 +99,8 @@ impl Message {
             ticket,
             ending,
             size: record.size(),
-            chain: chain(group.config.ordering, &record),
-            hold: (group.config.retry.on_failure == OnFailure::HoldKey)
+            chain: chain(config.ordering, &record),
+            hold: (config.retry.on_failure == OnFailure::HoldKey)
                 .then(|| chain(Ordering::Key, &record))
                 .flatten(),
             errors: Vec::new(),

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::Engine;
 use crate::config::Rate;
 use crate::domain::breaker::State;
+use crate::domain::rate::Pace;
 
 /// Who waits for an operator, and for the other side of the handler.
 const ORDERS: &str = "orders";
@@ -42,9 +43,13 @@ impl Engine {
     pub(super) fn hear(&mut self) {
         let heard = self.heard.borrow_and_update().clone();
         let status = Arc::clone(&self.group.status);
-        if let (Some(pace), Some(Rate(rate))) = (&mut self.pace, self.group.config.rate) {
+        let now = std::time::Instant::now();
+        if let Some(Rate(rate)) = self.group.config().rate {
             #[allow(clippy::cast_precision_loss, reason = "a number of agents")]
-            pace.set(rate / heard.members as f64, std::time::Instant::now());
+            let share = rate / heard.members as f64;
+            self.pace.get_or_insert_with(|| Pace::new(share, now)).set(share, now);
+        } else {
+            self.pace = None;
         }
         if heard.closed != self.closed {
             if let Some(why) = &heard.closed {

@@ -70,7 +70,7 @@ impl Engine {
         after: Option<Duration>,
         is_permanent: bool,
     ) {
-        let retry = self.group.config.retry;
+        let retry = self.group.config().retry;
         let attempt = message.delivery.attempt;
         let delay = retry.delay(attempt, after, fastrand::f64());
         self.group.status.count(Tally::Failed, 1);
@@ -96,7 +96,7 @@ impl Engine {
 
     /// It counts as finished, and its failure is written with the rest.
     pub(super) fn leave_line(&mut self, message: Box<Message>, fate: Fate) {
-        let retry = self.group.config.retry;
+        let retry = self.group.config().retry;
         let holds_key = match fate {
             Fate::Due(_) => message.hold.is_some(),
             Fate::Dead(_) => message.hold.is_some() && retry.on_dead == OnDead::Hold,

@@ -18,7 +18,7 @@ impl Engine {
     pub(super) fn begin_completion(&mut self) {
         let Some(due) = self.gathering.due() else { return };
         let more_comes = self.look_up.is_some() || self.claim.is_some() || !self.running.is_empty();
-        let is_due = self.gathering.len() >= self.group.config.batch || due <= Instant::now();
+        let is_due = self.gathering.len() >= self.group.config().batch || due <= Instant::now();
         if self.completion.is_some() || (more_comes && !is_due && !self.gathering.is_full()) {
             return;
         }

@@ -52,7 +52,7 @@ impl Engine {
         if self.suspects.waiting.is_empty() || is_busy || !is_recorded || self.places() == 0 {
             return;
         }
-        let max_starts = self.group.config.retry.max_starts;
+        let max_starts = self.group.config().retry.max_starts;
         let mut lineup = Lineup::new(max_starts);
         let mut first = Vec::new();
         while let Some(mut message) = self.suspects.waiting.pop_front() {
@@ -80,7 +80,7 @@ impl Engine {
     /// Those that follow it in its chain, else chains would go one by one: up to the first that waits for anything but
     /// these.
     fn admit_behind(&mut self, message: &Message, lineup: &mut Lineup) {
-        let max_starts = self.group.config.retry.max_starts;
+        let max_starts = self.group.config().retry.max_starts;
         let Some(chain) = message.chain else { return };
         for next in self.chains.waiting(chain) {
             let Some(starts) = next.starts.filter(|starts| !is_culprit(*starts, max_starts)) else { return };

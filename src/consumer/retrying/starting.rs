@@ -66,7 +66,7 @@ fn identify(group: &Group, opened: Opened) -> Attempt {
         named,
         attempts,
         forgiven,
-        keys: keys::operation_keys(&record, message_id, group.config.dedup),
+        keys: keys::operation_keys(&record, message_id, group.config().dedup),
         payload_hash: identity::payload_hash(record.payload.as_deref()),
         claims: Vec::new(),
         delivery: Delivery {

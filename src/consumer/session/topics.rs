@@ -19,8 +19,8 @@ impl Session {
         let (group, events) = (Arc::clone(&self.group), self.events.clone());
         let task = tokio::spawn(async move {
             // No answer: Kafka is away, which is told elsewhere.
-            if let Ok(inventory) = start::inventory(&group.topics, &group.config.topics).await
-                && let Ok(ids) = group.topics.ids(&group.config.topics).await
+            if let Ok(inventory) = start::inventory(&group.topics, &group.config().topics).await
+                && let Ok(ids) = group.topics.ids(&group.config().topics).await
             {
                 let _ = events.send(Event::Topics(inventory.missing, ids));
             }

@@ -63,10 +63,23 @@ pub struct Firing {
 /// Claims a firing and does what it does in one transaction.
 pub type Fire = Box<dyn Fn(Firing) -> Pending<'static, Result<Fired, PgError>> + Send + Sync>;
 
+/// What a service is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// At every look at the board.
+    Paused(bool),
+    /// A firing, or an operator's wish.
+    Run,
+}
+
+pub type Hears = Box<dyn Fn(Order) + Send + Sync>;
+
 /// How a job does its work.
 pub enum Work {
     /// After the claim, under its lease. If that ends without a word, the next firing makes up for it.
     Beside(Body),
+    /// Nothing is started: something that runs all the time is told of orders and firings.
+    Service(Hears),
     /// With the claim. What is left to `then` runs under the lease, and again if that ends without a word.
     Within { fire: Fire, then: Option<Body> },
 }
@@ -107,6 +120,12 @@ impl Job {
             probe: None,
             work: Work::Beside(Box::new(body)),
         }
+    }
+
+    /// Something that runs all the time, or waits for its firings by itself, in every agent.
+    pub fn service(name: &str, rules: Rules, hears: impl Fn(Order) + Send + Sync + 'static) -> Self {
+        let job = Self::new(name, rules, |_| Box::pin(async { Ok(Done::default()) }));
+        Self { scope: Scope::Agent, work: Work::Service(Box::new(hears)), ..job }
     }
 
     #[must_use]

@@ -99,7 +99,7 @@ impl Run {
                 Work::Beside(body) | Work::Within { then: Some(body), .. } => {
                     contained(body(firing), job.timeout).await
                 }
-                Work::Within { then: None, .. } => Result::Nothing,
+                Work::Within { then: None, .. } | Work::Service(_) => Result::Nothing,
             };
             // Without anybody who listens the runner is at its end.
             let _ = told.send(Told::Ended(Ended { job, id, result, took: began.elapsed(), is_told: false }));
@@ -137,7 +137,7 @@ impl Run {
                         Err(_) => (Result::Away("no answer of the database".into()), true),
                     }
                 }
-                Work::Beside(_) => (Result::Nothing, true),
+                Work::Beside(_) | Work::Service(_) => (Result::Nothing, true),
             };
             let _ = told.send(Told::Ended(Ended { job, id, result, took: began.elapsed(), is_told }));
         });

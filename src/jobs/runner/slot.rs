@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::job::{Job, Work};
+use super::job::{Hears, Job, Order, Work};
 use super::run::{Result, Run};
 use super::status::{Event, Observer};
 use crate::domain::firings::{Gone, Misfire, Past, Scope, Step};
+use crate::domain::schedule::Schedule;
 use crate::pg::jobs::{Entry, Standing};
 
 pub(super) struct Slot {
@@ -16,6 +17,8 @@ pub(super) struct Slot {
     pub(super) run: Option<Run>,
     /// The board has it; what is wanted at a start was asked for.
     pub(super) is_entered: bool,
+    /// It is not configured any more, and goes when its run has ended.
+    pub(super) is_leaving: bool,
     /// There was nothing to do up to this firing, which no claim has used up.
     pub(super) looked_until: Option<DateTime<Utc>>,
     /// Of a job that each agent runs for itself: what has been here, and the last order that was obeyed.
@@ -55,12 +58,18 @@ impl Slot {
             job: Arc::new(job),
             run: None,
             is_entered: false,
+            is_leaving: false,
             looked_until: None,
             own: None,
             started_at: DateTime::UNIX_EPOCH,
             waits: None,
             failures: 0,
         }
+    }
+
+    /// The same job as it is configured now.
+    pub(super) fn with(self, job: Job) -> Self {
+        Self { job: Arc::new(job), waits: None, is_leaving: false, ..self }
     }
 
     pub(super) fn entry(&self) -> Entry<'_> {
@@ -71,13 +80,13 @@ impl Slot {
             role,
             schedule: rules.schedule.to_string(),
             timezone: rules.schedule.timezone(),
-            enabled: *enabled,
+            enabled: *enabled && !self.is_leaving,
             at_start: *at_start && *enabled && !self.is_entered,
         }
     }
 
     pub(super) fn want(&mut self, standing: &Standing, now: DateTime<Utc>) -> Want {
-        if !self.job.enabled || self.run.is_some() {
+        if !self.job.enabled || self.is_leaving || self.run.is_some() {
             return Want::Nothing { until: None };
         }
         let (past, requested) = match self.job.scope {
@@ -126,6 +135,30 @@ impl Slot {
     /// What a program or a server was asked to do is asked again, if nobody knows whether it was done.
     fn is_redone(&self) -> bool {
         self.job.scope == Scope::Cluster && matches!(self.job.work, Work::Within { then: Some(_), .. })
+    }
+
+    /// Tells a service of its firing; when the next one is.
+    pub(super) fn let_run(
+        &mut self,
+        standing: &Standing,
+        now: DateTime<Utc>,
+        hears: &Hears,
+    ) -> Option<DateTime<Utc>> {
+        match self.want(standing, now) {
+            // It runs anyway.
+            _ if self.job.rules.schedule == Schedule::Continuous => None,
+            Want::Nothing { until } => until,
+            Want::Pass { to, .. } => {
+                self.passed(to);
+                self.job.rules.schedule.next_after(now)
+            }
+            Want::Start { last_firing, requested, .. } => {
+                self.started(last_firing, requested, now);
+                hears(Order::Run);
+                self.job.rules.schedule.next_after(now)
+            }
+            Want::Redo { .. } => None,
+        }
     }
 
     /// Of what each agent runs for itself.

@@ -13,14 +13,18 @@ use crate::pg::connect::PgError;
 use crate::pg::sql::{millis, statements};
 
 statements! {
+    /// A service runs unless it is paused; a consumer is paused by its group.
     LIST = "
-        select name, scope, role, schedule, timezone,
-          case when not enabled then 'disabled' when lease is not null and busy_until > clock_timestamp() then 'running'
-            when paused_at is not null then 'paused'
-            when entered_at < clock_timestamp() - interval '1 hour' then 'absent' else 'waiting' end,
-          paused_at, paused_by, run_requested_at, run_requested_by, firing, requested_by, agent, started_at, ended_at,
-          result, error, succeeded_at, runs, missed, clock_timestamp()
-        from outboxd.jobs where $1::text is null or name = $1 order by name";
+        select j.name, scope, role, schedule, timezone,
+          case when not enabled then 'disabled'
+            when coalesce(j.paused_at, g.paused_at) is not null and lease is null then 'paused'
+            when entered_at < clock_timestamp() - interval '1 hour' then 'absent'
+            when (lease is not null and busy_until > clock_timestamp()) or (scope = 'agent' and schedule = 'continuous') then 'running'
+            else 'waiting' end,
+          coalesce(j.paused_at, g.paused_at), coalesce(j.paused_by, g.paused_by), run_requested_at, run_requested_by, firing,
+          requested_by, agent, started_at, ended_at, result, error, succeeded_at, runs, missed, clock_timestamp()
+        from outboxd.jobs j left join outboxd.groups g on j.name = 'consume-' || g.name
+        where $1::text is null or j.name = $1 order by j.name";
 
     RUNS = "
         select id, job, firing, requested_by, started_at, ended_at, agent, result, error, rows

@@ -1,5 +1,5 @@
 //! What operators order: pause, resume, run now. Each order and its record are one statement; agents obey within a second
-//! or two, also those that start later.
+//! or two, also those that start later. A consumer is paused by its group, which its agents hear of.
 
 use tokio_postgres::GenericClient;
 
@@ -11,11 +11,15 @@ statements! {
     PAUSE = "
         with changed as (
           update outboxd.jobs set paused_at = clock_timestamp(), paused_by = $2
-          where name = $1 and paused_at is null and outboxd.durable() returning name
+          where name = $1 and name not like 'consume-%' and name <> 'heartbeat' and paused_at is null and outboxd.durable()
+          returning name
+        ), of_group as (
+          update outboxd.groups set paused_at = clock_timestamp(), paused_by = $2
+          where 'consume-' || name = $1 and paused_at is null and outboxd.durable() returning name
         )
         insert into outboxd.operations (command, selection, os_user, host, ended_at, result)
         select 'jobs pause', jsonb_build_object('job', $1::text), $2, $3, clock_timestamp(),
-          case when exists (select from changed) then 'done' else 'it was paused already' end
+          case when exists (select from changed union all select from of_group) then 'done' else 'it was paused already' end
         returning result = 'done'";
 
     /// What was due meanwhile is not made up for.
@@ -23,10 +27,13 @@ statements! {
         with changed as (
           update outboxd.jobs set paused_at = null, paused_by = null, last_firing = greatest(last_firing, clock_timestamp())
           where name = $1 and paused_at is not null and outboxd.durable() returning name
+        ), of_group as (
+          update outboxd.groups set paused_at = null, paused_by = null
+          where 'consume-' || name = $1 and paused_at is not null and outboxd.durable() returning name
         )
         insert into outboxd.operations (command, selection, os_user, host, ended_at, result)
         select 'jobs resume', jsonb_build_object('job', $1::text), $2, $3, clock_timestamp(),
-          case when exists (select from changed) then 'done' else 'it was not paused' end
+          case when exists (select from changed union all select from of_group) then 'done' else 'it was not paused' end
         returning result = 'done'";
 
     RUN = "
@@ -38,6 +45,17 @@ statements! {
         select 'jobs run', jsonb_build_object('job', $1::text), $2, $3, clock_timestamp(),
           case when exists (select from changed) then 'done' else 'it is switched off' end
         returning result = 'done'";
+}
+
+/// Why an order to this job makes no sense, if it makes none.
+pub fn refusal(job: &str, is_to_run: bool) -> Option<&'static str> {
+    match job {
+        "heartbeat" => Some("an agent without a heartbeat counts as dead: it cannot be ordered"),
+        consume if consume.starts_with("consume-") && is_to_run => {
+            Some("it runs all the time, unless it is paused")
+        }
+        _ => None,
+    }
 }
 
 /// Nothing of it starts by schedule any more, in the whole cluster; false: it was so already.
