@@ -41,19 +41,20 @@ impl Message {
             + headers
     }
 
-    /// The headers of the record: the application's unchanged, then what outboxd adds.
-    pub fn record_headers(&self) -> Vec<(&str, String)> {
+    /// Hands the headers of the record to `take`: the application's unchanged, then what outboxd adds. One by one, because
+    /// to collect them would cost several allocations a record.
+    pub fn each_header(&self, mut take: impl FnMut(&str, &str)) {
+        self.headers.iter().for_each(|(name, value)| take(name, value));
+        self.event_type.iter().for_each(|event_type| take("type", event_type));
+        self.idempotency_key.iter().for_each(|key| take("idempotency-key", key));
+        let mut text = Uuid::encode_buffer();
+        take("id", self.own_id.unwrap_or(self.message_id).hyphenated().encode_lower(&mut text));
+        take(ID_HEADER, self.message_id.hyphenated().encode_lower(&mut text));
         let key = self.key.as_deref().map(str::as_bytes);
-        let sum = identity::sum(self.message_id, &self.topic, key, self.payload.as_deref());
-        let mut headers: Vec<(&str, String)> =
-            self.headers.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
-        headers.extend(self.event_type.as_ref().map(|event_type| ("type", event_type.clone())));
-        headers.extend(self.idempotency_key.as_ref().map(|key| ("idempotency-key", key.clone())));
-        headers.push(("id", self.own_id.unwrap_or(self.message_id).to_string()));
-        headers.push((ID_HEADER, self.message_id.to_string()));
-        headers.push((SUM_HEADER, sum));
-        headers.extend(self.dispatch.iter().flat_map(|dispatch| dispatch.headers()));
-        headers
+        take(SUM_HEADER, &identity::sum(self.message_id, &self.topic, key, self.payload.as_deref()));
+        for (name, value) in self.dispatch.iter().flat_map(|dispatch| dispatch.headers()) {
+            take(name, &value);
+        }
     }
 
     /// Where a message without a key goes: a hash of its id, so that its repeat meets the agent that has it.

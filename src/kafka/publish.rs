@@ -38,6 +38,9 @@ const LISTEN: Duration = Duration::from_micros(100_100);
 /// Streams of messages that one incarnation keeps apart: a lane waits for its own acknowledgements alone.
 pub const LINES: usize = 3;
 
+/// Room for the headers that most messages get besides their own.
+const ADDED_HEADERS: usize = 5;
+
 /// A delivery's opaque is the ticket, with the line above it. 2^56 tickets last for longer than any process.
 const TICKET_BITS: u32 = 56;
 
@@ -241,18 +244,17 @@ impl Sender {
             return Err(SendError::Refused(reason));
         }
         let ticket = self.next_ticket;
-        let added = message.record_headers();
-        let headers =
-            added.iter().fold(OwnedHeaders::new_with_capacity(added.len()), |headers, (name, value)| {
-                headers.insert(Header { key: name, value: Some(value) })
-            });
+        let mut headers = Some(OwnedHeaders::new_with_capacity(message.headers.len() + ADDED_HEADERS));
+        message.each_header(|key, value| {
+            headers = headers.take().map(|headers| headers.insert(Header { key, value: Some(value) }));
+        });
         #[allow(
             clippy::cast_possible_truncation,
             reason = "usize has 64 bits wherever librdkafka's clients run"
         )]
         let opaque = ticket as usize | self.line << TICKET_BITS;
-        let mut record: BaseRecord<'_, str, [u8], usize> =
-            BaseRecord::with_opaque_to(&message.topic, opaque).headers(headers);
+        let mut record: BaseRecord<'_, str, [u8], usize> = BaseRecord::with_opaque_to(&message.topic, opaque);
+        record.headers = headers;
         match &message.key {
             Some(key) => record = record.key(key),
             None => record = record.partition(message.keyless_partition(partitions)),

@@ -68,14 +68,20 @@ impl Lane {
         }
         let end = messages.last().map(|message| message.seq);
         let mut aside = Vec::new();
-        let mut ready = VecDeque::with_capacity(messages.len());
+        let mut ready: VecDeque<(Message, i32)> = VecDeque::with_capacity(messages.len());
         for message in messages {
             if message.is_scheduled {
                 aside.push((message.seq, Aside::Scheduled));
             } else if let Some(line) = self.lines.of(&message) {
                 aside.push((message.seq, Aside::Behind(line)));
             } else {
-                match self.topic(work, &message.topic).await? {
+                // Most messages have the topic of the one before.
+                let known = ready.back().filter(|(last, _)| last.topic == message.topic);
+                let topic = match known {
+                    Some((_, partitions)) => Ok(*partitions),
+                    None => self.topic(work, &message.topic).await?,
+                };
+                match topic {
                     Ok(partitions) => ready.push_back((message, partitions)),
                     Err(reason) => aside.push((message.seq, Aside::Held(reason))),
                 }
