@@ -36,7 +36,7 @@ fn identities(criterion: &mut Criterion) {
         bencher.iter(|| {
             black_box(&message).each_header(|name, value| {
                 black_box((name, value));
-            })
+            });
         });
     });
     let (id, payload) = (Uuid::from_u128(7), [b'x'; 300]);
