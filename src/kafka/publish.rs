@@ -240,7 +240,7 @@ impl Sender {
             return Err(SendError::Broken);
         }
         if let Some(bytes) = message.unread {
-            let reason = format!("its payload of {bytes} bytes is larger than `message.max.bytes` allows");
+            let reason = format!("its payload of {bytes} bytes is too large for `message.max.bytes`");
             return Err(SendError::Refused(reason));
         }
         let ticket = self.next_ticket;
