@@ -11,6 +11,9 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 KAFKA_VERSION := $(shell sed -n 's|.*<kafka.version>\(.*\)</.*|\1|p' tests/services/pom.xml)
 KAFKA_LIB := target/kafka/$(KAFKA_VERSION)/lib
 PEERS_LIB := target/peers/lib
+
+# Tests wait for daemons more than they work.
+TEST_THREADS ?= $(shell expr $$(nproc) + 1)
 SCHEMATHESIS := target/schemathesis
 
 .PHONY: help
@@ -62,7 +65,7 @@ lint: setup ## Check form: rustfmt, clippy, the systemd units, and cargo-deny wh
 
 .PHONY: test
 test: lint kafka schemathesis ## Run every test, against a real Postgres and a real Kafka
-	@cargo test --locked --features failpoints
+	@cargo test --locked --features failpoints -- --test-threads $(TEST_THREADS)
 
 .PHONY: deb
 deb: setup ## Build the Debian package; PROFILE=dev for a quick one
