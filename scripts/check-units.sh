@@ -8,20 +8,15 @@ HIGHEST_EXPOSURE=25 # in tenths
 
 command -v systemd-analyze >/dev/null || exit 0
 
-# Type=notify-reload is known from version 253 on.
-version=$(systemd-analyze --version | awk 'NR == 1 { print $2 }')
-type=notify-reload
-[[ $version -ge 253 ]] || type=notify
-
 # A unit is only valid where its program and user exist; this one stands in for them.
 scratch=$(mktemp --directory)
 trap 'rm -rf "$scratch"' EXIT
 for unit in systemd/*.service; do
-    sed "s|^ExecStart=/usr/bin/outboxd|ExecStart=/bin/true|; s|^Type=notify-reload|Type=$type|" "$unit" >"$scratch/$(basename "$unit")"
+    sed "s|^ExecStart=/usr/bin/outboxd|ExecStart=/bin/true|" "$unit" >"$scratch/$(basename "$unit")"
 done
 cp "$scratch/outboxd-consumer@.service" "$scratch/outboxd-consumer@orders.service"
 problems=$(systemd-analyze verify --man=no "$scratch/outboxd-producer.service" "$scratch/outboxd-consumer@orders.service" 2>&1 |
-    grep "$scratch\|outboxd" || true)
+    grep "$scratch\|outboxd" | grep -v "service type, ignoring: notify-reload" || true)
 if [[ -n $problems ]]; then
     echo "systemd finds fault with the units:" >&2
     echo "$problems" >&2
