@@ -16,6 +16,7 @@ pub mod effect;
 pub mod evidence;
 pub mod failing;
 pub mod failures;
+pub mod group_orders;
 pub mod groups;
 pub mod held;
 pub mod inspect;

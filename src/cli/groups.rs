@@ -10,8 +10,10 @@ use clap::{Args, Subcommand};
 
 use super::global::{Global, connect_to_look};
 use super::output;
+use super::retry::operator::operator;
 use crate::failure::{Exit, Failure, Kind};
 use crate::pg::connect::Connection;
+use crate::pg::group_orders::GroupOrder;
 use crate::pg::groups::{self, Group};
 use pause::{Pause, Resume};
 use reset::Reset;
@@ -98,7 +100,8 @@ impl Forget {
         if !self.yes {
             return Err(Failure::new(Kind::Refused, preview(&found)).into());
         }
-        if !groups::forget(&client, &found.name, inactive_after).await? {
+        let order = GroupOrder::Forget { inactive_after };
+        if !order.carry_out(&client, &found.name, &operator()).await? {
             return Err(alive(&found.name, "one that has just started").into());
         }
         output::line(&format!("forgot group {}, with {} positions", found.name, found.positions))?;

@@ -21,7 +21,7 @@ use super::Site;
 use super::problem::Problem;
 use super::server::Peer;
 use crate::pg::operations::Operator;
-pub(super) use groups::{Order, order};
+pub(super) use groups::order;
 pub(super) use input::{Asked, Named};
 pub(super) use jobs::{JobOrder, order as order_job};
 

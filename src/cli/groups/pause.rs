@@ -5,7 +5,8 @@ use clap::Args;
 use super::find;
 use crate::cli::global::{Global, connect_to_look};
 use crate::cli::output;
-use crate::pg::control;
+use crate::cli::retry::operator::operator;
+use crate::pg::group_orders::GroupOrder;
 
 /// Start nothing more of a group until it is resumed; what runs is finished
 #[derive(Args, Debug)]
@@ -26,7 +27,7 @@ impl Pause {
         let config = global.load()?.config;
         let client = connect_to_look(&config, "groups").await?;
         let group = find(&client, &self.group, config.agent.inactive_after).await?.name;
-        let what = if control::pause(&*client, &group, &who()).await? {
+        let what = if GroupOrder::Pause.carry_out(&client, &group, &operator()).await? {
             "is paused: its agents start nothing more within a second"
         } else {
             "was paused already"
@@ -41,14 +42,9 @@ impl Resume {
         let config = global.load()?.config;
         let client = connect_to_look(&config, "groups").await?;
         let group = find(&client, &self.group, config.agent.inactive_after).await?.name;
-        let what = if control::resume(&*client, &group).await? { "goes on" } else { "was not paused" };
+        let is_changed = GroupOrder::Resume.carry_out(&client, &group, &operator()).await?;
+        let what = if is_changed { "goes on" } else { "was not paused" };
         output::line(&format!("group {group} {what}"))?;
         Ok(())
     }
-}
-
-/// For those who wonder who it was.
-fn who() -> String {
-    let user = ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
-    user.filter(|user| !user.is_empty()).unwrap_or_else(|| "an operator".into())
 }

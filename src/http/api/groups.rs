@@ -6,7 +6,6 @@ use axum::extract::State;
 use axum::response::Json;
 use axum::{Extension, http::StatusCode};
 use serde::Serialize;
-use serde_json::json;
 use utoipa::ToSchema;
 
 use super::input::Named;
@@ -15,8 +14,8 @@ use crate::http::Site;
 use crate::http::problem::Problem;
 use crate::http::server::Peer;
 use crate::pg::connect::Connection;
+use crate::pg::group_orders::GroupOrder;
 use crate::pg::groups::{self, Group, Shown};
-use crate::pg::{PgError, control, operations};
 
 /// What has become of an order.
 #[derive(Serialize, ToSchema)]
@@ -63,57 +62,21 @@ async fn find(site: &Site, client: &Connection, name: &str) -> Result<Group, Pro
     found.ok_or_else(|| Problem::not_found("no group of that name is known here"))
 }
 
-/// What is ordered for a group.
-#[derive(Clone, Copy)]
-pub(in crate::http) enum Order {
-    Pause,
-    Resume,
-    Forget,
-}
-
-impl Order {
-    fn command(self) -> &'static str {
-        match self {
-            Self::Pause => "groups pause",
-            Self::Resume => "groups resume",
-            Self::Forget => "groups forget",
-        }
-    }
-
-    async fn carry_out(
-        self,
-        site: &Site,
-        client: &Connection,
-        group: &str,
-        by: &str,
-    ) -> Result<bool, PgError> {
-        match self {
-            Self::Pause => control::pause(&**client, group, by).await,
-            Self::Resume => control::resume(&**client, group).await,
-            Self::Forget => groups::forget(client, group, site.inactive_after).await,
-        }
-    }
-}
-
 /// Does it, on record.
 pub(in crate::http) async fn order(
     site: &Site,
-    order: Order,
+    order: GroupOrder,
     name: &str,
     peer: Extension<Peer>,
 ) -> Result<bool, Problem> {
     let by = operator(peer);
     let client = site.database.lend().await?;
     let group = find(site, &client, name).await?;
-    if matches!(order, Order::Forget) && !group.agents.is_empty() {
+    if matches!(order, GroupOrder::Forget { .. }) && !group.agents.is_empty() {
         let agents = group.agents.join(", ");
         return Err(Problem::conflict(format!("it has agents alive ({agents}): stop them first")));
     }
-    let operation = operations::begin(&client, order.command(), &json!({ "group": name }), &by).await?;
-    let done = order.carry_out(site, &client, name, &format!("{} from {}", by.os_user, by.host)).await;
-    let result = done.as_ref().map_or_else(ToString::to_string, |_| "done".to_owned());
-    operations::end(&client, operation, &result).await?;
-    Ok(done?)
+    Ok(order.carry_out(&client, name, &by).await?)
 }
 
 /// Start nothing more of it until it is resumed
@@ -130,7 +93,7 @@ pub(super) async fn pause(
     Named(name): Named<String>,
     peer: Extension<Peer>,
 ) -> Result<Json<Done>, Problem> {
-    Ok(Json(Done { changed: order(&site, Order::Pause, &name, peer).await? }))
+    Ok(Json(Done { changed: order(&site, GroupOrder::Pause, &name, peer).await? }))
 }
 
 /// Let it go on, and close its breaker
@@ -147,7 +110,7 @@ pub(super) async fn resume(
     Named(name): Named<String>,
     peer: Extension<Peer>,
 ) -> Result<Json<Done>, Problem> {
-    Ok(Json(Done { changed: order(&site, Order::Resume, &name, peer).await? }))
+    Ok(Json(Done { changed: order(&site, GroupOrder::Resume, &name, peer).await? }))
 }
 
 /// Forget one that will not come back, so that retention does not wait for it
@@ -164,7 +127,8 @@ pub(super) async fn forget(
     Named(name): Named<String>,
     peer: Extension<Peer>,
 ) -> Result<Json<Done>, Problem> {
-    if order(&site, Order::Forget, &name, peer).await? {
+    let forget = GroupOrder::Forget { inactive_after: site.inactive_after };
+    if order(&site, forget, &name, peer).await? {
         return Ok(Json(Done { changed: true }));
     }
     Err(Problem::new(StatusCode::CONFLICT, "an agent of it has just started"))

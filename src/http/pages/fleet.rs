@@ -10,10 +10,11 @@ use serde_json::Value;
 
 use super::{Page, Trouble, layout, overview};
 use crate::http::Site;
-use crate::http::api::{Named, Order, order as carry_out};
+use crate::http::api::{Named, order as carry_out};
 use crate::http::problem::Problem;
 use crate::http::server::Peer;
 use crate::pg::agents::{self, Agent};
+use crate::pg::group_orders::GroupOrder;
 use crate::pg::groups::{self, Shown};
 
 pub(super) async fn agents(State(site): State<Arc<Site>>) -> Page {
@@ -104,8 +105,8 @@ pub(super) async fn order(
     peer: Extension<Peer>,
 ) -> Result<Redirect, Trouble> {
     let wanted = match wanted.as_str() {
-        "pause" => Order::Pause,
-        "resume" => Order::Resume,
+        "pause" => GroupOrder::Pause,
+        "resume" => GroupOrder::Resume,
         _ => return Err(Problem::not_found("a group can be paused and resumed here").into()),
     };
     carry_out(&site, wanted, &name, peer).await?;
