@@ -399,7 +399,14 @@ impl Daemon {
             match reload.read() {
                 Ok(Reloaded { config, own_jobs, applied, waiting }) => {
                     if let Some(swaps) = &self.swaps {
-                        let _ = swaps.send(self.jobs(&config, &own_jobs, agent));
+                        // What waits for a restart stays as it was for the jobs too.
+                        let live = Config {
+                            jobs: config.jobs.clone(),
+                            retention: config.retention.clone(),
+                            groups: config.groups.clone(),
+                            ..self.config.clone()
+                        };
+                        let _ = swaps.send(self.jobs(&live, &own_jobs, agent));
                     }
                     change(&config);
                     tracing::info!(applied = applied.join(", "), "SIGHUP: the configuration is read again");

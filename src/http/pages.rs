@@ -12,6 +12,7 @@ mod overview;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -42,6 +43,9 @@ impl IntoResponse for Trouble {
     }
 }
 
+/// Bytes of a sign-in, the only body that is read of a stranger.
+const MOST_LOGIN: usize = 8 << 10;
+
 pub(super) fn routes() -> Router<Arc<Site>> {
     Router::new()
         .route("/", get(overview::show))
@@ -56,7 +60,7 @@ pub(super) fn routes() -> Router<Arc<Site>> {
         .route("/groups/{name}/{order}", post(fleet::order))
         .route("/jobs", get(jobs::list))
         .route("/jobs/{name}/{order}", post(jobs::order))
-        .route("/login", get(login::show).post(login::enter))
+        .route("/login", get(login::show).post(login::enter).layer(DefaultBodyLimit::max(MOST_LOGIN)))
         .route(
             "/assets/style.css",
             get(async || asset("text/css; charset=utf-8", include_str!("pages/style.css"))),

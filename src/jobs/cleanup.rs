@@ -97,7 +97,7 @@ async fn judge(
     }
     for behind in retention::behind(client, range).await? {
         // What is in no log any more, no group will ever be past.
-        if logs.may_hold(&behind.topic, behind.partition, behind.offset).await {
+        if logs.may_hold(&behind).await {
             return Ok(match rules.max {
                 Ceiling::After(max) if age >= max => Verdict::Overdue(behind),
                 _ => Verdict::Waits,
@@ -138,7 +138,7 @@ async fn reclaim(
 
 /// What goes unread is never silent.
 fn tell_unread(behind: &Behind, messages: i64) {
-    let Behind { group, topic, partition, offset, next_offset } = behind;
+    let Behind { group, topic, partition, offset, next_offset, .. } = behind;
     let stands = next_offset.map_or("has no position there".to_owned(), |next| format!("stands at {next}"));
     tracing::warn!(
         group,

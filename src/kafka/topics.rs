@@ -23,6 +23,9 @@ use crate::domain::start_offset::Extent;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// For the ids of topics: whoever waits for them handles nothing meanwhile.
+const IDS_PATIENCE: Duration = Duration::from_secs(3);
+
 /// Can records be sent to it?
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TopicState {
@@ -140,12 +143,14 @@ impl Topics {
         })
     }
 
-    /// The ids of those topics that are there; a broker that knows no ids (before 2.8) tells none.
+    /// The ids of those topics that are there; a broker that knows no ids (before 2.8) tells none, and neither does one that
+    /// leaves this question alone unanswered, as the one of `outboxd dev`.
     pub async fn ids(&self, topics: &[String]) -> Result<HashMap<String, Uuid>, KafkaFailure> {
         let (client, topics) = (Arc::clone(&self.client), topics.to_vec());
-        match blocking(move || topic_ids(client.client().native_ptr(), &topics, PATIENCE)).await {
+        match blocking(move || topic_ids(client.client().native_ptr(), &topics, IDS_PATIENCE)).await {
             Ok(ids) => Ok(ids),
             Err(RDKafkaErrorCode::UnsupportedFeature) => Ok(HashMap::new()),
+            Err(RDKafkaErrorCode::OperationTimedOut) => self.answer().await.map(|()| HashMap::new()),
             Err(code) => {
                 Err(KafkaFailure::Unreachable { brokers: self.brokers.clone(), reason: code.to_string() })
             }

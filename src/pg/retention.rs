@@ -30,7 +30,8 @@ statements! {
     /// Groups that subscribe to a topic of the range and are not past what was published of it. A partition without a
     /// position is one where it has handled nothing.
     BEHIND = "
-        select g.name, published.topic, published.partition, max(published.\"offset\"), position.next_offset
+        select g.name, published.topic, published.partition, max(published.\"offset\"), position.next_offset,
+          min(published.\"offset\"), g.cluster_id
         from (
           select split_part(o.place, '/', 1) as topic, split_part(o.place, '/', 2)::integer as partition,
             o.\"offset\"::bigint as \"offset\"
@@ -47,7 +48,7 @@ statements! {
           and position.cluster_id = g.cluster_id and position.topic = published.topic
           and position.partition = published.partition
         where position.next_offset is null or position.next_offset <= published.\"offset\"
-        group by g.name, published.topic, published.partition, position.next_offset
+        group by g.name, g.cluster_id, published.topic, published.partition, position.next_offset
         order by g.name, published.topic, published.partition";
 
     COUNT = "select count(*) from outboxd.messages where priority between -1 and 1 and seq >= $1 and seq < $2";
@@ -97,6 +98,10 @@ pub struct Behind {
     pub offset: i64,
     /// `None`: it has no position there.
     pub next_offset: Option<i64>,
+    /// The lowest of these offsets: in a topic that was made anew they begin anew.
+    pub lowest: i64,
+    /// Where it reads.
+    pub cluster_id: String,
 }
 
 /// Rows of a lane in the default partition.
@@ -141,6 +146,8 @@ pub async fn behind(client: &Connection, range: Leaf) -> Result<Vec<Behind>, PgE
         partition: row.get(2),
         offset: row.get(3),
         next_offset: row.get(4),
+        lowest: row.get(5),
+        cluster_id: row.get(6),
     };
     Ok(rows.iter().map(behind).collect())
 }

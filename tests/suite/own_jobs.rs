@@ -94,24 +94,21 @@ async fn three_agents_of_which_one_dies_and_one_freezes_start_every_firing_once(
 async fn a_day_without_an_agent_is_skipped_made_up_for_once_or_hour_by_hour() {
     for (misfire, expected, told) in [("skip", 0, true), ("once", 1, true), ("all", 24, false)] {
         let (database, kafka) = (database().await, Kafka::shared().await);
-        let outboxd = ticking(Outboxd::new(&database, kafka), "every 1h", misfire);
+        // Half an hour from now, each hour: none is on time, and none falls due while this test runs.
+        let minute = "select (extract(minute from clock_timestamp())::bigint + 30) % 60";
+        let minute = database.count(minute).await;
+        let newest = format!(
+            "date_trunc('hour', clock_timestamp() - interval '{minute} min') + interval '{minute} min'"
+        );
+        let outboxd = ticking(Outboxd::new(&database, kafka), &format!("{minute} * * * *"), misfire);
         let before = outboxd.producer();
         is_known(&database, "tick").await;
         before.terminate();
         assert_eq!(before.wait_exit().await, Some(0));
-        // Two minutes past an hour: none is on time, and none falls due while this test runs.
-        database
-            .batch(
-                "create function a_while_ago() returns interval language sql as
-                   $$ select make_interval(mins => (extract(epoch from clock_timestamp())::bigint / 60 % 60)::int) $$;
-                 update outboxd.jobs set last_firing = date_trunc('hour', clock_timestamp()) - interval '24 hours'
-                 where name = 'tick'",
-            )
-            .await;
-        if database.count("select extract(minute from clock_timestamp())::bigint").await < 2 {
-            // The newest is on time, which is another promise.
-            continue;
-        }
+        let a_day_ago = format!(
+            "update outboxd.jobs set last_firing = {newest} - interval '24 hours' where name = 'tick'"
+        );
+        database.batch(&a_day_ago).await;
         let _after = outboxd.producer();
         if told {
             eventually("it is told", SOON, async || {
@@ -122,8 +119,9 @@ async fn a_day_without_an_agent_is_skipped_made_up_for_once_or_hour_by_hour() {
         eventually("what is to run has run", SOON, async || ticks(&database).await == expected).await;
         let missed = database.count("select missed from outboxd.jobs where name = 'tick'").await;
         assert_eq!(missed, if misfire == "all" { 0 } else { 24 - expected }, "{misfire}");
-        let last = "select count(*) from outboxd.jobs where name = 'tick' and last_firing = date_trunc('hour', clock_timestamp())";
-        assert_eq!(database.count(last).await, 1, "{misfire}");
+        let last =
+            format!("select count(*) from outboxd.jobs where name = 'tick' and last_firing = {newest}");
+        assert_eq!(database.count(&last).await, 1, "{misfire}");
     }
 }
 

@@ -59,7 +59,7 @@ async fn a_group_gets_more_handlers_while_it_works() {
         kafka.produce(&topic, Some(&key.to_string()), Some(b"x"), &[]).await;
     }
     let outboxd = Outboxd::new(&database, kafka)
-        .group("g", &topic, "kind = \"exec\"\ncommand = [\"sleep\", \"3\"]")
+        .group("g", &topic, "kind = \"exec\"\ncommand = [\"sleep\", \"5\"]")
         .set("groups.g.concurrency = 1");
     let consumer = outboxd.consumer(&["g"]);
     let in_flight =

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rdkafka::consumer::{BaseConsumer, Consumer};
+
 use crate::support::{Database, Kafka, Outboxd, Postgres, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -74,6 +76,11 @@ async fn a_group_that_lags_keeps_its_messages_and_one_that_is_past_them_does_not
     eventually("they go", PATIENCE, async || database.count(ROWS).await == 0).await;
 }
 
+async fn cluster_id(kafka: &Kafka) -> String {
+    let client: BaseConsumer = kafka.client_config().create().unwrap();
+    tokio::task::spawn_blocking(move || client.client().fetch_cluster_id(PATIENCE)).await.unwrap().unwrap()
+}
+
 /// Known by what its log holds: gone, or made anew and shorter.
 #[tokio::test]
 async fn records_of_a_topic_that_was_deleted_are_waited_for_by_nobody() {
@@ -90,6 +97,10 @@ async fn records_of_a_topic_that_was_deleted_are_waited_for_by_nobody() {
         if is_made_anew {
             kafka.create_topic(&topic, 1, &[]).await;
         }
+        cleanup_has_run(&database).await;
+        assert_eq!(database.count(ROWS).await, 10, "the group reads in another cluster");
+        let here = "update outboxd.groups set cluster_id = $1";
+        database.execute(here, &[&cluster_id(kafka).await]).await;
         eventually("they go", PATIENCE, async || database.count(ROWS).await == 0).await;
     }
 }
@@ -176,7 +187,8 @@ async fn dead_letters_stay_for_ever_unless_the_operator_says_how_long() {
         from generate_series(0, 9) n";
     database.execute(insert, &[]).await;
     let dead = "select count(*) from outboxd.dead_letters";
-    let cleaned = "select count(*) from outboxd.jobs where name = 'cleanup' and last_firing is not null";
+    let cleaned =
+        "select count(*) from outboxd.jobs where name = 'cleanup' and runs > 0 and ended_at is not null";
     let keeps = outboxd(&database, kafka).producer();
     eventually("cleanup has run", PATIENCE, async || database.count(cleaned).await == 1).await;
     keeps.terminate();

@@ -21,14 +21,17 @@ impl Engine {
 
     /// Says whether there is one for the next that starts; if not, it stands in line.
     pub(super) fn take_place(&mut self) -> bool {
-        let places = &self.group.places;
-        if self.place.is_none() && places.taken() < self.places() && self.line_for_place.is_none() {
+        let (places, most) = (&self.group.places, self.places());
+        // Unless the breaker lets fewer run, whoever finds none free stands in line: those that look now and then would
+        // never get one while others do.
+        let may_take = most == places.count() || places.taken() < most;
+        if self.place.is_none() && self.line_for_place.is_none() && most > 0 && may_take {
             self.place = places.try_take();
             if self.place.is_none() {
                 self.line_for_place = Some(Box::pin(places.take()));
             }
         }
-        self.place.is_some() && self.places() > 0
+        self.place.is_some() && most > 0
     }
 
     pub(super) fn is_in_pace(&mut self) -> bool {

@@ -92,6 +92,9 @@ pub(in crate::http) async fn order(
     if history::list(&**client, Some(name)).await?.is_empty() {
         return Err(unknown());
     }
+    if let Some(reason) = orders::refusal(name, matches!(order, JobOrder::Run)) {
+        return Err(Problem::conflict(reason));
+    }
     let done = match order {
         JobOrder::Run => orders::run_now(&**client, name, &by).await?,
         JobOrder::Pause => orders::pause(&**client, name, &by).await?,

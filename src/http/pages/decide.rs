@@ -105,7 +105,7 @@ pub(super) async fn show(State(site): State<Arc<Site>>, Named(id): Named<i64>) -
             dt { "by" } dd { (operation.os_user) " from " (operation.host) }
             dt { "selection" } dd { code { (operation.selection.to_string()) } }
         }
-        @if is_open {
+        @if is_open && !site.settings.read_only {
             form method="post" action={ "/operations/" (id) "/cancel" } { button { "Cancel" } }
         }
         p { a href="/failures" { "Back to failures" } }

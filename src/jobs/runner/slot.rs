@@ -102,15 +102,17 @@ impl Slot {
                 (past, standing.run_requested_at.filter(|requested| *requested > obeyed))
             }
         };
-        if let Some(at) = requested {
-            let last_firing = standing.last_firing;
-            return Want::Start { firing: at, last_firing, requested, gone: Gone::default() };
-        }
+        // What was promised comes first: a run by order would take its place on the board.
         if self.is_redone()
             && standing.is_leased
+            && !standing.is_paused
             && let Some(firing) = standing.firing
         {
             return Want::Redo { firing, last_firing: standing.last_firing };
+        }
+        if let Some(at) = requested {
+            let last_firing = standing.last_firing;
+            return Want::Start { firing: at, last_firing, requested, gone: Gone::default() };
         }
         if standing.is_paused {
             return Want::Nothing { until: None };

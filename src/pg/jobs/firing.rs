@@ -84,7 +84,8 @@ pub async fn fire(
     {
         return Ok(Fired::NotOurs);
     }
-    if own.on.is_some() && claim.is_some() {
+    // One that could not be asked has not fired.
+    if wanted.is_ok() && own.on.is_some() && claim.is_some() {
         transaction.execute(FIRED, &[&name]).await?;
     }
     let done = match wanted {

@@ -191,7 +191,7 @@ async fn idle_and_slow_clients_neither_stop_the_relay_nor_the_probes() {
         assert!(asked.elapsed() < Duration::from_secs(5), "{path}: {:?}", asked.elapsed());
     }
     let beside = published(10_000).await;
-    assert!(beside < before * 3 + Duration::from_secs(1), "{before:?} alone, {beside:?} beside them");
+    assert!(beside < before * 5 + Duration::from_secs(5), "{before:?} alone, {beside:?} beside them");
 
     let lasted = tokio::time::timeout(Duration::from_secs(30), crawl).await.expect("it is cut").unwrap();
     assert!(lasted >= Duration::from_secs(8), "{lasted:?}");
