@@ -18,7 +18,7 @@ const PLANNED: &[(&str, &[&str])] = &[
     ("FIND_KEYS", &["'g'", NAMESPACES, KEYS, "1"]),
     ("RELEASE_CLAIMS", &["'g'", NAMESPACES, KEYS, "array[1, 2]"]),
     ("FINISH_CLAIMS", &["'g'", NAMESPACES, KEYS, "array[1, 2]"]),
-    ("MOVE", &["'g'", "'c'", "array['t', 't']", "array[0, 1]", "array[1, 1]"]),
+    ("MOVE", &["'g'", "'c'", "array['t', 't']", "array[0, 1]", "array[1, 1]", IDS]),
 ];
 
 /// What grows with all that was ever handled.
