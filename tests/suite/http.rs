@@ -6,9 +6,7 @@ mod fuzzing;
 use serde_json::{Value, json};
 
 use crate::support::http::request;
-use crate::support::{Daemon, Database, Kafka, Outboxd, Postgres, eventually};
-
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+use crate::support::{Daemon, Database, Kafka, Outboxd, Postgres};
 
 /// A producer that is ready, and its database.
 async fn producer(settings: &[&str]) -> (Database, &'static Kafka, Daemon) {
