@@ -1,6 +1,6 @@
 //! Messages that may have killed the process which had them, and how the one that did is found: they start in groups that
 //! grow smaller with every death, each start counted before it. The last start before one is given up is its own alone, so
-//! that no neighbour is blamed.
+//! that no neighbour in its group is blamed.
 
 /// How many start together that have been under way so often when their process died.
 const SIZES: &[usize] = &[500, 32, 4];
