@@ -12,6 +12,7 @@ use rdkafka::mocking::MockCluster;
 use super::{prepare, run_consumer, run_producer};
 use crate::config::Config;
 use crate::config::agent::DRAIN_TIMEOUT;
+use crate::domain::dispatch;
 use crate::failure::Exit;
 use crate::lifecycle::Lifecycle;
 use crate::pg::{Connector, consuming, migrate};
@@ -40,7 +41,10 @@ pub async fn dev(options: DevOptions) -> anyhow::Result<Exit> {
 
 async fn on(postgres: &EmbeddedPostgres, options: &DevOptions, lifecycle: Lifecycle) -> anyhow::Result<Exit> {
     let kafka = MockCluster::new(1).context("the in-process broker cannot be started")?;
-    kafka.create_topic(TOPIC, PARTITIONS, 1).context("the in-process broker refuses a topic")?;
+    // It takes no request to make one.
+    for topic in [TOPIC.to_owned(), dispatch::topic(TOPIC)] {
+        kafka.create_topic(&topic, PARTITIONS, 1).context("the in-process broker refuses a topic")?;
+    }
     let brokers = kafka.bootstrap_servers();
     let config = Config::parse(&configuration(postgres, &brokers), None, [])?.config;
     let connector = Connector::new(&config.postgres, "outboxd/dev");
