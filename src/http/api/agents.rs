@@ -12,6 +12,7 @@ use super::groups::Done;
 use super::input::Named;
 use super::{Page, operator};
 use crate::http::Site;
+use crate::http::database::Lent;
 use crate::http::problem::Problem;
 use crate::http::server::Peer;
 use crate::pg::agents::{self, Agent};
@@ -44,10 +45,7 @@ pub(super) async fn drain(
     Named(id): Named<Uuid>,
     peer: Extension<Peer>,
 ) -> Result<Json<Done>, Problem> {
-    let client = site.database.lend().await?;
-    if !agents::list(&client).await?.iter().any(|agent| agent.id == id) {
-        return Err(Problem::not_found(format!("no agent {id} is known here")));
-    }
+    let client = known(&site, id).await?;
     Ok(Json(Done { changed: agents::drain(&client, id, &operator(peer)).await? }))
 }
 
@@ -65,9 +63,15 @@ pub(super) async fn resume(
     Named(id): Named<Uuid>,
     peer: Extension<Peer>,
 ) -> Result<Json<Done>, Problem> {
-    let client = site.database.lend().await?;
-    if !agents::list(&client).await?.iter().any(|agent| agent.id == id) {
-        return Err(Problem::not_found(format!("no agent {id} is known here")));
-    }
+    let client = known(&site, id).await?;
     Ok(Json(Done { changed: agents::resume(&client, id, &operator(peer)).await? }))
+}
+
+/// A connection, if there is such an agent.
+async fn known(site: &Site, id: Uuid) -> Result<Lent<'_>, Problem> {
+    let client = site.database.lend().await?;
+    if agents::list(&client).await?.iter().any(|agent| agent.id == id) {
+        return Ok(client);
+    }
+    Err(Problem::not_found(format!("no agent {id} is known here")))
 }
