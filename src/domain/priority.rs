@@ -30,6 +30,15 @@ impl Priority {
         }
     }
 
+    /// Among as many places as there are priorities, from 0.
+    pub fn place(self) -> usize {
+        match self {
+            Self::Low => 0,
+            Self::Normal => 1,
+            Self::High => 2,
+        }
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Low => "low",

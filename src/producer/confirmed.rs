@@ -11,7 +11,7 @@ pub(super) struct Confirmed([AtomicI64; Priority::ALL.len()]);
 
 impl Confirmed {
     fn of(&self, priority: Priority) -> &AtomicI64 {
-        &self.0[usize::try_from(priority.number() + 1).unwrap_or_default()]
+        &self.0[priority.place()]
     }
 
     pub(super) fn note(&self, lane: &OwnedLane) {

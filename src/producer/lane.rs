@@ -265,7 +265,7 @@ impl Lane {
 }
 
 fn sender(lane: &OwnedLane, incarnation: &Arc<Incarnation>) -> Sender {
-    let place = usize::try_from(lane.priority.number() + 1).unwrap_or_default();
+    let place = lane.priority.place();
     debug_assert!(place < LINES, "a line for each priority");
     Sender::new(incarnation, place)
 }
