@@ -7,12 +7,14 @@ pub mod group;
 pub mod http;
 pub mod job;
 pub mod kafka;
+mod live;
 mod load;
 mod mask;
 mod nearest;
 mod overrides;
 pub mod postgres;
 pub mod producer;
+mod reference;
 pub mod retention;
 mod section;
 mod setting;
@@ -27,9 +29,11 @@ pub use group::{Dedup, Group, Handler, OnDead, OnFailure, Ordering, Rate, Retry,
 pub use http::Http;
 pub use job::Job;
 pub use kafka::{Kafka, Properties};
+pub use live::is_live;
 pub use load::Loaded;
 pub use postgres::{Postgres, PostgresUrl, Roles, SslMode, Tls};
 pub use producer::Producer;
+pub use reference::reference;
 pub use retention::{Ceiling, Retention};
 pub use topic::{Create, OnPoison, Topics};
 

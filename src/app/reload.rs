@@ -2,7 +2,7 @@
 //! changes nothing.
 
 use super::DaemonOptions;
-use crate::config::{Config, Loaded};
+use crate::config::{Config, Loaded, is_live};
 use crate::jobs::own::{self, Prepared};
 
 /// What is in force, and where it came from.
@@ -36,42 +36,5 @@ impl Reload {
         // What waits is compared with what the process has, also by the next reload.
         *self.loaded = if Vec::is_empty(&waiting) { loaded } else { self.loaded.keeping(loaded, is_live) };
         Ok(Reloaded { config, own_jobs, applied, waiting })
-    }
-}
-
-/// Keys that take effect without a restart.
-fn is_live(key: &str) -> bool {
-    const LIVE: [&str; 4] = ["batch", "concurrency", "rate", "retry"];
-    let mut parts = key.split('.');
-    match (parts.next(), parts.nth(1)) {
-        (Some("jobs" | "retention"), _) => true,
-        (Some("groups"), Some(part)) => LIVE.contains(&part),
-        _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_process_stands_on_waits_for_a_restart() {
-        for live in [
-            "jobs.cleanup.schedule",
-            "retention.published",
-            "groups.orders.retry.max_attempts",
-            "groups.a.rate",
-        ] {
-            assert!(is_live(live), "{live}");
-        }
-        for fixed in [
-            "postgres.url",
-            "groups.orders.topics",
-            "groups.orders.handler.url",
-            "agent.name",
-            "topics.a.create",
-        ] {
-            assert!(!is_live(fixed), "{fixed}");
-        }
     }
 }

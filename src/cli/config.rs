@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use super::global::Global;
 use super::output;
 use crate::config::job::ASK_EVERY;
-use crate::config::{Config, Handler, Job, Loaded};
+use crate::config::{self, Config, Handler, Job, Loaded};
 use crate::domain::schedule::Schedule;
 use crate::failure::Exit;
 
@@ -33,15 +33,18 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Every key there is, with its kind, default and meaning, as Markdown
+    #[command(after_help = "Example:\n  outboxd config reference | less")]
+    Reference,
 }
 
 impl Options {
     pub fn run(&self, global: &Global) -> anyhow::Result<Exit> {
-        let loaded = global.load()?;
         match self.command {
-            Command::Check => output::line(&summary(&loaded))?,
-            Command::Dump { json: true } => output::json(&loaded.dump_json())?,
-            Command::Dump { json: false } => output::line(&loaded.dump())?,
+            Command::Check => output::line(&summary(&global.load()?))?,
+            Command::Dump { json: true } => output::json(&global.load()?.dump_json())?,
+            Command::Dump { json: false } => output::line(&global.load()?.dump())?,
+            Command::Reference => output::line(&config::reference()?)?,
         }
         Ok(Exit::Done)
     }

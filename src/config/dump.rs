@@ -86,6 +86,6 @@ fn bare_or_quoted(key: &str) -> String {
 }
 
 /// Strings, numbers, booleans, and lists of them are written alike; a null cannot occur.
-fn literal(value: &Value) -> String {
+pub fn literal(value: &Value) -> String {
     toml::Value::try_from(value).map_or_else(|_| value.to_string(), |value| value.to_string())
 }

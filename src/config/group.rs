@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::error::ConfigError;
 use super::section::Section;
-use super::setting::{DAY, MILLISECOND, Problem, SECOND, Setting, Written, any, chosen, lasting, within};
+use super::setting::{Choice, DAY, MILLISECOND, Problem, SECOND, Setting, Written, any, lasting, within};
 use crate::domain::backoff::Backoff;
 use crate::domain::dispatch;
 use crate::domain::message::is_topic_name;
@@ -154,13 +154,27 @@ pub struct Retry {
     pub dead_letter_topic: bool,
 }
 
-const STARTS: &[(&str, Start)] = &[("earliest", Start::Earliest), ("latest", Start::Latest)];
-const ORDERINGS: &[(&str, Ordering)] =
-    &[("key", Ordering::Key), ("partition", Ordering::Partition), ("none", Ordering::None)];
-const ON_FAILURES: &[(&str, OnFailure)] =
-    &[("hold-key", OnFailure::HoldKey), ("continue", OnFailure::Continue)];
-const ON_DEADS: &[(&str, OnDead)] = &[("release", OnDead::Release), ("hold", OnDead::Hold)];
-const DEDUPS: &[(&str, Dedup)] = &[("outboxd", Dedup::Outboxd), ("id", Dedup::Id)];
+impl Choice for Start {
+    const WORDS: &'static [(&'static str, Self)] = &[("earliest", Self::Earliest), ("latest", Self::Latest)];
+}
+
+impl Choice for Ordering {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("key", Self::Key), ("partition", Self::Partition), ("none", Self::None)];
+}
+
+impl Choice for OnFailure {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("hold-key", Self::HoldKey), ("continue", Self::Continue)];
+}
+
+impl Choice for OnDead {
+    const WORDS: &'static [(&'static str, Self)] = &[("release", Self::Release), ("hold", Self::Hold)];
+}
+
+impl Choice for Dedup {
+    const WORDS: &'static [(&'static str, Self)] = &[("outboxd", Self::Outboxd), ("id", Self::Id)];
+}
 
 impl Group {
     pub(super) fn read(section: &mut Section<'_>) -> Result<Self, ConfigError> {
@@ -268,19 +282,23 @@ impl Breaker {
 pub struct Rate(pub f64);
 
 impl Setting for Rate {
+    fn what() -> String {
+        "a rate such as \"500/s\" or \"30/m\"".into()
+    }
+
     fn read(written: Written<'_>) -> Result<Self, Problem> {
-        const WHAT: &str = "a rate such as \"500/s\" or \"30/m\"";
-        let text = written.text(WHAT)?;
-        let (number, unit) = text.split_once('/').ok_or_else(|| format!("must be {WHAT}"))?;
+        let wrong = || format!("must be {}", Self::what());
+        let text = written.text(&Self::what())?;
+        let (number, unit) = text.split_once('/').ok_or_else(wrong)?;
         let seconds = match unit.trim() {
             "s" => 1.0,
             "m" => 60.0,
             "h" => 3600.0,
-            _ => return Err(format!("must be {WHAT}")),
+            _ => return Err(wrong()),
         };
         match number.trim().parse::<u32>() {
             Ok(number) if number > 0 => Ok(Self(f64::from(number) / seconds)),
-            _ => Err(format!("must be {WHAT}")),
+            _ => Err(wrong()),
         }
     }
 
@@ -339,54 +357,4 @@ fn check_kafka_group(name: &str) -> Result<(), Problem> {
 fn is_plain_name(name: &str) -> bool {
     (1..=249).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
-}
-
-impl Setting for Start {
-    fn read(written: Written<'_>) -> Result<Self, Problem> {
-        written.choice(STARTS)
-    }
-
-    fn show(&self) -> Value {
-        chosen(STARTS, self)
-    }
-}
-
-impl Setting for Ordering {
-    fn read(written: Written<'_>) -> Result<Self, Problem> {
-        written.choice(ORDERINGS)
-    }
-
-    fn show(&self) -> Value {
-        chosen(ORDERINGS, self)
-    }
-}
-
-impl Setting for OnFailure {
-    fn read(written: Written<'_>) -> Result<Self, Problem> {
-        written.choice(ON_FAILURES)
-    }
-
-    fn show(&self) -> Value {
-        chosen(ON_FAILURES, self)
-    }
-}
-
-impl Setting for OnDead {
-    fn read(written: Written<'_>) -> Result<Self, Problem> {
-        written.choice(ON_DEADS)
-    }
-
-    fn show(&self) -> Value {
-        chosen(ON_DEADS, self)
-    }
-}
-
-impl Setting for Dedup {
-    fn read(written: Written<'_>) -> Result<Self, Problem> {
-        written.choice(DEDUPS)
-    }
-
-    fn show(&self) -> Value {
-        chosen(DEDUPS, self)
-    }
 }

@@ -91,12 +91,16 @@ pub(super) fn check_name(name: &str) -> Result<(), Problem> {
 }
 
 impl Setting for Tz {
+    fn what() -> String {
+        "a timezone such as \"Europe/Paris\"".into()
+    }
+
     fn read(written: Written<'_>) -> Result<Self, Problem> {
-        const WHAT: &str = "a timezone such as \"Europe/Paris\"";
-        let text = written.text(WHAT)?;
+        let text = written.text(&Self::what())?;
         text.parse().map_err(|_| {
             format!(
-                "must be {WHAT}{}",
+                "must be {}{}",
+                Self::what(),
                 did_you_mean(&text, TZ_VARIANTS.iter().map(|timezone| timezone.name()))
             )
         })

@@ -27,6 +27,8 @@ pub struct Kafka {
 #[derive(Clone, Debug, Default)]
 pub struct Properties(pub BTreeMap<String, String>);
 
+const WHAT: &str = "a string, a decimal number or a boolean";
+
 /// The end of a property's name that says: the value is in that file.
 const FILE_SUFFIX: &str = "_file";
 
@@ -101,7 +103,7 @@ impl Properties {
             properties.insert(property, (key, span, text));
         }
         for (key, span, text) in properties.values() {
-            section.note_at(key, Value::from(text.as_str()), span);
+            section.note_at(key, WHAT, Value::from(text.as_str()), span);
         }
         Ok(Self(properties.into_values().map(|(key, _, text)| (key, text)).collect()))
     }
@@ -122,7 +124,7 @@ fn property_value(written: Written<'_>) -> Result<String, Problem> {
         (DeValue::Integer(number), None) if number.radix() == 10 => Ok(number.as_str().to_owned()),
         (DeValue::Float(number), None) => Ok(number.as_str().to_owned()),
         (DeValue::Boolean(value), None) => Ok(value.to_string()),
-        (_, None) => Err(written.not("a string, a decimal number or a boolean")),
+        (_, None) => Err(written.not(WHAT)),
     }
 }
 

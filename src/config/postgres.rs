@@ -11,7 +11,7 @@ use secrecy::SecretString;
 pub use self::tls::{SslMode, Tls};
 pub use self::url::{PostgresUrl, PostgresUrlError};
 use super::error::ConfigError;
-use super::section::Section;
+use super::section::{Section, Unset};
 use super::setting::{Problem, Setting, any, within};
 use super::sources::Source;
 
@@ -60,7 +60,8 @@ fn password_file(
     let credential = credentials.map(|folder| folder.join(CREDENTIAL)).filter(|path| path.exists());
     match credential {
         Some(credential) if !section.has(name) => {
-            section.note(name, Some(credential.show()), Source::Credential);
+            let what = PathBuf::what();
+            section.note(name, &what, Unset::Nothing, Some(credential.show()), Source::Credential);
             Ok(Some(credential))
         }
         _ => section.optional(name, any),

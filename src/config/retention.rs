@@ -66,13 +66,18 @@ impl Retention {
 }
 
 impl Setting for Ceiling {
+    fn what() -> String {
+        "\"never\" or a duration such as \"7days\"".into()
+    }
+
     fn read(written: Written<'_>) -> Result<Self, Problem> {
-        const WHAT: &str = "\"never\" or a duration such as \"7days\"";
-        let text = written.text(WHAT)?;
+        let text = written.text(&Self::what())?;
         if text == "never" {
             return Ok(Self::Never);
         }
-        humantime::parse_duration(&text).map(Self::After).map_err(|error| format!("must be {WHAT}: {error}"))
+        humantime::parse_duration(&text)
+            .map(Self::After)
+            .map_err(|error| format!("must be {}: {error}", Self::what()))
     }
 
     fn show(&self) -> Value {

@@ -14,14 +14,40 @@ use super::overrides::variable_name;
 use super::setting::{Problem, Setting, Written};
 use super::sources::{PREFIX, Source, Sources, Span};
 
+/// Stands in a key's shape for what the operator chooses.
+pub const NAME: &str = "NAME";
+
 /// A key that exists, with its effective value.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// Tables and key.
     pub path: Vec<String>,
+    /// The same, with `NAME` for each that the operator chooses.
+    pub shape: Vec<String>,
+    /// What its value must be.
+    pub what: String,
+    pub unset: Unset,
     /// `None`: not set, and without a default.
     pub value: Option<Value>,
     pub source: Source,
+}
+
+/// What a key means that is not there.
+#[derive(Clone, Debug)]
+pub enum Unset {
+    /// It must be.
+    Refused,
+    Nothing,
+    Default(Value),
+}
+
+impl Unset {
+    fn value(&self) -> Option<Value> {
+        match self {
+            Self::Default(value) => Some(value.clone()),
+            Self::Refused | Self::Nothing => None,
+        }
+    }
 }
 
 /// A table, present or not.
@@ -29,6 +55,9 @@ pub struct Section<'a> {
     sources: &'a Sources,
     entries: &'a mut Vec<Entry>,
     path: Vec<String>,
+    shape: Vec<String>,
+    /// Its keys are names of the operator's choice.
+    is_open: bool,
     table: Option<(Span, &'a DeTable<'a>)>,
     /// The names that were asked for: all that are valid here, once it is read.
     known: Vec<String>,
@@ -42,8 +71,9 @@ impl<'a> Section<'a> {
         entries: &'a mut Vec<Entry>,
         read: impl FnOnce(&mut Section<'_>) -> Result<T, ConfigError>,
     ) -> Result<T, ConfigError> {
-        Section { sources, entries, path: Vec::new(), table: Some((0..0, table)), known: Vec::new() }
-            .read(read)
+        let table = Some((0..0, table));
+        let (path, shape, known) = Default::default();
+        Section { sources, entries, path, shape, is_open: false, table, known }.read(read)
     }
 
     fn read<T>(
@@ -82,8 +112,10 @@ impl<'a> Section<'a> {
                 return Err(self.sources.error_at(&span, &format!("`{name}` {problem}")));
             }
         };
-        let path = [self.path.as_slice(), &[name.to_owned()]].concat();
-        Section { sources: self.sources, entries: self.entries, path, table, known: Vec::new() }.read(read)
+        let (path, shape) = (self.path_of(name), self.shape_of(name));
+        let known = Vec::new();
+        Section { sources: self.sources, entries: self.entries, path, shape, is_open: false, table, known }
+            .read(read)
     }
 
     /// A table that may be absent.
@@ -107,6 +139,7 @@ impl<'a> Section<'a> {
         mut read: impl FnMut(&mut Section<'_>) -> Result<T, ConfigError>,
     ) -> Result<BTreeMap<String, T>, ConfigError> {
         self.table(name, |tables| {
+            tables.is_open = true;
             let keys: Vec<(String, Span)> =
                 tables.keys().map(|(name, span)| (name.to_owned(), span)).collect();
             let mut values = BTreeMap::new();
@@ -124,11 +157,7 @@ impl<'a> Section<'a> {
         name: &str,
         check: impl Fn(&T) -> Result<(), Problem>,
     ) -> Result<Option<T>, ConfigError> {
-        let value = self.value(name, check)?;
-        if value.is_none() {
-            self.note(name, None, Source::Default);
-        }
-        Ok(value)
+        self.value(name, Unset::Nothing, check)
     }
 
     pub fn or<T: Setting>(
@@ -137,11 +166,7 @@ impl<'a> Section<'a> {
         default: T,
         check: impl Fn(&T) -> Result<(), Problem>,
     ) -> Result<T, ConfigError> {
-        if let Some(value) = self.value(name, check)? {
-            return Ok(value);
-        }
-        self.note(name, Some(default.show()), Source::Default);
-        Ok(default)
+        Ok(self.value(name, Unset::Default(default.show()), check)?.unwrap_or(default))
     }
 
     pub fn required<T: Setting>(
@@ -149,7 +174,7 @@ impl<'a> Section<'a> {
         name: &str,
         check: impl Fn(&T) -> Result<(), Problem>,
     ) -> Result<T, ConfigError> {
-        self.value(name, check)?.ok_or_else(|| self.missing(name))
+        self.value(name, Unset::Refused, check)?.ok_or_else(|| self.missing(name))
     }
 
     /// A list of strings, each of which `check` takes.
@@ -162,7 +187,7 @@ impl<'a> Section<'a> {
             self.known.push(name.to_owned());
             return Err(self.missing(name));
         };
-        let list = self.list_or_empty(name, check)?;
+        let list = self.strings_in(name, Unset::Refused, check)?;
         if list.is_empty() {
             return Err(self.sources.error_at(&span, &format!("`{name}` must not be empty")));
         }
@@ -175,13 +200,23 @@ impl<'a> Section<'a> {
         name: &str,
         check: impl Fn(&str) -> Result<(), Problem>,
     ) -> Result<Vec<String>, ConfigError> {
+        self.strings_in(name, Unset::Default(Value::Array(Vec::new())), check)
+    }
+
+    fn strings_in(
+        &mut self,
+        name: &str,
+        unset: Unset,
+        check: impl Fn(&str) -> Result<(), Problem>,
+    ) -> Result<Vec<String>, ConfigError> {
+        const WHAT: &str = "a list of strings";
         self.known.push(name.to_owned());
         let Some((span, value)) = self.get(name) else {
-            self.note(name, Some(Value::Array(Vec::new())), Source::Default);
+            self.note(name, WHAT, unset, None, Source::Default);
             return Ok(Vec::new());
         };
         let DeValue::Array(items) = value else {
-            let problem = Written { value, variable: None }.not("a list of strings");
+            let problem = Written { value, variable: None }.not(WHAT);
             return Err(self.sources.error_at(&span, &format!("`{name}` {problem}")));
         };
         let mut list: Vec<String> = Vec::new();
@@ -193,7 +228,8 @@ impl<'a> Section<'a> {
             check(text).map_err(|problem| wrong(&problem))?;
             list.push(text.clone().into_owned());
         }
-        self.note(name, Some(list.clone().into()), self.sources.source(&span));
+        let source = self.sources.source(&span);
+        self.note(name, WHAT, unset, Some(list.clone().into()), source);
         Ok(list)
     }
 
@@ -204,11 +240,12 @@ impl<'a> Section<'a> {
         check: impl Fn(&str, &str) -> Result<(), Problem>,
     ) -> Result<BTreeMap<String, String>, ConfigError> {
         self.table(name, |table| {
+            table.is_open = true;
             let keys: Vec<(String, Span)> =
                 table.keys().map(|(name, span)| (name.to_owned(), span)).collect();
             let mut strings = BTreeMap::new();
             for (name, span) in keys {
-                let text: String = table.value(&name, |_| Ok(()))?.unwrap_or_default();
+                let text: String = table.value(&name, Unset::Nothing, |_| Ok(()))?.unwrap_or_default();
                 check(&name, &text).map_err(|problem| table.sources.error_at(&span, &problem))?;
                 strings.insert(name, text);
             }
@@ -218,6 +255,7 @@ impl<'a> Section<'a> {
 
     /// Everything under this table, tables in tables flattened to dotted names, with the places of their names.
     pub fn flattened(&mut self) -> Vec<(String, Span, &'a DeValue<'a>)> {
+        self.is_open = true;
         let mut flat = Vec::new();
         if let Some((_, table)) = self.table {
             flatten(table, "", &mut flat);
@@ -250,26 +288,32 @@ impl<'a> Section<'a> {
         Written { value, variable: self.sources.variable(span).map(|variable| variable.value.as_str()) }
     }
 
-    pub fn note_at(&mut self, name: &str, value: Value, span: &Span) {
-        self.note(name, Some(value), self.sources.source(span));
+    pub fn note_at(&mut self, name: &str, what: &str, value: Value, span: &Span) {
+        self.note(name, what, Unset::Nothing, Some(value), self.sources.source(span));
     }
 
-    pub fn note(&mut self, name: &str, value: Option<Value>, source: Source) {
+    pub fn note(&mut self, name: &str, what: &str, unset: Unset, value: Option<Value>, source: Source) {
+        let value = value.or_else(|| unset.value());
         let value = value.map(|value| if is_secret(name) { MASK.into() } else { value });
-        self.entries.push(Entry { path: self.path_of(name), value, source });
+        let (path, shape) = (self.path_of(name), self.shape_of(name));
+        self.entries.push(Entry { path, shape, what: what.to_owned(), unset, value, source });
     }
 
     fn value<T: Setting>(
         &mut self,
         name: &str,
+        unset: Unset,
         check: impl Fn(&T) -> Result<(), Problem>,
     ) -> Result<Option<T>, ConfigError> {
         self.known.push(name.to_owned());
-        let Some((span, value)) = self.get(name) else { return Ok(None) };
+        let Some((span, value)) = self.get(name) else {
+            self.note(name, &T::what(), unset, None, Source::Default);
+            return Ok(None);
+        };
         let value = T::read(self.written(&span, value))
             .and_then(|value| check(&value).map(|()| value))
             .map_err(|problem| self.sources.error_at(&span, &format!("`{name}` {problem}")))?;
-        self.note(name, Some(value.show()), self.sources.source(&span));
+        self.note(name, &T::what(), unset, Some(value.show()), self.sources.source(&span));
         Ok(Some(value))
     }
 
@@ -285,6 +329,11 @@ impl<'a> Section<'a> {
 
     fn path_of(&self, name: &str) -> Vec<String> {
         [self.path.as_slice(), &[name.to_owned()]].concat()
+    }
+
+    fn shape_of(&self, name: &str) -> Vec<String> {
+        let name = if self.is_open { NAME } else { name };
+        [self.shape.as_slice(), &[name.to_owned()]].concat()
     }
 
     /// `[groups.orders]`, or what stands for the file.

@@ -34,6 +34,9 @@ pub type Problem = String;
 
 /// A kind of value.
 pub trait Setting: Sized {
+    /// What it must be, for messages and for the reference.
+    fn what() -> String;
+
     fn read(written: Written<'_>) -> Result<Self, Problem>;
 
     /// For a dump, as the file would have it; secrets masked.
@@ -62,30 +65,40 @@ impl Written<'_> {
         };
         format!("must be {what}, not {is}")
     }
+}
 
-    /// One of several words.
-    pub fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Result<T, Problem> {
-        let names = choices.iter().map(|(name, _)| *name);
-        let one_of = format!(
-            "one of {}",
-            names.clone().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
-        );
-        let text = self.text(&one_of)?;
-        match choices.iter().find(|(name, _)| *name == text) {
-            Some((_, choice)) => Ok(*choice),
-            None => Err(format!("must be {one_of}{}", did_you_mean(&text, names))),
-        }
+/// A value that is one of a few words.
+pub trait Choice: Copy + PartialEq + 'static {
+    const WORDS: &'static [(&'static str, Self)];
+}
+
+impl<T: Choice> Setting for T {
+    fn what() -> String {
+        let words: Vec<String> = T::WORDS.iter().map(|(word, _)| format!("`{word}`")).collect();
+        format!("one of {}", words.join(", "))
+    }
+
+    fn read(written: Written<'_>) -> Result<Self, Problem> {
+        let text = written.text(&T::what())?;
+        let choice = T::WORDS.iter().find(|(word, _)| *word == text).map(|(_, choice)| *choice);
+        choice.ok_or_else(|| {
+            let words = T::WORDS.iter().map(|(word, _)| *word);
+            format!("must be {}{}", T::what(), did_you_mean(&text, words))
+        })
+    }
+
+    fn show(&self) -> Value {
+        T::WORDS.iter().find(|(_, choice)| choice == self).map(|(word, _)| *word).into()
     }
 }
 
-/// How a choice is written.
-pub fn chosen<T: PartialEq>(choices: &[(&'static str, T)], choice: &T) -> Value {
-    choices.iter().find(|(_, candidate)| candidate == choice).map(|(name, _)| *name).into()
-}
-
 impl Setting for String {
+    fn what() -> String {
+        "a string".into()
+    }
+
     fn read(written: Written<'_>) -> Result<Self, Problem> {
-        written.text("a string").map(Cow::into_owned)
+        written.text(&Self::what()).map(Cow::into_owned)
     }
 
     fn show(&self) -> Value {
@@ -94,8 +107,12 @@ impl Setting for String {
 }
 
 impl Setting for PathBuf {
+    fn what() -> String {
+        "a path".into()
+    }
+
     fn read(written: Written<'_>) -> Result<Self, Problem> {
-        match written.text("a path")? {
+        match written.text(&Self::what())? {
             text if text.is_empty() => Err("must be a path, and is empty".into()),
             text => Ok(text.as_ref().into()),
         }
@@ -107,10 +124,14 @@ impl Setting for PathBuf {
 }
 
 impl Setting for bool {
+    fn what() -> String {
+        "`true` or `false`".into()
+    }
+
     fn read(written: Written<'_>) -> Result<Self, Problem> {
         match written.value {
             DeValue::Boolean(value) => Ok(*value),
-            _ => Err(written.not("`true` or `false`")),
+            _ => Err(written.not(&Self::what())),
         }
     }
 
@@ -120,8 +141,12 @@ impl Setting for bool {
 }
 
 impl Setting for usize {
+    fn what() -> String {
+        "a whole number".into()
+    }
+
     fn read(written: Written<'_>) -> Result<Self, Problem> {
-        let DeValue::Integer(integer) = written.value else { return Err(written.not("a whole number")) };
+        let DeValue::Integer(integer) = written.value else { return Err(written.not(&Self::what())) };
         Self::from_str_radix(integer.as_str(), integer.radix())
             .map_err(|_| "must be a whole number, 0 or more".into())
     }
@@ -132,8 +157,12 @@ impl Setting for usize {
 }
 
 impl Setting for u32 {
+    fn what() -> String {
+        "a whole number".into()
+    }
+
     fn read(written: Written<'_>) -> Result<Self, Problem> {
-        let DeValue::Integer(integer) = written.value else { return Err(written.not("a whole number")) };
+        let DeValue::Integer(integer) = written.value else { return Err(written.not(&Self::what())) };
         Self::from_str_radix(integer.as_str(), integer.radix())
             .map_err(|_| format!("must be a whole number from 0 to {}", Self::MAX))
     }
@@ -144,8 +173,12 @@ impl Setting for u32 {
 }
 
 impl Setting for i32 {
+    fn what() -> String {
+        "a whole number".into()
+    }
+
     fn read(written: Written<'_>) -> Result<Self, Problem> {
-        let DeValue::Integer(integer) = written.value else { return Err(written.not("a whole number")) };
+        let DeValue::Integer(integer) = written.value else { return Err(written.not(&Self::what())) };
         Self::from_str_radix(integer.as_str(), integer.radix())
             .map_err(|_| format!("must be a whole number from {} to {}", Self::MIN, Self::MAX))
     }
@@ -156,10 +189,13 @@ impl Setting for i32 {
 }
 
 impl Setting for Duration {
+    fn what() -> String {
+        "a duration such as \"30s\" or \"1m 30s\"".into()
+    }
+
     fn read(written: Written<'_>) -> Result<Self, Problem> {
-        const WHAT: &str = "a duration such as \"30s\" or \"1m 30s\"";
-        let text = written.text(WHAT)?;
-        humantime::parse_duration(&text).map_err(|error| format!("must be {WHAT}: {error}"))
+        let text = written.text(&Self::what())?;
+        humantime::parse_duration(&text).map_err(|error| format!("must be {}: {error}", Self::what()))
     }
 
     fn show(&self) -> Value {
@@ -183,13 +219,16 @@ impl Display for Bytes {
 }
 
 impl Setting for Bytes {
+    fn what() -> String {
+        "a size such as \"8MiB\" or \"64KiB\", or a number of bytes".into()
+    }
+
     fn read(written: Written<'_>) -> Result<Self, Problem> {
-        const WHAT: &str = "a size such as \"8MiB\" or \"64KiB\", or a number of bytes";
         if let DeValue::Integer(integer) = written.value {
             let bytes = u64::from_str_radix(integer.as_str(), integer.radix());
-            return bytes.map(Self).map_err(|_| format!("must be {WHAT}"));
+            return bytes.map(Self).map_err(|_| format!("must be {}", Self::what()));
         }
-        let text = written.text(WHAT)?;
+        let text = written.text(&Self::what())?;
         let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         let (number, unit) = text.split_at(digits);
         let unit = match unit.trim() {
@@ -198,7 +237,7 @@ impl Setting for Bytes {
         };
         let bytes =
             number.parse().ok().zip(unit).and_then(|(number, unit): (u64, u64)| number.checked_mul(unit));
-        bytes.map(Self).ok_or_else(|| format!("must be {WHAT}"))
+        bytes.map(Self).ok_or_else(|| format!("must be {}", Self::what()))
     }
 
     fn show(&self) -> Value {
@@ -207,9 +246,12 @@ impl Setting for Bytes {
 }
 
 impl Setting for SocketAddr {
+    fn what() -> String {
+        "an IP address and a port such as \"127.0.0.1:9464\" or \"[::1]:9464\"".into()
+    }
+
     fn read(written: Written<'_>) -> Result<Self, Problem> {
-        const WHAT: &str = "an IP address and a port such as \"127.0.0.1:9464\" or \"[::1]:9464\"";
-        written.text(WHAT)?.parse().map_err(|_| format!("must be {WHAT}"))
+        written.text(&Self::what())?.parse().map_err(|_| format!("must be {}", Self::what()))
     }
 
     fn show(&self) -> Value {

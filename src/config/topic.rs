@@ -2,11 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
-
 use super::error::ConfigError;
 use super::section::Section;
-use super::setting::{Problem, Setting, Written, any, chosen, within};
+use super::setting::{Choice, Problem, any, within};
 use crate::domain::message::is_topic_name;
 
 /// Stands for every topic without a table of its own.
@@ -37,9 +35,6 @@ pub enum OnPoison {
     /// Nothing of its lane is sent behind it.
     Stop,
 }
-
-const ON_POISON: &[(&str, OnPoison)] =
-    &[("park", OnPoison::Park), ("hold-key", OnPoison::HoldKey), ("stop", OnPoison::Stop)];
 
 /// A topic to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,14 +71,9 @@ impl Topic {
     }
 }
 
-impl Setting for OnPoison {
-    fn read(written: Written<'_>) -> Result<Self, Problem> {
-        written.choice(ON_POISON)
-    }
-
-    fn show(&self) -> Value {
-        chosen(ON_POISON, self)
-    }
+impl Choice for OnPoison {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("park", Self::Park), ("hold-key", Self::HoldKey), ("stop", Self::Stop)];
 }
 
 impl Create {

@@ -142,7 +142,15 @@ fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
     assert_eq!(known.difference(&shown).collect::<Vec<_>>(), Vec::<&String>::new(), "nobody shows these");
 }
 
-/// `UPDATE_DOCS=1 cargo test ...` writes it.
+/// `UPDATE_DOCS=1 cargo test ...` writes it instead.
+fn assert_current(path: &str, current: &str) {
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join(path), current).unwrap();
+    } else {
+        assert_eq!(read(path), current, "{path} is of another program: UPDATE_DOCS=1 writes it");
+    }
+}
+
 #[test]
 fn the_page_of_metrics_is_the_table_of_the_program() {
     let line = |metric: &metrics::Described| {
@@ -155,9 +163,12 @@ fn the_page_of_metrics_is_the_table_of_the_program() {
     let (before, old) = page.split_once(head).expect("it has a table");
     let after = old.find("\n\n").map_or("", |end| &old[end + 1..]);
     let new = format!("{before}{head}{table}{after}");
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md"), &new).unwrap();
-    } else {
-        assert_eq!(page, new, "docs/metrics.md is of another program: UPDATE_DOCS=1 writes it");
-    }
+    assert_current("docs/metrics.md", &new);
+}
+
+#[tokio::test]
+async fn the_page_of_configuration_is_what_the_program_prints() {
+    let printed = Outboxd::with_config("").run(&["config", "reference"]).await;
+    assert_eq!((printed.code, printed.stderr.as_str()), (0, ""));
+    assert_current("docs/configuration.md", &printed.stdout);
 }

@@ -10,7 +10,7 @@ use super::{ExecMode, Handler, HttpHandler, TIMEOUT};
 use crate::config::error::ConfigError;
 use crate::config::mask::mask;
 use crate::config::section::Section;
-use crate::config::setting::{DAY, MILLISECOND, Problem, Setting, Written, any, chosen, lasting};
+use crate::config::setting::{Choice, DAY, MILLISECOND, Problem, Setting, Written, any, lasting};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -21,34 +21,18 @@ enum Kind {
     Embedded,
 }
 
-const KINDS: &[(&str, Kind)] = &[
-    ("log", Kind::Log),
-    ("exec", Kind::Exec),
-    ("http", Kind::Http),
-    ("sql", Kind::Sql),
-    ("embedded", Kind::Embedded),
-];
-
-impl Setting for Kind {
-    fn read(written: Written<'_>) -> Result<Self, Problem> {
-        written.choice(KINDS)
-    }
-
-    fn show(&self) -> Value {
-        chosen(KINDS, self)
-    }
+impl Choice for Kind {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("log", Self::Log),
+        ("exec", Self::Exec),
+        ("http", Self::Http),
+        ("sql", Self::Sql),
+        ("embedded", Self::Embedded),
+    ];
 }
 
-const MODES: &[(&str, ExecMode)] = &[("each", ExecMode::Each), ("worker", ExecMode::Worker)];
-
-impl Setting for ExecMode {
-    fn read(written: Written<'_>) -> Result<Self, Problem> {
-        written.choice(MODES)
-    }
-
-    fn show(&self) -> Value {
-        chosen(MODES, self)
-    }
+impl Choice for ExecMode {
+    const WORDS: &'static [(&'static str, Self)] = &[("each", Self::Each), ("worker", Self::Worker)];
 }
 
 pub(super) fn read(section: &mut Section<'_>) -> Result<Handler, ConfigError> {
@@ -119,9 +103,12 @@ pub fn request(
 struct Statuses(BTreeSet<u16>);
 
 impl Setting for Statuses {
+    fn what() -> String {
+        "a list of statuses from 300 to 599, such as [400, 404, 422]".into()
+    }
+
     fn read(written: Written<'_>) -> Result<Self, Problem> {
-        const WHAT: &str = "a list of statuses from 300 to 599, such as [400, 404, 422]";
-        let DeValue::Array(items) = written.value else { return Err(written.not(WHAT)) };
+        let DeValue::Array(items) = written.value else { return Err(written.not(&Self::what())) };
         let status = |item: &DeValue<'_>| match item {
             DeValue::Integer(number) => {
                 number.as_str().parse().ok().filter(|status| (300..600).contains(status))
@@ -130,7 +117,7 @@ impl Setting for Statuses {
         };
         items
             .iter()
-            .map(|item| status(item.get_ref()).ok_or_else(|| format!("must be {WHAT}")))
+            .map(|item| status(item.get_ref()).ok_or_else(|| format!("must be {}", Self::what())))
             .collect::<Result<_, _>>()
             .map(Self)
     }
@@ -144,8 +131,12 @@ impl Setting for Statuses {
 struct HttpUrl(String);
 
 impl Setting for HttpUrl {
+    fn what() -> String {
+        "a URL such as \"http://localhost:8080/orders\"".into()
+    }
+
     fn read(written: Written<'_>) -> Result<Self, Problem> {
-        String::read(written).map(Self)
+        written.text(&Self::what()).map(|url| Self(url.into_owned()))
     }
 
     fn show(&self) -> Value {
@@ -154,11 +145,11 @@ impl Setting for HttpUrl {
 }
 
 fn check_url(url: &str) -> Result<(), Problem> {
-    const WHAT: &str = "must be a URL such as \"http://localhost:8080/orders\"";
-    let uri: hyper::Uri = url.parse().map_err(|error| format!("{WHAT}: {error}"))?;
+    let wrong = || format!("must be {}", HttpUrl::what());
+    let uri: hyper::Uri = url.parse().map_err(|error| format!("{}: {error}", wrong()))?;
     match (uri.scheme_str(), uri.host()) {
         (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(()),
-        (Some("http" | "https") | None, _) => Err(WHAT.into()),
+        (Some("http" | "https") | None, _) => Err(wrong()),
         (Some(scheme), _) => Err(format!("must begin with http:// or https://, not {scheme}://")),
     }
 }

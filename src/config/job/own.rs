@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde_json::Value;
-
 use crate::config::error::ConfigError;
 use crate::config::group::{HttpHandler, command, request};
 use crate::config::section::Section;
-use crate::config::setting::{DAY, MILLISECOND, Problem, Setting, Written, any, chosen, lasting, within};
+use crate::config::setting::{Choice, DAY, MILLISECOND, Problem, any, lasting, within};
 use crate::domain::firings::{Misfire, Overlap, Scope};
 use crate::domain::message::is_topic_name;
 use crate::domain::schedule::Schedule;
@@ -83,27 +81,27 @@ enum Kind {
     Exec,
 }
 
-/// Kinds of values that are one of a few words.
-macro_rules! choices {
-    ($($kind:ty: $($word:literal $choice:expr),*;)*) => {
-        $(impl Setting for $kind {
-            fn read(written: Written<'_>) -> Result<Self, Problem> {
-                written.choice(&[$(($word, $choice)),*])
-            }
-
-            fn show(&self) -> Value {
-                chosen(&[$(($word, $choice)),*], self)
-            }
-        })*
-    };
+impl Choice for Kind {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("enqueue", Self::Enqueue), ("sql", Self::Sql), ("http", Self::Http), ("exec", Self::Exec)];
 }
 
-choices! {
-    Kind: "enqueue" Kind::Enqueue, "sql" Kind::Sql, "http" Kind::Http, "exec" Kind::Exec;
-    Role: "producer" Self::Producer, "consumer" Self::Consumer;
-    Scope: "agent" Self::Agent, "cluster" Self::Cluster;
-    Overlap: "skip" Self::Skip, "queue" Self::Queue;
-    Misfire: "skip" Self::Skip, "once" Self::Once, "all" Self::All;
+impl Choice for Role {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("producer", Self::Producer), ("consumer", Self::Consumer)];
+}
+
+impl Choice for Scope {
+    const WORDS: &'static [(&'static str, Self)] = &[("agent", Self::Agent), ("cluster", Self::Cluster)];
+}
+
+impl Choice for Overlap {
+    const WORDS: &'static [(&'static str, Self)] = &[("skip", Self::Skip), ("queue", Self::Queue)];
+}
+
+impl Choice for Misfire {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("skip", Self::Skip), ("once", Self::Once), ("all", Self::All)];
 }
 
 impl Own {

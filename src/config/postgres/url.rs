@@ -232,8 +232,12 @@ impl FromStr for PostgresUrl {
 pub struct PostgresUrlError(Problem);
 
 impl Setting for PostgresUrl {
+    fn what() -> String {
+        "a connection string such as \"postgres://user@host/database\"".into()
+    }
+
     fn read(written: Written<'_>) -> Result<Self, Problem> {
-        let text = written.text("a connection string such as \"postgres://user@host/database\"")?;
+        let text = written.text(&Self::what())?;
         text.parse().map_err(|PostgresUrlError(problem)| problem)
     }
 
