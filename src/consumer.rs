@@ -81,9 +81,7 @@ pub struct Drained {
 /// Why a group cannot be consumed: always something for the operator to change.
 #[derive(Debug, thiserror::Error)]
 pub enum ConsumerError {
-    #[error(
-        "group `{group}`: there is no function {function}(outboxd.delivery): create it, or correct `function`"
-    )]
+    #[error("group `{group}`: there is no function {function}: create it, or correct `function`")]
     NoFunction { group: String, function: String },
     #[error("{0}")]
     Refused(String),
@@ -296,9 +294,10 @@ async fn set_up(context: GroupContext, control: Control) -> Result<Group, Consum
 
 async fn enter(group: &Group) -> Result<(), SetupError> {
     if let Handler::Sql(handler) = &group.handler
-        && !group.store.function_exists(&handler.function).await?
+        && let function = handler.signature()
+        && !group.store.function_exists(&function).await?
     {
-        let (group, function) = (group.name.to_string(), handler.function.clone());
+        let group = group.name.to_string();
         return Err(ConsumerError::NoFunction { group, function }.into());
     }
     start::declare(group).await

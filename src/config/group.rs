@@ -105,7 +105,7 @@ pub enum Handler {
     /// A POST per message.
     Http(HttpHandler),
     /// A function in the transaction of the evidence: exactly once.
-    Sql { function: String, timeout: Duration },
+    Sql { function: String, mode: SqlMode, timeout: Duration },
 }
 
 /// How long a program lives.
@@ -116,6 +116,16 @@ pub enum ExecMode {
     Each,
     /// Processes that take message after message, one JSON object a line each way.
     Worker,
+}
+
+/// What a function of the database is called with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SqlMode {
+    /// One message.
+    #[default]
+    Each,
+    /// An array of messages.
+    Batch,
 }
 
 #[derive(Clone, Debug)]

@@ -7,6 +7,8 @@
 
 mod asking;
 mod attempt;
+mod company;
+mod effects;
 mod gathering;
 mod intake;
 mod message;
@@ -135,7 +137,7 @@ type Work<T> = Option<AbortOnDropHandle<T>>;
 /// Messages, and what became of their claims, if that is known.
 type Asked = (Vec<Box<Message>>, Option<Vec<Claimed>>);
 type Handled = (Box<Message>, End);
-type Running = Pin<Box<dyn Future<Output = Handled> + Send>>;
+type Running = Pin<Box<dyn Future<Output = Vec<Handled>> + Send>>;
 type NextPlace = Pin<Box<dyn Future<Output = Place> + Send>>;
 type Delayed = Pin<Box<dyn Future<Output = Box<Message>> + Send>>;
 

@@ -88,8 +88,8 @@ pub fn prepare(config: &config::Handler) -> Result<Handler, HandlerError> {
         }
         config::Handler::Embedded { .. } => return Err(HandlerError::Embedded),
         config::Handler::Http(settings) => Handler::Outside(Box::new(http::Poster::new(settings)?)),
-        config::Handler::Sql { function, timeout } => {
-            Handler::Sql(SqlHandler { function: function.clone(), timeout: *timeout })
+        config::Handler::Sql { function, mode, timeout } => {
+            Handler::Sql(SqlHandler { function: function.clone(), mode: *mode, timeout: *timeout })
         }
     })
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::store::Store;
 use crate::pg::PgError;
-use crate::pg::effect::Effect;
+use crate::pg::effect::{Effect, Function};
 use crate::pg::held::Successor;
 use crate::pg::pool::Lent;
 use crate::pg::retrying::{self, Applied, Ended, Ends, Fence, Named, Opened};
@@ -57,12 +57,12 @@ impl Store {
     pub(super) async fn apply_retry(
         &self,
         dispatch: i64,
-        effect: Effect<'_>,
+        (function, effect): (Function<'_>, Effect<'_>),
         successor: Successor,
     ) -> Result<Applied, PgError> {
-        let limit = Duration::from_millis(u64::try_from(effect.statement_timeout).unwrap_or(0));
+        let limit = Duration::from_millis(u64::try_from(function.statement_timeout).unwrap_or(0));
         let call = async |client: &mut Lent| {
-            retrying::apply(client, self.scope(), dispatch, effect, successor).await
+            retrying::apply(client, self.scope(), dispatch, (function, effect), successor).await
         };
         self.pool.ask(limit + PATIENCE, call).await
     }

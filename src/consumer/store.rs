@@ -12,7 +12,7 @@ use crate::pg::claims::{self, Claimant, Claimed, Wanted};
 use crate::pg::completing::{self, Completion, LookedFor, Scope, Standing};
 use crate::pg::consuming::{self, Declared, Settled, Stored};
 use crate::pg::control::{self, Member, Orders};
-use crate::pg::effect::{self, Affected, Effect};
+use crate::pg::effect::{self, Affected, Effect, Function};
 use crate::pg::failing;
 use crate::pg::pool::Lent;
 use crate::pg::starts;
@@ -66,6 +66,7 @@ impl Store {
         self.pool.ask(PATIENCE, call).await
     }
 
+    /// Given as `name(argument)`.
     pub(super) async fn function_exists(&self, function: &str) -> Result<bool, PgError> {
         let call = async |client: &mut Lent| consuming::function_exists(client, function).await;
         self.pool.ask(PATIENCE, call).await
@@ -155,9 +156,25 @@ impl Store {
     }
 
     /// See `effect::apply`; may be repeated.
-    pub(super) async fn apply(&self, effect: Effect<'_>) -> Result<Affected, PgError> {
-        let limit = Duration::from_millis(u64::try_from(effect.statement_timeout).unwrap_or(0));
-        let call = async |client: &mut Lent| effect::apply(client, self.scope(), effect).await;
+    pub(super) async fn apply(
+        &self,
+        function: Function<'_>,
+        effect: Effect<'_>,
+    ) -> Result<Affected, PgError> {
+        let limit = Duration::from_millis(u64::try_from(function.statement_timeout).unwrap_or(0));
+        let call = async |client: &mut Lent| effect::apply(client, self.scope(), function, effect).await;
+        self.pool.ask(limit + PATIENCE, call).await
+    }
+
+    /// See `effect::apply_together`; may be repeated.
+    pub(super) async fn apply_together(
+        &self,
+        function: Function<'_>,
+        effects: &[Effect<'_>],
+    ) -> Result<Option<Vec<Affected>>, PgError> {
+        let limit = Duration::from_millis(u64::try_from(function.statement_timeout).unwrap_or(0));
+        let call =
+            async |client: &mut Lent| effect::apply_together(client, self.scope(), function, effects).await;
         self.pool.ask(limit + PATIENCE, call).await
     }
 }

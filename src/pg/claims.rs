@@ -38,20 +38,21 @@ statements! {
           where t.claim is null and k.consumer_group = $1 and k.namespace = w.namespace and k.key = w.key limit 1
         ) k on true";
 
-    /// As `CLAIM`, but finished at once: for an effect in the same transaction.
+    /// As `CLAIM`, but finished at once: for effects in the same transaction.
     CLAIM_DONE = "
         insert into outboxd.idempotency_keys as k
           (consumer_group, namespace, key, message_id, payload_hash, state, owner, done_at)
-        select $1, w.namespace, w.key, $2, $5, 'done', $6, clock_timestamp()
-        from unnest($3::text[], $4::text[]) as w (namespace, key) order by w.namespace, w.key
+        select $1, w.namespace, w.key, w.message_id, w.payload_hash, 'done', $6, clock_timestamp()
+        from unnest($2::text[], $3::text[], $4::uuid[], $5::bigint[]) as w (namespace, key, message_id, payload_hash)
+        order by w.namespace, w.key
         on conflict (consumer_group, namespace, key) do update set message_id = excluded.message_id,
           payload_hash = excluded.payload_hash, state = 'done', claim = excluded.claim, owner = excluded.owner,
           expires_at = null, done_at = excluded.done_at
         where k.state = 'claimed' and (k.expires_at < clock_timestamp() or k.message_id = excluded.message_id)";
 
     FIND_KEYS = "
-        select w.namespace, w.key, null::bigint, k.state, k.message_id, k.payload_hash = $4
-        from unnest($2::text[], $3::text[]) as w (namespace, key)
+        select w.namespace, w.key, null::bigint, k.state, k.message_id, k.payload_hash = w.payload_hash
+        from unnest($2::text[], $3::text[], $4::bigint[]) as w (namespace, key, payload_hash)
         cross join lateral (
           select state, message_id, payload_hash from outboxd.idempotency_keys k
           where k.consumer_group = $1 and k.namespace = w.namespace and k.key = w.key limit 1
@@ -129,11 +130,7 @@ pub async fn claim(
     wanted: &[Wanted<'_>],
     ttl: Duration,
 ) -> Result<Vec<Claimed>, PgError> {
-    let pairs = || wanted.iter().flat_map(|message| message.keys.iter().map(move |key| (message, key)));
-    let namespaces: Vec<&str> = pairs().map(|(_, key)| key.namespace).collect();
-    let names: Vec<&str> = pairs().map(|(_, key)| &*key.key).collect();
-    let ids: Vec<Uuid> = pairs().map(|(message, _)| message.message_id).collect();
-    let hashes: Vec<i64> = pairs().map(|(message, _)| message.payload_hash).collect();
+    let Columns { namespaces, names, ids, hashes } = columns(wanted);
     let ttl = millis(ttl);
     let Claimant { group, agent } = claimant;
     let statement = client.prepare_cached(CLAIM).await?;
@@ -165,8 +162,22 @@ fn done(row: &Row) -> Option<Claimed> {
     is_done.then(|| Claimed::Done { by: row.get(4), same_payload: row.get(5) })
 }
 
-fn columns(keys: &[OperationKey]) -> (Vec<&'static str>, Vec<&str>) {
-    keys.iter().map(|key| (key.namespace, key.key.as_str())).unzip()
+/// A row for each key.
+struct Columns<'a> {
+    namespaces: Vec<&'static str>,
+    names: Vec<&'a str>,
+    ids: Vec<Uuid>,
+    hashes: Vec<i64>,
+}
+
+fn columns<'a>(wanted: &[Wanted<'a>]) -> Columns<'a> {
+    let pairs = || wanted.iter().flat_map(|message| message.keys.iter().map(move |key| (message, key)));
+    Columns {
+        namespaces: pairs().map(|(_, key)| key.namespace).collect(),
+        names: pairs().map(|(_, key)| &*key.key).collect(),
+        ids: pairs().map(|(message, _)| message.message_id).collect(),
+        hashes: pairs().map(|(message, _)| message.payload_hash).collect(),
+    }
 }
 
 fn claim_columns(claims: &[Claim]) -> (Vec<&'static str>, Vec<&str>, Vec<i64>) {
@@ -198,23 +209,39 @@ pub async fn finish(client: &impl GenericClient, group: &str, claims: &[Claim]) 
     Ok(claims.len().saturating_sub(usize::try_from(kept).unwrap_or(usize::MAX)))
 }
 
-/// Finishes the keys of a message whose effect is part of this transaction.
+/// Finishes the keys of messages whose effects are part of this transaction. Unless it is true some were not to be had,
+/// and the transaction is to be rolled back.
 pub async fn claim_done(
     transaction: &impl GenericClient,
     claimant: Claimant<'_>,
-    wanted: Wanted<'_>,
-) -> Result<Claimed, PgError> {
-    let (namespaces, names) = columns(wanted.keys);
-    let Claimant { group, agent } = claimant;
-    let Wanted { message_id, payload_hash, keys } = wanted;
-    let statement = transaction.prepare_cached(CLAIM_DONE).await?;
-    let taken = transaction
-        .execute(&statement, &[&group, &message_id, &namespaces, &names, &payload_hash, &agent])
-        .await?;
-    if usize::try_from(taken).is_ok_and(|taken| taken == keys.len()) {
-        return Ok(Claimed::All(Vec::new()));
+    wanted: &[Wanted<'_>],
+) -> Result<bool, PgError> {
+    let Columns { namespaces, names, ids, hashes } = columns(wanted);
+    if names.is_empty() {
+        return Ok(true);
     }
-    let statement = transaction.prepare_cached(FIND_KEYS).await?;
-    let rows = transaction.query(&statement, &[&group, &namespaces, &names, &payload_hash]).await?;
-    Ok(rows.iter().find_map(done).unwrap_or(Claimed::Busy))
+    let Claimant { group, agent } = claimant;
+    let statement = transaction.prepare_cached(CLAIM_DONE).await?;
+    let taken =
+        transaction.execute(&statement, &[&group, &namespaces, &names, &ids, &hashes, &agent]).await?;
+    Ok(usize::try_from(taken).is_ok_and(|taken| taken == names.len()))
+}
+
+/// Who has done the operation of each of these, if anybody has.
+pub async fn find_done(
+    client: &impl GenericClient,
+    group: &str,
+    wanted: &[Wanted<'_>],
+) -> Result<Vec<Option<Claimed>>, PgError> {
+    let Columns { namespaces, names, hashes, .. } = columns(wanted);
+    if names.is_empty() {
+        return Ok(wanted.iter().map(|_| None).collect());
+    }
+    let statement = client.prepare_cached(FIND_KEYS).await?;
+    let rows = client.query(&statement, &[&group, &namespaces, &names, &hashes]).await?;
+    let rows: HashMap<(&str, &str), &Row> = rows.iter().map(|row| ((row.get(0), row.get(1)), row)).collect();
+    let of = |message: &Wanted<'_>| {
+        message.keys.iter().find_map(|key| done(rows.get(&(key.namespace, &*key.key))?))
+    };
+    Ok(wanted.iter().map(of).collect())
 }

@@ -92,6 +92,14 @@ pub fn is_connection(error: &tokio_postgres::Error) -> bool {
     }
 }
 
+/// True if the connection ended while it was asked something: by force, by a crash of the server, or on the way.
+pub fn is_cut(error: &tokio_postgres::Error) -> bool {
+    match error.code() {
+        Some(code) => matches!(code.code(), "57P01" | "57P02"),
+        None => true,
+    }
+}
+
 /// The server's message with its detail and constraint, or the client's error with its causes.
 pub fn describe(error: &tokio_postgres::Error) -> String {
     if let Some(db) = error.as_db_error() {

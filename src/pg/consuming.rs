@@ -44,7 +44,7 @@ statements! {
         select topic, partition, next_offset, topic_id from outboxd.group_positions
         where consumer_group = $1 and cluster_id = $2 and topic = any($3)";
 
-    FUNCTION_EXISTS = "select to_regprocedure($1 || '(outboxd.delivery)') is not null";
+    FUNCTION_EXISTS = "select to_regprocedure($1) is not null";
 
     /// For `dev`, whose embedded broker forgets everything at its end.
     FORGET_GROUPS = "delete from outboxd.groups";
@@ -163,7 +163,7 @@ pub async fn settle(
     Ok(())
 }
 
-/// Is there a function of that name that takes an `outboxd.delivery`?
+/// Is there such a function, given with its arguments?
 pub async fn function_exists(client: &Client, function: &str) -> Result<bool, PgError> {
     Ok(client.query_one(FUNCTION_EXISTS, &[&function]).await?.get(0))
 }

@@ -1,24 +1,49 @@
-//! The effect of an `sql` handler and its evidence: one transaction, so that it happens exactly once.
+//! The effects of an `sql` handler and their evidence: one transaction, so that they happen exactly once.
+
+mod calling;
+mod together;
 
 use deadpool_postgres::Transaction;
-use serde_json::{Map, Value};
 
 use super::claims::{self, Claimant, Claimed, OperationKey, Wanted};
 use super::completing::{self, Finished, Scope};
-use super::connect::{PgError, is_conflict, is_connection};
+use super::connect::{PgError, is_conflict, is_connection, is_cut};
 use super::pool::Lent;
+use crate::domain::chains::Chain;
 use crate::domain::delivery::Delivery;
+use crate::failpoint;
+
+pub use together::apply_together;
+
+/// What is called.
+#[derive(Clone, Copy, Debug)]
+pub struct Function<'a> {
+    /// An identifier that the configuration has checked.
+    pub name: &'a str,
+    /// It takes an array of deliveries.
+    pub takes_batch: bool,
+    /// In milliseconds, and never 0, which would be no limit.
+    pub statement_timeout: i32,
+}
 
 /// A message whose effect is a function of the database.
 #[derive(Clone, Copy, Debug)]
 pub struct Effect<'a> {
-    /// An identifier that the configuration has checked.
-    pub function: &'a str,
-    /// In milliseconds, and never 0, which would be no limit.
-    pub statement_timeout: i32,
     pub delivery: &'a Delivery,
+    /// One that is not done lets none behind it in its chain be done.
+    pub chain: Option<Chain>,
     pub keys: &'a [OperationKey],
     pub payload_hash: i64,
+}
+
+impl<'a> Effect<'a> {
+    fn wanted(&self) -> Wanted<'a> {
+        Wanted { message_id: self.delivery.message_id, payload_hash: self.payload_hash, keys: self.keys }
+    }
+
+    fn finished(&self) -> Finished {
+        Finished::new(self.delivery.message_id, &self.delivery.record, self.delivery.attempt)
+    }
 }
 
 /// What became of it; only `Done` has left anything behind.
@@ -34,96 +59,68 @@ pub enum Affected {
     },
     /// Another start holds a key now.
     Busy,
-    /// The function refused, by an exception of its own or by its time.
+    /// The function refused, by an exception of its own or by its time, or what it did was refused at the commit.
     Failed(tokio_postgres::Error),
+    /// One before it in its chain is not done.
+    Behind,
+    /// The connection was lost while the function ran: it may be what ends it.
+    Lost,
 }
 
 /// Does it. An error of the connection, or of COMMIT, leaves open whether it was done: the next try finds out, for the
 /// evidence comes first and waits for whoever is inserting the same.
-pub async fn apply(client: &mut Lent, scope: Scope<'_>, effect: Effect<'_>) -> Result<Affected, PgError> {
+pub async fn apply(
+    client: &mut Lent,
+    scope: Scope<'_>,
+    function: Function<'_>,
+    effect: Effect<'_>,
+) -> Result<Affected, PgError> {
     let transaction = client.transaction().await?;
-    let affected = perform(&transaction, scope, effect).await?;
-    if matches!(affected, Affected::Done) {
-        transaction.commit().await?;
+    completing::be_durable(&transaction).await?;
+    let affected = perform(&transaction, scope, function, effect).await?;
+    if !matches!(affected, Affected::Done) {
+        return Ok(affected);
     }
-    Ok(affected)
+    failpoint::hit("effect-before-commit");
+    let committed = transaction.commit().await;
+    failpoint::hit("effect-after-commit");
+    match committed {
+        Err(error) if is_refusal(&error) => Ok(Affected::Failed(error)),
+        committed => Ok(committed.map(|()| Affected::Done)?),
+    }
 }
 
 /// Evidence, keys and effect, in this transaction, which is to be rolled back unless they are done.
 pub(super) async fn perform(
     transaction: &Transaction<'_>,
     scope: Scope<'_>,
+    function: Function<'_>,
     effect: Effect<'_>,
 ) -> Result<Affected, PgError> {
-    let Effect { delivery, keys, .. } = effect;
-    let message_id = delivery.message_id;
-    completing::be_durable(transaction).await?;
-    let finished = Finished::new(message_id, &delivery.record, delivery.attempt);
-    if completing::write(transaction, scope, &[finished]).await? == 0 {
+    if completing::write(transaction, scope, &[effect.finished()]).await? == 0 {
         return Ok(Affected::Repeat);
     }
-    if !keys.is_empty() {
-        let claimant = Claimant { group: scope.group, agent: scope.agent };
-        let wanted = Wanted { message_id, payload_hash: effect.payload_hash, keys };
-        match claims::claim_done(transaction, claimant, wanted).await? {
-            Claimed::All(_) => {}
-            Claimed::Done { by, same_payload } => return Ok(Affected::Duplicate { by, same_payload }),
-            Claimed::Busy => return Ok(Affected::Busy),
-        }
+    let claimant = Claimant { group: scope.group, agent: scope.agent };
+    if !claims::claim_done(transaction, claimant, &[effect.wanted()]).await? {
+        let done = claims::find_done(transaction, scope.group, &[effect.wanted()]).await?.pop().flatten();
+        return Ok(done.map_or(Affected::Busy, |done| duplicate(&done)));
     }
-    transaction.batch_execute(&format!("set local statement_timeout = {}", effect.statement_timeout)).await?;
-    let called = async {
-        call(transaction, effect.function, delivery).await?;
-        transaction.batch_execute("set constraints all immediate").await
-    };
-    if let Err(error) = called.await {
-        if is_connection(&error) || is_conflict(&error) {
-            return Err(error.into());
-        }
-        return Ok(Affected::Failed(error));
+    match calling::call(transaction, function, &[effect]).await {
+        Ok(()) => Ok(Affected::Done),
+        Err(error) if is_cut(&error) => Ok(Affected::Lost),
+        Err(error) if is_refusal(&error) => Ok(Affected::Failed(error)),
+        Err(error) => Err(error.into()),
     }
-    transaction.batch_execute("set local statement_timeout to default").await?;
-    Ok(Affected::Done)
 }
 
-async fn call(
-    transaction: &Transaction<'_>,
-    function: &str,
-    delivery: &Delivery,
-) -> Result<(), tokio_postgres::Error> {
-    let record = &delivery.record;
-    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok().filter(|text| !text.contains('\0'));
-    let headers: Map<String, Value> = record
-        .headers
-        .iter()
-        .filter_map(|(name, value)| {
-            Some((name.clone(), Value::String(value.as_deref().and_then(text)?)))
-                .filter(|(name, _)| !name.contains('\0'))
-        })
-        .collect();
-    let sql = format!(
-        "select {function}(row($1::text, $2::uuid, $3::text, $4::text, $5::bytea, $6::text, $7::integer, $8::bigint, \
-         $9::integer, $10::text, $11::jsonb, $12::bytea)::outboxd.delivery)"
-    );
-    let statement = transaction.prepare_cached(&sql).await?;
-    transaction
-        .query(
-            &statement,
-            &[
-                &&*delivery.group,
-                &delivery.message_id,
-                &delivery.event_type().filter(|event_type| !event_type.contains('\0')),
-                &record.key.as_deref().and_then(text),
-                &record.key.as_deref(),
-                &&*record.topic,
-                &record.partition,
-                &record.offset,
-                &i32::try_from(delivery.attempt).unwrap_or(i32::MAX),
-                &delivery.idempotency_key.as_deref().filter(|key| !key.contains('\0')),
-                &Value::Object(headers),
-                &record.payload.as_deref(),
-            ],
-        )
-        .await?;
-    Ok(())
+fn duplicate(done: &Claimed) -> Affected {
+    match *done {
+        Claimed::Done { by, same_payload } => Affected::Duplicate { by, same_payload },
+        Claimed::All(_) | Claimed::Busy => Affected::Busy,
+    }
+}
+
+/// The server's own answer to what was asked, and so nothing of it is done.
+pub(super) fn is_refusal(error: &tokio_postgres::Error) -> bool {
+    !is_connection(error) && !is_conflict(error)
 }

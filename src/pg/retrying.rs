@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::claims::{self, Claim};
 use super::completing::{self, Finished, Scope};
 use super::connect::PgError;
-use super::effect::{self, Affected, Effect};
+use super::effect::{self, Affected, Effect, Function};
 use super::held::{self, Head, Next, Successor};
 use super::pool::Lent;
 use super::sql::{millis, statements};
@@ -207,6 +207,8 @@ pub enum Applied {
     /// Another dispatch is under way: nothing happened.
     Late,
     Failed(tokio_postgres::Error),
+    /// The connection was lost while the function ran.
+    Lost,
 }
 
 fn columns(all: impl Iterator<Item = Named>) -> (Vec<Uuid>, Vec<i64>) {
@@ -368,16 +370,18 @@ pub async fn apply(
     client: &mut Lent,
     scope: Scope<'_>,
     dispatch: i64,
-    effect: Effect<'_>,
+    (function, effect): (Function<'_>, Effect<'_>),
     successor: Successor,
 ) -> Result<Applied, PgError> {
     let message_id = effect.delivery.message_id;
     let transaction = begin(client).await?;
-    match effect::perform(&transaction, scope, effect).await? {
+    completing::be_durable(&transaction).await?;
+    match effect::perform(&transaction, scope, function, effect).await? {
         Affected::Done => {}
+        Affected::Lost => return Ok(Applied::Lost),
+        Affected::Busy | Affected::Behind => return Ok(Applied::Busy),
         Affected::Repeat => return Ok(Applied::Repeat),
         Affected::Duplicate { by, .. } => return Ok(Applied::Duplicate { by }),
-        Affected::Busy => return Ok(Applied::Busy),
         Affected::Failed(error) => return Ok(Applied::Failed(error)),
     }
     let statement = transaction.prepare_cached(CLOSE_FENCED).await?;
@@ -386,8 +390,10 @@ pub async fn apply(
     let Some(closed) = closed else { return Ok(Applied::Late) };
     let heads: Vec<Head> = head(scope.group, &closed).into_iter().collect();
     let next = held::release(&transaction, &heads, successor).await?;
-    transaction.commit().await?;
-    Ok(Applied::Done(next.first().copied()))
+    match transaction.commit().await {
+        Err(error) if effect::is_refusal(&error) => Ok(Applied::Failed(error)),
+        committed => Ok(committed.map(|()| Applied::Done(next.first().copied()))?),
+    }
 }
 
 /// Whatever the default of this user: each statement has to see what committed before it.

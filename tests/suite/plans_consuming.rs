@@ -15,7 +15,7 @@ const PLACES: &str = "array[1, 1]";
 const PLANNED: &[(&str, &[&str])] = &[
     ("LOOK_UP", &["'g'", IDS, "array['a', 'b']::bytea[]", PLACES, "array['t']"]),
     ("CLAIM", &["'g'", NAMESPACES, KEYS, IDS, "array[1, 2]", "gen_random_uuid()", "1000"]),
-    ("FIND_KEYS", &["'g'", NAMESPACES, KEYS, "1"]),
+    ("FIND_KEYS", &["'g'", NAMESPACES, KEYS, "array[1, 2]"]),
     ("RELEASE_CLAIMS", &["'g'", NAMESPACES, KEYS, "array[1, 2]"]),
     ("FINISH_CLAIMS", &["'g'", NAMESPACES, KEYS, "array[1, 2]"]),
     ("MOVE", &["'g'", "'c'", "array['t', 't']", "array[0, 1]", "array[1, 1]", IDS]),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use toml::de::DeValue;
 
-use super::{ExecMode, Handler, HttpHandler, TIMEOUT};
+use super::{ExecMode, Handler, HttpHandler, SqlMode, TIMEOUT};
 use crate::config::error::ConfigError;
 use crate::config::mask::mask;
 use crate::config::section::Section;
@@ -35,6 +35,18 @@ impl Choice for ExecMode {
     const WORDS: &'static [(&'static str, Self)] = &[("each", Self::Each), ("worker", Self::Worker)];
 }
 
+const SQL_MODES: &[(&str, SqlMode)] = &[("each", SqlMode::Each), ("batch", SqlMode::Batch)];
+
+impl Setting for SqlMode {
+    fn read(written: Written<'_>) -> Result<Self, Problem> {
+        written.choice(SQL_MODES)
+    }
+
+    fn show(&self) -> Value {
+        chosen(SQL_MODES, self)
+    }
+}
+
 pub(super) fn read(section: &mut Section<'_>) -> Result<Handler, ConfigError> {
     Ok(match section.required("kind", any)? {
         Kind::Log => Handler::Log,
@@ -47,6 +59,7 @@ pub(super) fn read(section: &mut Section<'_>) -> Result<Handler, ConfigError> {
         Kind::Http => Handler::Http(http(section)?),
         Kind::Sql => Handler::Sql {
             function: section.required("function", |name: &String| check_function(name))?,
+            mode: section.or("mode", SqlMode::default(), any)?,
             timeout: timeout(section)?,
         },
     })

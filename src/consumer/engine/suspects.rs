@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
+use super::attempt::End;
 use super::message::Message;
 use super::outcomes::tell_failure;
 use super::turns::take_operations;
@@ -95,6 +96,19 @@ impl Engine {
     pub(super) fn acquit(&mut self, message: &mut Message) {
         (message.starts, message.counted) = (None, false);
         self.suspects.ended(message.id());
+    }
+
+    /// Its start is over; whether it is under suspicion now, its end says.
+    pub(super) fn let_off(&mut self, message: &mut Message, end: &End) {
+        if !matches!(end, End::Suspect) {
+            return self.acquit(message);
+        }
+        (message.starts, message.counted) = (Some(message.starts.unwrap_or(0)), false);
+        self.suspects.ended(message.id());
+        if let Some(partition) = self.partitions.get_mut(&message.slot) {
+            message.in_doubt = true;
+            partition.noted.insert(message.id());
+        }
     }
 
     /// Those behind one that stays are not to be waited for: they have been counted and do not start.

@@ -105,17 +105,20 @@ impl Engine {
         }
     }
 
-    pub(super) fn start(&mut self, mut message: Box<Message>) {
+    pub(super) fn start(&mut self, message: Box<Message>) {
         if message.ending.is_stopping() {
             return self.give_up(message);
         }
         if !message.claims.is_empty() && !message.has_claims() {
             return self.free.push_back(message);
         }
-        self.begin(&mut message);
+        let mut messages = self.with_company(message);
+        for message in &mut messages {
+            self.begin(message);
+        }
         let (group, place) = (Arc::clone(&self.group), self.place.take());
         let mut running: Running = Box::pin(async move {
-            let handled = attempt::run(group, message).await;
+            let handled = attempt::run(group, messages).await;
             drop(place);
             handled
         });
@@ -126,8 +129,14 @@ impl Engine {
         }
     }
 
-    pub(super) fn handled(&mut self, (mut message, end): Handled) {
-        self.acquit(&mut message);
+    pub(super) fn handled(&mut self, handled: Vec<Handled>) {
+        for (message, end) in self.put_back(handled) {
+            self.ended(message, end);
+        }
+    }
+
+    fn ended(&mut self, mut message: Box<Message>, end: End) {
+        self.let_off(&mut message, &end);
         if matches!(end, End::Done(_) | End::Applied | End::Failed(Outcome::Permanent { .. })) {
             self.group.control.answered();
         }
@@ -146,6 +155,7 @@ impl Engine {
             End::Failed(Outcome::Done) => self.finish(message, None, None),
             End::Failed(Outcome::Retry { reason, after }) => self.failed(message, reason, after, false),
             End::Failed(Outcome::Permanent { reason }) => self.failed(message, reason, None, true),
+            End::Again | End::Suspect => self.free.push_back(message),
             End::Lost => self.give_up(message),
         }
     }

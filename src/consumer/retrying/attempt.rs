@@ -76,14 +76,13 @@ async fn handle(handler: &dyn Handle, attempt: &Attempt, began: Instant) -> End 
 
 async fn apply(group: &Group, handler: &SqlHandler, attempt: &Attempt, successor: Successor) -> End {
     let effect = Effect {
-        function: &handler.function,
-        statement_timeout: handler.statement_timeout(),
         delivery: &attempt.delivery,
+        chain: None,
         keys: &attempt.keys,
         payload_hash: attempt.payload_hash,
     };
     let dispatch = attempt.named.dispatch;
-    match insist(group, || group.store.apply_retry(dispatch, effect, successor)).await {
+    match insist(group, || group.store.apply_retry(dispatch, (handler.function(), effect), successor)).await {
         Applied::Done(next) => End::Applied(next),
         // After an unclear outcome it was this very attempt.
         Applied::Repeat => End::Known,
@@ -91,5 +90,7 @@ async fn apply(group: &Group, handler: &SqlHandler, attempt: &Attempt, successor
         Applied::Busy => End::Busy,
         Applied::Late => End::Late,
         Applied::Failed(error) => End::Failed(handler.failed(&error)),
+        // Counted like silence: the function may be what ended it.
+        Applied::Lost => End::Failed(SqlHandler::lost()),
     }
 }

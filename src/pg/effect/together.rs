@@ -1,0 +1,135 @@
+//! The effects of a batch in one transaction. A part that does not come through whole is rolled back to its savepoint and
+//! goes in halves, until what fails is alone.
+
+use std::collections::{HashSet, VecDeque};
+
+use deadpool_postgres::Transaction;
+use tokio_postgres::error::SqlState;
+
+use super::calling::call;
+use super::{Affected, Effect, Function, duplicate, is_refusal, perform};
+use crate::failpoint;
+use crate::pg::claims::{self, Claimant, Wanted};
+use crate::pg::completing::{self, Finished, Scope};
+use crate::pg::connect::{PgError, is_cut};
+use crate::pg::pool::Lent;
+
+/// What became of a part of several.
+enum Part {
+    Done,
+    /// There is evidence of all of it.
+    Repeats,
+    /// Something in it is not as the rest.
+    Refused,
+    /// It takes too long to be tried again and again.
+    Slow,
+    Lost,
+}
+
+/// Does them, of each chain in order and none behind one that is not done. `None`: nothing is done, and each is to go in
+/// a transaction of its own. Outcomes that are not known are found out as with `apply`.
+pub async fn apply_together(
+    client: &mut Lent,
+    scope: Scope<'_>,
+    function: Function<'_>,
+    effects: &[Effect<'_>],
+) -> Result<Option<Vec<Affected>>, PgError> {
+    let mut transaction = client.transaction().await?;
+    completing::be_durable(&transaction).await?;
+    let wanted: Vec<Wanted<'_>> = effects.iter().map(Effect::wanted).collect();
+    let done = claims::find_done(&transaction, scope.group, &wanted).await?;
+    let mut affected: Vec<Option<Affected>> = done.iter().map(|done| done.as_ref().map(duplicate)).collect();
+    let open = (0..effects.len()).filter(|place| affected[*place].is_none()).collect();
+    let mut parts: VecDeque<Vec<usize>> = VecDeque::from([open]);
+    let mut broken = HashSet::new();
+    while let Some(mut part) = parts.pop_front() {
+        let is_behind = |place: usize| effects[place].chain.is_some_and(|chain| broken.contains(&chain));
+        for place in part.extract_if(.., |place| is_behind(*place)) {
+            affected[place] = Some(Affected::Behind);
+        }
+        let savepoint = transaction.savepoint("part").await?;
+        if let [one] = *part {
+            let end = perform(&savepoint, scope, function, effects[one]).await?;
+            match &end {
+                Affected::Done => savepoint.commit().await?,
+                Affected::Lost => return Ok(Some(lost(effects))),
+                Affected::Busy | Affected::Failed(_) => {
+                    broken.extend(effects[one].chain);
+                    savepoint.rollback().await?;
+                }
+                _ => savepoint.rollback().await?,
+            }
+            affected[one] = Some(end);
+            continue;
+        }
+        let of_part: Vec<Effect<'_>> = part.iter().map(|place| effects[*place]).collect();
+        match perform_all(&savepoint, scope, function, &of_part).await? {
+            Part::Done => {
+                savepoint.commit().await?;
+                for place in part {
+                    affected[place] = Some(Affected::Done);
+                }
+            }
+            Part::Repeats => {
+                savepoint.rollback().await?;
+                for place in part {
+                    affected[place] = Some(Affected::Repeat);
+                }
+            }
+            Part::Refused => {
+                savepoint.rollback().await?;
+                let second = part.split_off(part.len() / 2);
+                parts.push_front(second);
+                parts.push_front(part);
+            }
+            Part::Slow => return Ok(None),
+            Part::Lost => return Ok(Some(lost(effects))),
+        }
+    }
+    failpoint::hit("effect-before-commit");
+    let committed = transaction.commit().await;
+    failpoint::hit("effect-after-commit");
+    match committed {
+        Err(error) if is_refusal(&error) => Ok(None),
+        committed => {
+            committed?;
+            Ok(affected.into_iter().collect())
+        }
+    }
+}
+
+/// Any of them may be what ended it.
+fn lost(effects: &[Effect<'_>]) -> Vec<Affected> {
+    effects.iter().map(|_| Affected::Lost).collect()
+}
+
+async fn perform_all(
+    transaction: &Transaction<'_>,
+    scope: Scope<'_>,
+    function: Function<'_>,
+    effects: &[Effect<'_>],
+) -> Result<Part, PgError> {
+    if effects.is_empty() {
+        return Ok(Part::Done);
+    }
+    let mut finished: Vec<Finished> = effects.iter().map(Effect::finished).collect();
+    // In the same order as whoever else writes the same.
+    finished.sort_unstable_by_key(|finished| finished.message_id);
+    match completing::write(transaction, scope, &finished).await? {
+        0 => return Ok(Part::Repeats),
+        written if usize::try_from(written).is_ok_and(|written| written == effects.len()) => {}
+        _ => return Ok(Part::Refused),
+    }
+    let wanted: Vec<Wanted<'_>> = effects.iter().map(Effect::wanted).collect();
+    let claimant = Claimant { group: scope.group, agent: scope.agent };
+    if !claims::claim_done(transaction, claimant, &wanted).await? {
+        return Ok(Part::Refused);
+    }
+    match call(transaction, function, effects).await {
+        Ok(()) => Ok(Part::Done),
+        Err(error) if is_cut(&error) => Ok(Part::Lost),
+        Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => Ok(Part::Slow),
+        Err(error) if is_refusal(&error) => Ok(Part::Refused),
+        Err(error) => Err(error.into()),
+    }
+}
