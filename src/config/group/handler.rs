@@ -35,16 +35,8 @@ impl Choice for ExecMode {
     const WORDS: &'static [(&'static str, Self)] = &[("each", Self::Each), ("worker", Self::Worker)];
 }
 
-const SQL_MODES: &[(&str, SqlMode)] = &[("each", SqlMode::Each), ("batch", SqlMode::Batch)];
-
-impl Setting for SqlMode {
-    fn read(written: Written<'_>) -> Result<Self, Problem> {
-        written.choice(SQL_MODES)
-    }
-
-    fn show(&self) -> Value {
-        chosen(SQL_MODES, self)
-    }
+impl Choice for SqlMode {
+    const WORDS: &'static [(&'static str, Self)] = &[("each", Self::Each), ("batch", Self::Batch)];
 }
 
 pub(super) fn read(section: &mut Section<'_>) -> Result<Handler, ConfigError> {
