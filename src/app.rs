@@ -27,7 +27,7 @@ use crate::lifecycle::Lifecycle;
 use reload::Reload;
 
 use crate::producer::{Relay, RelayStatus};
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::{self, metrics::Metrics};
 
 /// What the command line says of a daemon, over its file.
 #[derive(Clone, Debug, Default)]
@@ -46,7 +46,8 @@ impl DaemonOptions {
 
 /// The relay and the producer's jobs, until SIGTERM.
 pub async fn producer(loaded: Loaded, options: DaemonOptions) -> anyhow::Result<Exit> {
-    let reload = Reload::new(&loaded, &options, "producer");
+    let reload = Reload::listen(&loaded, "producer")?;
+    telemetry::follow(loaded.config.log.level.as_ref());
     let config = options.over(loaded.config);
     let lifecycle = Lifecycle::on_signals(config.agent.drain_timeout)?;
     run_producer(config, lifecycle, Some(reload)).await
@@ -54,7 +55,8 @@ pub async fn producer(loaded: Loaded, options: DaemonOptions) -> anyhow::Result<
 
 /// The consumers of those groups, which are declared, until SIGTERM.
 pub async fn consumer(loaded: Loaded, groups: Vec<String>, options: DaemonOptions) -> anyhow::Result<Exit> {
-    let reload = Reload::new(&loaded, &options, "consumer");
+    let reload = Reload::listen(&loaded, "consumer")?;
+    telemetry::follow(loaded.config.log.level.as_ref());
     let config = options.over(loaded.config);
     let lifecycle = Lifecycle::on_signals(config.agent.drain_timeout)?;
     let handlers = prepare(&config, groups)?;
@@ -66,8 +68,7 @@ async fn run_producer(config: Config, lifecycle: Lifecycle, reload: Option<Reloa
     let status = Arc::new(RelayStatus::new(Arc::clone(&metrics)));
     let vitals: Vec<Arc<dyn Role>> = vec![Arc::clone(&status) as Arc<dyn Role>];
     let mut daemon =
-        Daemon::start(config, lifecycle.clone(), "producer", Vec::new(), vitals, metrics).await?;
-    daemon.reloads(reload)?;
+        Daemon::start(config, lifecycle.clone(), "producer", Vec::new(), vitals, metrics, reload).await?;
     let Some(member) = daemon.join().await? else { return Ok(Exit::Done) };
     let relay = Relay {
         agent: member.name.clone(),
@@ -116,8 +117,8 @@ async fn run_consumer(
     let status: Vec<_> =
         groups.iter().map(|group| Arc::new(GroupStatus::new(group, Arc::clone(&metrics)))).collect();
     let vitals: Vec<Arc<dyn Role>> = vec![Arc::new(ConsumerStatus(status.clone()))];
-    let mut daemon = Daemon::start(config, lifecycle.clone(), "consumer", groups, vitals, metrics).await?;
-    daemon.reloads(reload)?;
+    let mut daemon =
+        Daemon::start(config, lifecycle.clone(), "consumer", groups, vitals, metrics, reload).await?;
     let Some(member) = daemon.join().await? else { return Ok(Exit::Done) };
     let live: BTreeMap<String, Live> =
         handlers.keys().map(|name| (name.clone(), Live::new(daemon.config.groups[name].clone()))).collect();

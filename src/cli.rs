@@ -25,6 +25,7 @@ mod send;
 
 use clap::{Parser, Subcommand};
 
+use crate::config::log::LogLevel;
 use crate::failure::Exit;
 use global::Global;
 
@@ -107,9 +108,9 @@ impl Cli {
         report::report(error, self.colors_stderr())
     }
 
-    /// As `RUST_LOG`; `None` leaves it to that.
-    pub fn log_filter(&self) -> Option<&str> {
-        self.global.log.as_deref()
+    /// `None` leaves it to `RUST_LOG`.
+    pub fn log_level(&self) -> Option<&LogLevel> {
+        self.global.log.as_ref()
     }
 
     /// Daemons tell what they do; one-shot commands only what is not right.

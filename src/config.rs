@@ -9,6 +9,7 @@ pub mod job;
 pub mod kafka;
 mod live;
 mod load;
+pub mod log;
 mod mask;
 mod nearest;
 mod overrides;
@@ -31,6 +32,7 @@ pub use job::Job;
 pub use kafka::{Kafka, Properties};
 pub use live::is_live;
 pub use load::Loaded;
+pub use log::Log;
 pub use postgres::{Postgres, PostgresUrl, Roles, SslMode, Tls};
 pub use producer::Producer;
 pub use reference::reference;
@@ -44,6 +46,7 @@ pub struct Config {
     pub kafka: Kafka,
     pub agent: Agent,
     pub http: Http,
+    pub log: Log,
     pub producer: Producer,
     pub topics: Topics,
     pub retention: Retention,

@@ -128,9 +128,7 @@ impl Live {
 
     /// What it stands on stays: only limits and policies are taken over.
     pub fn change(&self, new: &config::Group) {
-        let config::Group { batch, concurrency, retry, rate, .. } = *new;
-        let old = (*self.get()).clone();
-        let changed = config::Group { batch, concurrency, retry, rate, ..old };
+        let changed = self.get().with_live(new);
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(changed);
     }
 }

@@ -31,7 +31,7 @@ fn main() -> ExitCode {
 
 fn prepare(cli: &Cli) -> anyhow::Result<Runtime> {
     telemetry::init(Logging {
-        filter: cli.log_filter(),
+        level: cli.log_level(),
         default_level: cli.default_log_level(),
         json: cli.logs_are_json(),
         color: cli.colors_stderr(),

@@ -17,7 +17,7 @@ use crate::domain::schedule::Schedule;
 use crate::failure::{Exit, Failure, Kind};
 use crate::jobs::own::Prepared;
 use crate::jobs::runner::{Event, Job, Observer, Order, Runner, RunnerStatus};
-use crate::lifecycle::{self, Lifecycle, Reloads};
+use crate::lifecycle::{self, Lifecycle};
 use crate::pg::agents::Registration;
 use crate::pg::migrate::{self, Fit};
 use crate::pg::{Connector, PgError};
@@ -49,7 +49,7 @@ pub(super) struct Daemon {
     jobs: Option<AbortOnDropHandle<()>>,
     /// To the runner, for jobs that are configured anew.
     swaps: Option<mpsc::UnboundedSender<Vec<Job>>>,
-    reload: Option<(Reload, Reloads)>,
+    reload: Option<Reload>,
     /// Of the relay.
     pub(super) gate: Arc<Gate>,
     tasks: Vec<AbortOnDropHandle<()>>,
@@ -57,7 +57,7 @@ pub(super) struct Daemon {
 
 /// What the health report is made of.
 struct Board {
-    fingerprint: String,
+    fingerprint: Mutex<String>,
     roles: Vec<Arc<dyn Role>>,
     runner: Arc<RunnerStatus>,
     metrics: Arc<Metrics>,
@@ -80,6 +80,10 @@ impl Board {
 
     fn wait_for(&self, what: Option<String>) {
         *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    }
+
+    fn has_config(&self, config: &Config) {
+        *self.fingerprint.lock().unwrap_or_else(PoisonError::into_inner) = fingerprint(config);
     }
 
     fn report(&self) -> Report {
@@ -127,7 +131,10 @@ impl Board {
                 document.extend(part);
             }
         }
-        document.insert("config".into(), Value::from(self.fingerprint.clone()));
+        document.insert(
+            "config".into(),
+            Value::from(&**self.fingerprint.lock().unwrap_or_else(PoisonError::into_inner)),
+        );
         Value::Object(document)
     }
 }
@@ -161,6 +168,7 @@ impl Daemon {
         groups: Vec<String>,
         vitals: Vec<Arc<dyn Role>>,
         metrics: Arc<Metrics>,
+        reload: Option<Reload>,
     ) -> anyhow::Result<Self> {
         // Before anything is joined: what is wrong with one is the operator's to mend.
         let own_jobs = jobs::own::prepare(&config.jobs, role)
@@ -171,7 +179,7 @@ impl Daemon {
         let version = Version { version: env!("CARGO_PKG_VERSION") };
         metrics.build_info.get_or_create(&version).set(1);
         let board = Arc::new(Board {
-            fingerprint: fingerprint(&config),
+            fingerprint: Mutex::new(fingerprint(&config)),
             roles: vitals,
             runner: Arc::clone(&runner),
             metrics,
@@ -213,19 +221,10 @@ impl Daemon {
             own_jobs,
             jobs: None,
             swaps: None,
-            reload: None,
+            reload,
             gate: Arc::new(Gate::new(false)),
             tasks,
         })
-    }
-
-    /// From now on it is not ended by SIGHUP.
-    pub(super) fn reloads(&mut self, reload: Option<Reload>) -> anyhow::Result<()> {
-        self.reload = match reload {
-            Some(reload) => Some((reload, Reloads::listen()?)),
-            None => None,
-        };
-        Ok(())
     }
 
     /// Connections of this daemon, under the name that Postgres shows.
@@ -285,9 +284,11 @@ impl Daemon {
                     self.board.wait_for(Some(reason));
                 }
             }
+            let lifecycle = self.lifecycle.clone();
             tokio::select! {
                 () = tokio::time::sleep(TRY_AGAIN_AFTER) => {}
-                () = self.lifecycle.drain.cancelled() => {}
+                () = lifecycle.drain.cancelled() => {}
+                () = self.reload_early() => {}
             }
         }
         Ok(None)
@@ -391,33 +392,29 @@ impl Daemon {
         })
     }
 
-    /// At each SIGHUP what can be changed under way is changed, and the rest named.
-    async fn reload_for(&self, agent: &str, reload: Option<(Reload, Reloads)>, change: impl Fn(&Config)) {
-        let Some((mut reload, mut reloads)) = reload else { return std::future::pending().await };
+    /// At each SIGHUP what can be changed under way is changed.
+    async fn reload_for(&self, agent: &str, reload: Option<Reload>, change: impl Fn(&Config)) {
+        let Some(mut reload) = reload else { return std::future::pending().await };
+        let mut config = self.config.clone();
         loop {
-            reloads.next().await;
-            match reload.read() {
-                Ok(Reloaded { config, own_jobs, applied, waiting }) => {
-                    if let Some(swaps) = &self.swaps {
-                        // What waits for a restart stays as it was for the jobs too.
-                        let live = Config {
-                            jobs: config.jobs.clone(),
-                            retention: config.retention.clone(),
-                            groups: config.groups.clone(),
-                            ..self.config.clone()
-                        };
-                        let _ = swaps.send(self.jobs(&live, &own_jobs, agent));
-                    }
-                    change(&config);
-                    tracing::info!(applied = applied.join(", "), "SIGHUP: the configuration is read again");
-                    if !waiting.is_empty() {
-                        tracing::warn!("changed, and in force after a restart only: {}", waiting.join(", "));
-                    }
-                }
-                Err(error) => tracing::error!("SIGHUP: the configuration stays as it was: {error:#}"),
+            let reloaded = reload.next(&config).await;
+            config = reloaded.config;
+            if let Some(swaps) = &self.swaps {
+                let _ = swaps.send(self.jobs(&config, &reloaded.own_jobs, agent));
             }
-            reloads.done();
+            self.board.has_config(&config);
+            change(&config);
+            reload.done();
         }
+    }
+
+    /// A file that is read again before anything is begun.
+    async fn reload_early(&mut self) {
+        let Some(reload) = &mut self.reload else { return std::future::pending().await };
+        let Reloaded { config, own_jobs } = reload.next(&self.config).await;
+        self.board.has_config(&config);
+        (self.config, self.own_jobs) = (config, own_jobs);
+        reload.done();
     }
 
     /// Works until it is done or aborted, says goodbye, and tells how it went. A second signal ends all of it at once.
@@ -522,7 +519,7 @@ mod tests {
 
     fn report(start_waits: bool, since_turn: Duration, waiting_for: Option<&'static str>) -> Report {
         let board = Board {
-            fingerprint: String::new(),
+            fingerprint: Mutex::default(),
             roles: vec![Arc::new(Loop { since_turn, waiting_for })],
             runner: Arc::default(),
             metrics: Arc::default(),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use crate::config::log::LogLevel;
 use crate::config::{Config, Loaded};
 use crate::pg::connect::{Connection, Connector};
 use crate::pg::inspect;
@@ -17,7 +18,7 @@ pub struct Global {
     config: Option<PathBuf>,
     /// How much to log: error, warn, info, debug, trace, or filters as in RUST_LOG
     #[arg(long, global = true, value_name = "LEVEL")]
-    pub log: Option<String>,
+    pub log: Option<LogLevel>,
     /// How to log [default: text on a terminal, json otherwise]
     #[arg(long, global = true, value_enum)]
     log_format: Option<LogFormat>,

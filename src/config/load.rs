@@ -10,8 +10,8 @@ use super::error::ConfigError;
 use super::overrides::lay_over;
 use super::section::{Entry, Section};
 use super::sources::Sources;
-use super::{Agent, Group, Http, Job, Kafka, Postgres, Producer, Retention, Topics};
-use super::{Config, group, job, topic};
+use super::{Agent, Group, Http, Job, Kafka, Log, Postgres, Producer, Retention, Topics};
+use super::{Config, group, is_live, job, topic};
 
 const VARIABLE: &str = "OUTBOXD_CONFIG";
 const HERE: &str = "outboxd.toml";
@@ -71,6 +71,7 @@ impl Config {
                 kafka: root.table("kafka", Kafka::read)?,
                 agent: root.table("agent", Agent::read)?,
                 http: root.table("http", Http::read)?,
+                log: root.table("log", Log::read)?,
                 producer: root.table("producer", Producer::read)?,
                 topics: Topics(root.each("topics", topic::check_name, topic::Topic::read)?),
                 retention: root.table("retention", Retention::read)?,
@@ -90,24 +91,24 @@ impl Config {
 }
 
 impl Loaded {
-    /// The values of `new` where `is_live` says so, of this one elsewhere: what is in force. For comparing only.
+    /// The values of `new` that are live, of this one elsewhere: what is in force. For comparing only.
     #[must_use]
-    pub fn keeping(&self, new: Self, is_live: impl Fn(&str) -> bool) -> Self {
+    pub fn keeping(&self, new: Self) -> Self {
         let chosen = |entries: &[Entry], live: bool| -> Vec<Entry> {
-            entries.iter().filter(|entry| is_live(&entry.path.join(".")) == live).cloned().collect()
+            entries.iter().filter(|entry| is_live(&entry.path) == live).cloned().collect()
         };
         let entries = [chosen(&self.entries, false), chosen(&new.entries, true)].concat();
         Self { entries, ..new }
     }
 
     /// The keys whose values are others in `new`, or that only one of them has; secrets are not compared.
-    pub fn differences(&self, new: &Self) -> Vec<String> {
-        let values = |loaded: &Self| -> BTreeMap<String, Option<Value>> {
-            loaded.entries.iter().map(|entry| (entry.path.join("."), entry.value.clone())).collect()
+    pub fn differences(&self, new: &Self) -> Vec<Vec<String>> {
+        let values = |loaded: &Self| -> BTreeMap<Vec<String>, Option<Value>> {
+            loaded.entries.iter().map(|entry| (entry.path.clone(), entry.value.clone())).collect()
         };
         let (old, new) = (values(self), values(new));
-        let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-        names.into_iter().filter(|name| old.get(*name) != new.get(*name)).cloned().collect()
+        let paths: BTreeSet<&Vec<String>> = old.keys().chain(new.keys()).collect();
+        paths.into_iter().filter(|path| old.get(*path) != new.get(*path)).cloned().collect()
     }
 }
 

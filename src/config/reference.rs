@@ -152,7 +152,7 @@ fn row(entry: &Entry, meaning: String) -> Row {
         Unset::Default(value) => format!("`{}`", literal(value)),
     };
     let key = entry.shape.last().cloned().unwrap_or_default();
-    Row { key, what, default, is_live: is_live(&entry.shape.join(".")), meaning }
+    Row { key, what, default, is_live: is_live(&entry.shape), meaning }
 }
 
 fn unquoted(name: &str) -> &str {

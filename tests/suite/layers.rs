@@ -9,7 +9,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("failpoint", &[]),
     ("failure", &["domain"]),
     ("config", &["domain"]),
-    ("telemetry", &["domain"]),
+    ("telemetry", &["domain", "config"]),
     ("lifecycle", &["domain"]),
     ("outside", &["domain", "config", "telemetry"]),
     ("pg", &["domain", "config", "failure", "telemetry", "failpoint"]),

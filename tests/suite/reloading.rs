@@ -74,3 +74,117 @@ async fn a_group_gets_more_handlers_while_it_works() {
     consumer.terminate();
     assert_eq!(consumer.wait_exit().await, Some(0));
 }
+
+#[tokio::test]
+async fn the_level_of_the_log_changes_unless_the_command_line_has_said_it() {
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    let outboxd = Outboxd::new(&database, kafka).set("log.level = \"warn\"");
+    let quiet = outboxd.producer();
+    quiet.ready().await;
+    assert!(!quiet.log().contains("\"INFO\"") && !quiet.log().contains("\"DEBUG\""), "{}", quiet.log());
+    replace(&outboxd, "\"warn\"", "\"loud\"");
+    quiet.reload();
+    let told = quiet.wait_for_line("stays as it was").await;
+    assert!(told.contains("`level`") && told.contains('^'), "{told}");
+    replace(&outboxd, "\"loud\"", "\"debug\"");
+    quiet.reload();
+    quiet.wait_for_line("\"DEBUG\"").await;
+
+    let ordered = outboxd.daemon(&["producer", "--log", "info"]);
+    ordered.ready().await;
+    replace(&outboxd, "\"debug\"", "\"trace\"");
+    ordered.reload();
+    ordered.wait_for_line("gives way to --log").await;
+    assert!(!ordered.log().contains("\"DEBUG\""), "{}", ordered.log());
+}
+
+#[tokio::test]
+async fn an_agent_that_has_read_its_file_again_is_as_one_that_starts_with_it() {
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    let outboxd =
+        Outboxd::new(&database, kafka).set("agent.heartbeat = \"1s\"").group("g", "t", "kind = \"log\"");
+    let files = async || {
+        let sql = "select count(distinct health->>'config') from outboxd.agents";
+        (database.count("select count(*) from outboxd.agents").await, database.count(sql).await)
+    };
+    let former = outboxd.producer();
+    eventually("the first has joined", SOON, async || files().await == (1, 1)).await;
+    add(&outboxd, "groups.g.retry.max_attempts = 3\nretention.runs = \"2days\"");
+    let later = outboxd.producer();
+    eventually("their files differ", SOON, async || files().await == (2, 2)).await;
+    former.reload();
+    eventually("they are the same again", SOON, async || files().await == (2, 1)).await;
+    // What waits for a restart makes no difference before.
+    add(&outboxd, "groups.g.topics = [\"t\", \"u\"]");
+    replace(&outboxd, "groups.g.topics = [\"t\"]\n", "");
+    later.reload();
+    later.wait_for_line("after a restart only").await;
+    let beats =
+        "select count(*) from outboxd.agents where last_heartbeat_at > clock_timestamp() - interval '900 ms'";
+    eventually("both beat", SOON, async || database.count(beats).await == 2).await;
+    assert_eq!(files().await, (2, 1));
+}
+
+#[tokio::test]
+async fn a_daemon_that_waits_for_its_database_reads_its_file_again_too() {
+    let (postgres, kafka) = (Postgres::private().await, Kafka::shared().await);
+    let database = postgres.database().await;
+    postgres.kill();
+    let outboxd = Outboxd::new(&database, kafka).set("agent.heartbeat = \"1s\"");
+    let producer = outboxd.producer();
+    producer.wait_for_line("waiting:").await;
+    add(&outboxd, "jobs.reap-agents.schedule = \"every 7s\"");
+    producer.reload();
+    producer.wait_for_line("is read again").await;
+    postgres.start().await;
+    producer.ready().await;
+    let known = "select count(*) from outboxd.jobs where name = 'reap-agents' and schedule = 'every 7s'";
+    eventually("it starts with the new one", SOON, async || database.count(known).await == 1).await;
+}
+
+#[tokio::test]
+async fn rate_batch_and_policy_of_a_group_change_while_it_works() {
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    let (topic, failing) = (kafka.topic(1).await, kafka.topic(1).await);
+    let produce = async |topic: &str, count: usize| {
+        for key in 0..count {
+            kafka.produce(topic, Some(&key.to_string()), Some(b"x"), &[]).await;
+        }
+    };
+    produce(&topic, 40).await;
+    produce(&failing, 1).await;
+    let outboxd = Outboxd::new(&database, kafka)
+        .group("g", &topic, "kind = \"log\"")
+        .set("groups.g.rate = \"1/h\"")
+        .set("groups.g.batch = 1")
+        .group("f", &failing, "kind = \"exec\"\ncommand = [\"false\"]")
+        .set("groups.f.retry.on_failure = \"continue\"")
+        .set("groups.f.retry.max_attempts = 2");
+    let consumer = outboxd.consumer(&["g", "f"]);
+    let handled = async || database.count("select count(*) from outboxd.handled").await;
+    let dead = async || database.count("select count(*) from outboxd.dead_letters").await;
+    let failed = "select count(*) from outboxd.failures where consumer_group = 'f'";
+    eventually("the first is to be retried", SOON, async || database.count(failed).await == 1).await;
+    eventually("both are assigned", SOON, async || consumer.log().matches("\"assigned\"").count() == 2).await;
+    assert_eq!((handled().await, dead().await), (0, 0));
+
+    replace(&outboxd, "groups.g.rate = \"1/h\"\n", "");
+    replace(&outboxd, "max_attempts = 2", "max_attempts = 1");
+    consumer.reload();
+    eventually("the others are not held back any more", SOON, async || handled().await == 40).await;
+    produce(&failing, 1).await;
+    eventually("the second is given up at once", SOON, async || dead().await == 1).await;
+
+    let transactions = "select count(distinct xmin::text) from outboxd.handled";
+    let alone = database.count(transactions).await;
+    assert!(alone >= 20, "one by one: {alone}");
+    replace(&outboxd, "batch = 1", "batch = 500");
+    consumer.reload();
+    assert_eq!(outboxd.run(&["groups", "pause", "g"]).await.code, 0);
+    consumer.wait_for_line("nothing more is started").await;
+    produce(&topic, 200).await;
+    assert_eq!(outboxd.run(&["groups", "resume", "g"]).await.code, 0);
+    eventually("all are handled", SOON, async || handled().await == 240).await;
+    let together = database.count(transactions).await - alone;
+    assert!(together <= 50, "{together} transactions for 200 messages");
+}
