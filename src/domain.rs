@@ -23,6 +23,7 @@ pub mod offsets;
 pub mod partition;
 pub mod payload;
 pub mod priority;
+pub mod proven;
 pub mod rate;
 pub mod rebase;
 pub mod retry_choice;

@@ -169,9 +169,9 @@ async fn tell_partition(story: &mut MessageStory, kafka: &Kafka) {
     let Ok(Ok(TopicState::Ready { partitions })) = asked else { return };
     let partition = match &story.message.key {
         Some(key) => partition::of_key(key.as_bytes(), partitions),
-        None => Some(partition::of_id(story.message_id, partitions)),
+        None => partition::of_id(story.message_id, partitions),
     };
-    if let Some(place) = publication.places.iter().copied().find(|place| Some(place.partition) == partition) {
+    if let Some(place) = publication.places.iter().copied().find(|place| place.partition == partition) {
         publication.places = vec![place];
     }
 }

@@ -57,9 +57,12 @@ impl Message {
         }
     }
 
-    /// Where a message without a key goes: a hash of its id, so that its repeat meets the agent that has it.
-    pub fn keyless_partition(&self, partitions: i32) -> i32 {
-        partition::of_id(self.message_id, partitions)
+    /// Where it goes. Without a key by a hash of its id, so that its repeat meets the agent that has it.
+    pub fn partition(&self, partitions: i32) -> i32 {
+        match &self.key {
+            Some(key) => partition::of_key(key.as_bytes(), partitions),
+            None => partition::of_id(self.message_id, partitions),
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
 use rdkafka::client::Client;
@@ -24,6 +24,7 @@ use crate::config::Kafka;
 use crate::domain::acks::AckPrefix;
 use crate::domain::message::Message;
 use crate::domain::offsets::Offsets;
+use crate::domain::proven::Proven;
 
 /// How long the answers to a purge may take; they are made locally.
 const PURGE_PATIENCE: Duration = Duration::from_secs(5);
@@ -59,6 +60,9 @@ pub enum SendError {
     Refused(String),
     /// The queue is full: nothing was touched, and there is room once an acknowledgement has come.
     Full,
+    /// Nothing was touched: it goes behind the first record of its partition, once all tickets below that one are
+    /// acknowledged.
+    Unproven(u64),
     /// The incarnation has failed.
     Broken,
 }
@@ -221,20 +225,20 @@ pub struct Sender {
     incarnation: Arc<Incarnation>,
     line: usize,
     next_ticket: u64,
+    proven: Proven,
 }
 
 impl Sender {
     /// `line` is below `LINES`, and nobody else has it in this incarnation.
     pub fn new(incarnation: &Arc<Incarnation>, line: usize) -> Self {
-        Self { incarnation: Arc::clone(incarnation), line, next_ticket: 0 }
+        Self { incarnation: Arc::clone(incarnation), line, next_ticket: 0, proven: Proven::default() }
     }
 
     fn line(&self) -> &Line {
         &self.incarnation.deliveries.lines[self.line]
     }
 
-    /// Hands a message to librdkafka and returns its ticket. `partitions` is the topic's count, for a message without
-    /// a key.
+    /// Hands a message to librdkafka and returns its ticket. `partitions` is the topic's count.
     pub fn send(&mut self, message: &Message, partitions: i32) -> Result<u64, SendError> {
         if self.is_broken() {
             return Err(SendError::Broken);
@@ -243,7 +247,11 @@ impl Sender {
             let reason = format!("its payload of {bytes} bytes is too large for `message.max.bytes`");
             return Err(SendError::Refused(reason));
         }
-        let ticket = self.next_ticket;
+        let (ticket, partition, now) = (self.next_ticket, message.partition(partitions), Instant::now());
+        let line = &self.incarnation.deliveries.lines[self.line];
+        self.proven
+            .may_send(&message.topic, partition, now, || line.answers().acks.get())
+            .map_err(SendError::Unproven)?;
         let mut headers = Some(OwnedHeaders::new_with_capacity(message.headers.len() + ADDED_HEADERS));
         message.each_header(|key, value| {
             headers = headers.take().map(|headers| headers.insert(Header { key, value: Some(value) }));
@@ -254,16 +262,17 @@ impl Sender {
         )]
         let opaque = ticket as usize | self.line << TICKET_BITS;
         let mut record: BaseRecord<'_, str, [u8], usize> = BaseRecord::with_opaque_to(&message.topic, opaque);
+        record = record.partition(partition);
         record.headers = headers;
-        match &message.key {
-            Some(key) => record = record.key(key),
-            None => record = record.partition(message.keyless_partition(partitions)),
+        if let Some(key) = &message.key {
+            record = record.key(key);
         }
         if let Some(payload) = &message.payload {
             record = record.payload(payload);
         }
         let Err((error, _)) = self.incarnation.producer.send(record) else {
             self.next_ticket += 1;
+            self.proven.sent(&message.topic, partition, ticket, now);
             return Ok(ticket);
         };
         let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);

@@ -60,7 +60,7 @@ impl Trial {
                 self.0 = Some(sender);
                 return Ok(Verdict::Refused(reason));
             }
-            Err(SendError::Broken | SendError::Full) => sender.next_ticket(),
+            Err(SendError::Broken | SendError::Full | SendError::Unproven(_)) => sender.next_ticket(),
         };
         if let Ok(Ok(())) = tokio::time::timeout(PATIENCE, sender.settled(ticket + 1)).await {
             let offsets = sender.take_offsets();

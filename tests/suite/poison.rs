@@ -138,6 +138,32 @@ async fn a_line_goes_up_to_the_next_that_is_refused() {
     scene.settle(422).await;
 }
 
+/// A broker that does not know the producer in a partition takes any number as its first: what was under way behind a
+/// record that was refused there.
+#[tokio::test]
+async fn a_key_waits_behind_what_is_refused_first_of_all() {
+    let scene = Scene::new().await;
+    // From 4.5 on a broker takes only 0 as the first number in an empty partition (KAFKA-15591).
+    scene.insert(&[]).await;
+    let outboxd = || scene.outboxd("hold-key").set("kafka.producer.\"batch.num.messages\" = 1");
+    let earlier = outboxd().producer();
+    scene.reach("published", 140).await;
+    earlier.terminate();
+    assert_eq!(earlier.wait_exit().await, Some(0));
+    let refused_first = "insert into outboxd.messages (topic, key, payload)
+        select $1, 'key-3', case when i = 0 then large.bytes else 'x' end
+        from generate_series(0, 20) i,
+          (select decode(string_agg(md5(random()::text), ''), 'hex') bytes from generate_series(1, 2000)) large
+        order by i";
+    scene.database.execute(refused_first, &[&scene.topic]).await;
+    let _producer = outboxd().producer();
+    scene.reach("parked", 1).await;
+    scene.reach("held", 20).await;
+    scene.take_larger(100_000).await;
+    scene.operate(&["retry", "run", "--all", "--yes"]).await;
+    scene.settle(161).await;
+}
+
 #[tokio::test]
 async fn what_waits_behind_a_discarded_one_goes() {
     let scene = Scene::new().await;

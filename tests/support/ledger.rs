@@ -187,7 +187,7 @@ impl Ledger {
             let Order { missing, inverted, repeats, skips } =
                 order(count, logs.get(&key).map_or(&[][..], Vec::as_slice));
             assert_eq!(missing, 0, "messages of {key:?} are lost");
-            assert_eq!(inverted, 0, "the messages of {key:?} are out of order");
+            assert_eq!(inverted, 0, "the messages of {key:?} are out of order: {:?}", logs.get(&key));
             found.repeats += repeats;
             found.skips += skips;
         }

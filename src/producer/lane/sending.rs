@@ -160,6 +160,7 @@ impl Lane {
                 Err(SendError::Refused(reason)) => return Ok(Err(reason)),
                 Err(SendError::Broken) => return Err(Stop::Broken),
                 Err(SendError::Full) => self.wait_for_room(work).await?,
+                Err(SendError::Unproven(below)) => self.settle(work, below).await?,
             }
         }
     }
