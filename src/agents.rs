@@ -153,6 +153,8 @@ impl Beats {
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                // A beat that is due goes before another look.
+                biased;
                 () = tokio::time::sleep_until(due) => {}
                 changed = status.changed() => if changed.is_err() { return },
                 // The next beat finds out whether the database is there, soon.
@@ -187,8 +189,9 @@ impl Beats {
     /// Says whether there is another one than before. No answer is no order.
     async fn hears_of_an_order(&self) -> bool {
         let Some(client) = &self.connection else { return false };
+        // Not for long: a beat may be due meanwhile.
         let asked =
-            tokio::time::timeout(PATIENCE, agents::is_ordered_out(client, self.registration.id)).await;
+            tokio::time::timeout(LOOK_EVERY, agents::is_ordered_out(client, self.registration.id)).await;
         let Ok(Ok(is_out)) = asked else { return false };
         let is_new = self.out.send_if_modified(|out| std::mem::replace(out, is_out) != is_out);
         if is_new {

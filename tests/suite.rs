@@ -41,6 +41,7 @@ mod suite {
     mod poison;
     mod promoting;
     mod publications;
+    mod readiness;
     mod rebasing;
     mod relay;
     mod relay_aside;

@@ -1,4 +1,5 @@
-//! What concerns the whole database, told by one agent: the one that does the work of `process-pending`.
+//! What concerns the whole database: every agent looks whether its cursors stand still, and one counts for all, the one
+//! that does the work of `process-pending`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,10 @@ use crate::pg::connect::Connection;
 use crate::pg::{Connector, PgError, census, inspect, retention};
 use crate::telemetry::metrics::{Alone, Group, Metrics, Outcome, RoleStatus, Topic};
 
-const EVERY: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// So many looks are between two counts.
+const COUNT_EVERY: u32 = 2;
 
 const ROLES: [&str; 2] = ["producer", "consumer"];
 const STATES: [&str; 5] = ["active", "draining", "suspect", "inactive", "stopped"];
@@ -15,10 +19,14 @@ const STATES: [&str; 5] = ["active", "draining", "suspect", "inactive", "stopped
 /// Counts at intervals, as long as it is this agent's to tell.
 pub struct Census {
     pub agent: String,
+    /// Of the producers one counts.
+    pub is_producer: bool,
     pub connector: Connector,
     pub metrics: Arc<Metrics>,
     /// How long published messages are kept for nobody.
     pub published: Duration,
+    /// Told why something waits that nobody moves; nothing if nothing does, or it is not known.
+    pub standing: Box<dyn Fn(Option<String>) + Send + Sync>,
 }
 
 impl Census {
@@ -27,21 +35,23 @@ impl Census {
         let mut connection = None;
         // Up to when it has seen what operators sent again.
         let mut seen = None;
-        loop {
-            if let Err(error) = self.count(&mut connection, &mut seen).await {
+        for look in 0_u32.. {
+            let counts = self.is_producer && look.is_multiple_of(COUNT_EVERY);
+            if let Err(error) = self.look(&mut connection, counts.then_some(&mut seen)).await {
                 // The heartbeat tells of a database that is away.
                 tracing::debug!("the whole database is not counted: {error}");
                 connection = None;
+                (self.standing)(None);
                 self.say_nothing();
             }
-            tokio::time::sleep(EVERY).await;
+            tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
-    async fn count(
+    async fn look(
         &self,
         connection: &mut Option<Connection>,
-        seen: &mut Option<String>,
+        seen: Option<&mut Option<String>>,
     ) -> Result<(), PgError> {
         let client = match connection {
             Some(client) => client,
@@ -51,6 +61,36 @@ impl Census {
                 none.insert(client)
             }
         };
+        (self.standing)(self.what_stands(client).await?);
+        match seen {
+            Some(seen) => self.count(client, seen).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn what_stands(&self, client: &Connection) -> Result<Option<String>, PgError> {
+        let age =
+            |seconds: f64| humantime::format_duration(Duration::from_secs_f64(seconds.max(0.0).trunc()));
+        if !self.is_producer {
+            let stranded = census::stranded(client).await?;
+            return Ok(stranded.map(|(group, seconds)| {
+                format!(
+                    "retries of group {group} are due for {}, and nobody owns a lane: no producer runs",
+                    age(seconds)
+                )
+            }));
+        }
+        let standing = census::standing(client).await?;
+        Ok(standing.map(|(lane, seconds, is_paused)| {
+            let why = if is_paused { "`process-pending` is paused" } else { "nobody owns it" };
+            format!(
+                "messages of lane {lane} are pending for {}, and nobody moves its cursor: {why}",
+                age(seconds)
+            )
+        }))
+    }
+
+    async fn count(&self, client: &Connection, seen: &mut Option<String>) -> Result<(), PgError> {
         if census::teller(client).await?.as_ref() != Some(&self.agent) {
             self.say_nothing();
             *seen = None;

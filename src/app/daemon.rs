@@ -1,7 +1,7 @@
 //! What every daemon has: a listener, a report of its health, an agent in the database, a drain that ends in time.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
@@ -55,6 +55,14 @@ pub(super) struct Daemon {
     tasks: Vec<AbortOnDropHandle<()>>,
 }
 
+/// Checks that a start can wait for.
+const DATABASE: &str = "database";
+const SCHEMA: &str = "schema";
+
+fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What the health report is made of.
 struct Board {
     fingerprint: Mutex<String>,
@@ -63,8 +71,11 @@ struct Board {
     metrics: Arc<Metrics>,
     lifecycle: Lifecycle,
     heartbeat: Duration,
-    /// What the start waits for.
-    waiting: Mutex<Option<String>>,
+    role: &'static str,
+    /// What the start waits for, and which check that is.
+    waiting: Mutex<Option<(&'static str, String)>>,
+    /// What waits in the database that nobody moves.
+    standing: Mutex<Option<String>>,
     pulse: OnceLock<Arc<Pulse>>,
 }
 
@@ -74,12 +85,8 @@ impl Board {
         roles.chain(std::iter::once::<&dyn Vitals>(&*self.runner))
     }
 
-    fn waiting(&self) -> Option<String> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn wait_for(&self, what: Option<String>) {
-        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    fn wait_for(&self, what: Option<(&'static str, String)>) {
+        *locked(&self.waiting) = what;
     }
 
     fn has_config(&self, config: &Config) {
@@ -87,14 +94,22 @@ impl Board {
     }
 
     fn report(&self) -> Report {
-        let waiting = self.waiting();
+        let waiting = locked(&self.waiting).clone();
         let since_turn = self.vitals().map(Vitals::since_turn).max().unwrap_or_default();
         let stuck = waiting.is_none() && since_turn >= STUCK_AFTER;
         let pulse = self.pulse.get();
         let beat_age = pulse.map(|pulse| pulse.age()).unwrap_or_default();
-        let database = waiting.or_else(|| pulse.and_then(|pulse| pulse.trouble()));
-        let mut checks = vec![
-            Check { name: "database", problem: database },
+        let waits = |check| waiting.as_ref().filter(|(name, _)| *name == check).map(|(_, what)| what.clone());
+        let joined = |reasons: Vec<String>| (!reasons.is_empty()).then(|| reasons.join("; "));
+        let checks = vec![
+            Check {
+                name: DATABASE,
+                problem: waits(DATABASE).or_else(|| pulse.and_then(|pulse| pulse.trouble())),
+            },
+            Check {
+                name: SCHEMA,
+                problem: waits(SCHEMA).or_else(|| waits(DATABASE).map(|_| "it is not known yet".to_owned())),
+            },
             Check {
                 name: "heartbeat",
                 problem: (beat_age > self.heartbeat * 2)
@@ -108,9 +123,13 @@ impl Board {
                 name: "loop",
                 problem: stuck.then(|| format!("a loop has not turned for {}s", since_turn.as_secs())),
             },
+            Check { name: "kafka", problem: joined(self.vitals().filter_map(Vitals::kafka_away).collect()) },
+            Check {
+                name: if self.role == "producer" { "lanes" } else { "retries" },
+                problem: locked(&self.standing).clone(),
+            },
+            Check { name: "work", problem: joined(self.vitals().filter_map(Vitals::waiting_for).collect()) },
         ];
-        let reasons: Vec<String> = self.vitals().filter_map(Vitals::waiting_for).collect();
-        checks.push(Check { name: "work", problem: (!reasons.is_empty()).then(|| reasons.join("; ")) });
         Report { checks, alive: !stuck }
     }
 
@@ -149,13 +168,14 @@ fn fingerprint(config: &Config) -> String {
 
 /// Why a start is not possible yet, or never.
 enum Hindrance {
-    Wait(String),
+    /// For what the check of that name tells.
+    Wait(&'static str, String),
     Never(String),
 }
 
 impl From<PgError> for Hindrance {
     fn from(error: PgError) -> Self {
-        Self::Wait(error.to_string())
+        Self::Wait(DATABASE, error.to_string())
     }
 }
 
@@ -185,7 +205,9 @@ impl Daemon {
             metrics,
             lifecycle: lifecycle.clone(),
             heartbeat: config.agent.heartbeat,
-            waiting: Mutex::new(Some("PostgreSQL has not been asked yet".into())),
+            role,
+            waiting: Mutex::new(Some((DATABASE, "PostgreSQL has not been asked yet".into()))),
+            standing: Mutex::default(),
             pulse: OnceLock::new(),
         });
         tracing::info!("health on http://{address}/healthz and /readyz");
@@ -276,12 +298,12 @@ impl Daemon {
                     return Ok(Some(member));
                 }
                 Err(Hindrance::Never(reason)) => anyhow::bail!(reason),
-                Err(Hindrance::Wait(reason)) => {
+                Err(Hindrance::Wait(check, reason)) => {
                     if told.as_ref().is_none_or(|(at, what)| *what != reason || at.elapsed() >= TELL_EVERY) {
                         tracing::warn!("waiting: {reason}");
                         told = Some((Instant::now(), reason.clone()));
                     }
-                    self.board.wait_for(Some(reason));
+                    self.board.wait_for(Some((check, reason)));
                 }
             }
             let lifecycle = self.lifecycle.clone();
@@ -299,10 +321,9 @@ impl Daemon {
         match migrate::fit(&connection).await? {
             Fit::Fits { .. } => {}
             Fit::Behind { version } => {
-                return Err(Hindrance::Wait(format!(
-                    "the schema is at version {version} of {}: run `outboxd migrate`",
-                    migrate::newest()
-                )));
+                let newest = migrate::newest();
+                let reason = format!("the schema is at version {version} of {newest}: run `outboxd migrate`");
+                return Err(Hindrance::Wait(SCHEMA, reason));
             }
             Fit::TooNew { version, oldest_compatible } => {
                 return Err(Hindrance::Never(migrate::too_new(version, oldest_compatible)));
@@ -312,17 +333,17 @@ impl Daemon {
         Ok(agents::join(connector, registration, Arc::new(move || board.health())).await?)
     }
 
-    /// Of the producers one counts for all.
     fn start_census(&mut self, agent: &str) {
-        if self.role == "producer" {
-            let census = agents::Census {
-                agent: agent.to_owned(),
-                connector: self.connector(agent),
-                metrics: Arc::clone(&self.board.metrics),
-                published: self.config.retention.published,
-            };
-            self.tasks.push(AbortOnDropHandle::new(tokio::spawn(census.run())));
-        }
+        let board = Arc::clone(&self.board);
+        let census = agents::Census {
+            agent: agent.to_owned(),
+            is_producer: self.role == "producer",
+            connector: self.connector(agent),
+            metrics: Arc::clone(&self.board.metrics),
+            published: self.config.retention.published,
+            standing: Box::new(move |what| *locked(&board.standing) = what),
+        };
+        self.tasks.push(AbortOnDropHandle::new(tokio::spawn(census.run())));
     }
 
     /// Its gate is open all the time, or at its firings.
@@ -512,6 +533,10 @@ mod tests {
             self.waiting_for.map(str::to_owned)
         }
 
+        fn kafka_away(&self) -> Option<String> {
+            None
+        }
+
         fn unfinished(&self) -> Option<String> {
             None
         }
@@ -525,7 +550,9 @@ mod tests {
             metrics: Arc::default(),
             lifecycle: Lifecycle::manual(),
             heartbeat: Duration::from_secs(1),
-            waiting: Mutex::new(start_waits.then(|| "PostgreSQL".to_owned())),
+            role: "producer",
+            waiting: Mutex::new(start_waits.then(|| (DATABASE, "PostgreSQL".to_owned()))),
+            standing: Mutex::default(),
             pulse: OnceLock::new(),
         };
         board.report()

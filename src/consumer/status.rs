@@ -67,7 +67,12 @@ impl Inner {
 
     /// What is waited for, each thing once.
     fn reasons(&self) -> Option<String> {
-        let reasons: BTreeSet<&str> = self.waiting_for.values().map(String::as_str).collect();
+        self.reasons_of(|_| true)
+    }
+
+    fn reasons_of(&self, who: impl Fn(&str) -> bool) -> Option<String> {
+        let waiting = self.waiting_for.iter().filter(|(waits, _)| who(waits));
+        let reasons: BTreeSet<&str> = waiting.map(|(_, what)| what.as_str()).collect();
         (!reasons.is_empty()).then(|| reasons.into_iter().collect::<Vec<_>>().join("; "))
     }
 }
@@ -278,6 +283,11 @@ fn age_seconds(since: DateTime<Utc>) -> f64 {
     (Utc::now() - since).to_std().unwrap_or_default().as_secs_f64()
 }
 
+/// Before the first join a group has little else to wait for.
+fn is_of_kafka(who: &str) -> bool {
+    [super::SET_UP, super::KAFKA].contains(&who)
+}
+
 /// Every group of a consumer.
 pub struct ConsumerStatus(pub Vec<Arc<GroupStatus>>);
 
@@ -306,11 +316,20 @@ impl Gauges for ConsumerStatus {
             metrics.handler_in_flight.get_or_create(&group.label()).set(in_flight);
             let progress = metrics::timestamp(inner.last_progress);
             metrics.consumer_last_progress.get_or_create(&group.label()).set(progress);
-            let waits_for_kafka =
-                [super::SET_UP, super::KAFKA].iter().any(|who| inner.waiting_for.contains_key(who));
-            connected &= !waits_for_kafka;
+            connected &= inner.reasons_of(is_of_kafka).is_none();
         }
         metrics.kafka_connected.get_or_create(&Alone).set(connected.into());
+    }
+}
+
+impl ConsumerStatus {
+    /// What groups wait for, as far as it is one of these.
+    fn reasons(&self, who: fn(&str) -> bool) -> Option<String> {
+        let of_group = |group: &Arc<GroupStatus>| {
+            Some(format!("group {}: {}", group.group, group.inner().reasons_of(who)?))
+        };
+        let waiting: Vec<String> = self.0.iter().filter_map(of_group).collect();
+        (!waiting.is_empty()).then(|| waiting.join("; "))
     }
 }
 
@@ -367,12 +386,11 @@ impl Vitals for ConsumerStatus {
     }
 
     fn waiting_for(&self) -> Option<String> {
-        let waiting: Vec<String> = self
-            .0
-            .iter()
-            .filter_map(|group| Some(format!("group {}: {}", group.group, group.inner().reasons()?)))
-            .collect();
-        (!waiting.is_empty()).then(|| waiting.join("; "))
+        self.reasons(|who| !is_of_kafka(who))
+    }
+
+    fn kafka_away(&self) -> Option<String> {
+        self.reasons(is_of_kafka)
     }
 
     fn unfinished(&self) -> Option<String> {

@@ -14,7 +14,9 @@ pub trait Vitals: Send + Sync {
     fn health(&self) -> Value;
     /// How long ago its loop last turned.
     fn since_turn(&self) -> Duration;
-    /// What keeps it from working, if anything does.
+    /// Why Kafka does not answer, if it does not.
+    fn kafka_away(&self) -> Option<String>;
+    /// What else keeps it from working, if anything does.
     fn waiting_for(&self) -> Option<String>;
     /// Work under way that an abort would leave to another, if there is any.
     fn unfinished(&self) -> Option<String>;

@@ -39,6 +39,31 @@ statements! {
           (select count(*) from bounded b where b.consumer_group = g.name and b.dead)
         from outboxd.groups g order by g.name";
 
+    /// Whether a cursor may stand still: nobody has its lease, or the relay is paused.
+    MAY_STAND = "
+        select exists (select from outboxd.lanes where lease_expires_at is null or lease_expires_at <= clock_timestamp())
+          or exists (select from outboxd.jobs where name = 'process-pending' and paused_at is not null)";
+
+    /// What waits behind such a cursor for longer than a lane takes to pass to another owner.
+    STANDING = "
+        select name, extract(epoch from clock_timestamp() - oldest_pending_at)::float8, owned
+        from outboxd.lane_status
+        where oldest_pending_at < clock_timestamp() - interval '10 seconds'
+          and (not owned or exists (select from outboxd.jobs where name = 'process-pending' and paused_at is not null))
+        order by oldest_pending_at limit 1";
+
+    /// A retry goes through the outbox.
+    STRANDED = "
+        select g.name, extract(epoch from clock_timestamp() - due.next_attempt_at)::float8
+        from outboxd.groups g
+        cross join lateral (
+          select next_attempt_at from outboxd.failures
+          where consumer_group = g.name and state = 'due' order by next_attempt_at limit 1
+        ) due
+        where due.next_attempt_at < clock_timestamp() - interval '10 seconds'
+          and not exists (select from outboxd.lanes where lease_expires_at > clock_timestamp())
+        order by due.next_attempt_at limit 1";
+
     AGENTS = "select role, status, count(*) from outboxd.agents group by role, status";
 
     /// Those that are not of the largest party.
@@ -159,6 +184,21 @@ pub async fn counted(client: &Connection) -> Result<Counted, PgError> {
     let sequence = client.query_one(SEQUENCE, &[]).await?.get(0);
     let rows = client.query(PROCESSED, &[]).await?;
     Ok(Counted { sequence, processed: rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect() })
+}
+
+/// Messages that wait while nobody moves the cursor of their lane: the lane, how long, and whether the relay is paused.
+pub async fn standing(client: &Connection) -> Result<Option<(String, f64, bool)>, PgError> {
+    if !client.query_one(MAY_STAND, &[]).await?.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let row = client.query_opt(STANDING, &[]).await?;
+    Ok(row.map(|row| (row.get(0), row.get(1), row.get(2))))
+}
+
+/// Retries that are due while nobody owns a lane: the group, and how long.
+pub async fn stranded(client: &Connection) -> Result<Option<(String, f64)>, PgError> {
+    let row = client.query_opt(STRANDED, &[]).await?;
+    Ok(row.map(|row| (row.get(0), row.get(1))))
 }
 
 /// Role, state, how many.

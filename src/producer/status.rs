@@ -223,7 +223,13 @@ impl Vitals for RelayStatus {
 
     fn waiting_for(&self) -> Option<String> {
         let inner = self.inner();
-        inner.waiting_for().or(inner.kafka_away.as_ref()).filter(|_| !inner.is_off).cloned()
+        inner.waiting_for().filter(|_| !inner.is_off).cloned()
+    }
+
+    fn kafka_away(&self) -> Option<String> {
+        let inner = self.inner();
+        let unasked = || (!inner.kafka_has_answered).then(|| "it has not answered yet".to_owned());
+        inner.kafka_away.clone().or_else(unasked).filter(|_| !inner.is_off)
     }
 
     fn unfinished(&self) -> Option<String> {

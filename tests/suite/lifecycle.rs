@@ -503,7 +503,7 @@ async fn health_answers_while_the_database_is_silent() {
     daemon.ready().await;
     let (status, lines) = daemon.get("/readyz?verbose").await.unwrap();
     assert_eq!(status, 200);
-    for check in ["database", "heartbeat", "draining", "loop", "work"] {
+    for check in ["database", "schema", "heartbeat", "draining", "loop", "kafka", "lanes", "work"] {
         assert!(lines.lines().any(|line| line == format!("[+] {check} ok")), "{lines}");
     }
     let (status, body) = daemon.get("/readyz").await.unwrap();

@@ -63,6 +63,10 @@ impl Vitals for RunnerStatus {
         None
     }
 
+    fn kafka_away(&self) -> Option<String> {
+        None
+    }
+
     fn unfinished(&self) -> Option<String> {
         let running: Vec<String> = self.inner().running.iter().cloned().collect();
         (!running.is_empty()).then(|| format!("jobs under way: {}", running.join(", ")))
