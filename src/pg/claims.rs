@@ -13,30 +13,20 @@ use super::sql::{millis, statements};
 
 statements! {
     /// Takes keys that are free, whose claim has ended, or that an earlier start of this message left behind: it died, or
-    /// its partition was taken from it. Sorted, all in one statement; shows the others.
+    /// its partition was taken from it. Sorted, all in one statement, and returned as they are taken: joined to what was
+    /// wanted they would be compared each with each.
     CLAIM = "
-        with wanted as (
-          select * from unnest($2::text[], $3::text[], $4::uuid[], $5::bigint[]) as w (namespace, key, message_id, payload_hash)
-          where (select outboxd.durable()) order by namespace, key
-        ), taken as (
-          insert into outboxd.idempotency_keys as k
-            (consumer_group, namespace, key, message_id, payload_hash, state, owner, expires_at)
-          select $1, w.namespace, w.key, w.message_id, w.payload_hash, 'claimed', $6,
-            clock_timestamp() + $7::bigint * interval '1 ms'
-          from wanted w
-          on conflict (consumer_group, namespace, key) do update set message_id = excluded.message_id,
-            payload_hash = excluded.payload_hash, claim = excluded.claim, owner = excluded.owner,
-            expires_at = excluded.expires_at
-          where k.state = 'claimed' and (k.expires_at < clock_timestamp() or k.message_id = excluded.message_id)
-          returning k.namespace, k.key, k.claim
-        )
-        select w.namespace, w.key, t.claim, k.state, k.message_id, k.payload_hash = w.payload_hash
-        from wanted w
-        left join taken t using (namespace, key)
-        left join lateral (
-          select state, message_id, payload_hash from outboxd.idempotency_keys k
-          where t.claim is null and k.consumer_group = $1 and k.namespace = w.namespace and k.key = w.key limit 1
-        ) k on true";
+        insert into outboxd.idempotency_keys as k
+          (consumer_group, namespace, key, message_id, payload_hash, state, owner, expires_at)
+        select $1, w.namespace, w.key, w.message_id, w.payload_hash, 'claimed', $6,
+          clock_timestamp() + $7::bigint * interval '1 ms'
+        from unnest($2::text[], $3::text[], $4::uuid[], $5::bigint[]) as w (namespace, key, message_id, payload_hash)
+        where (select outboxd.durable()) order by w.namespace, w.key
+        on conflict (consumer_group, namespace, key) do update set message_id = excluded.message_id,
+          payload_hash = excluded.payload_hash, claim = excluded.claim, owner = excluded.owner,
+          expires_at = excluded.expires_at
+        where k.state = 'claimed' and (k.expires_at < clock_timestamp() or k.message_id = excluded.message_id)
+        returning k.namespace, k.key, k.claim";
 
     /// As `CLAIM`, but finished at once: for effects in the same transaction.
     CLAIM_DONE = "
@@ -51,7 +41,7 @@ statements! {
         where k.state = 'claimed' and (k.expires_at < clock_timestamp() or k.message_id = excluded.message_id)";
 
     FIND_KEYS = "
-        select w.namespace, w.key, null::bigint, k.state, k.message_id, k.payload_hash = w.payload_hash
+        select w.namespace, w.key, k.state = 'done', k.message_id, k.payload_hash = w.payload_hash
         from unnest($2::text[], $3::text[], $4::bigint[]) as w (namespace, key, payload_hash)
         cross join lateral (
           select state, message_id, payload_hash from outboxd.idempotency_keys k
@@ -135,31 +125,50 @@ pub async fn claim(
     let Claimant { group, agent } = claimant;
     let statement = client.prepare_cached(CLAIM).await?;
     let rows = client.query(&statement, &[&group, &namespaces, &names, &ids, &hashes, &agent, &ttl]).await?;
-    let rows: HashMap<(&str, &str), &Row> = rows.iter().map(|row| ((row.get(0), row.get(1)), row)).collect();
-    let mut given_up = Vec::new();
-    let outcomes = wanted.iter().map(|message| claimed(message.keys, &rows, &mut given_up)).collect();
-    release(client, group, &given_up).await?;
-    Ok(outcomes)
+    let taken: HashMap<(&str, &str), i64> =
+        rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect();
+    let claims = |message: &Wanted<'_>| -> Vec<Claim> {
+        let number = |key: &OperationKey| taken.get(&(key.namespace, &*key.key)).copied();
+        let claim = |key: &OperationKey| Some(Claim { key: key.clone(), number: number(key)? });
+        message.keys.iter().filter_map(claim).collect()
+    };
+    let mut claimed: Vec<Claimed> = wanted.iter().map(|message| Claimed::All(claims(message))).collect();
+    if taken.len() < names.len() {
+        refuse_halves(client, group, wanted, &mut claimed).await?;
+    }
+    Ok(claimed)
 }
 
-/// What was claimed for a message that does not have all of its keys is to be given up.
-fn claimed(keys: &[OperationKey], rows: &HashMap<(&str, &str), &Row>, given_up: &mut Vec<Claim>) -> Claimed {
-    let found = || keys.iter().filter_map(|key| Some((key, rows.get(&(key.namespace, &*key.key))?)));
-    let claims = found()
-        .filter_map(|(key, row)| Some(Claim { key: key.clone(), number: row.get::<_, Option<i64>>(2)? }));
-    let mut claims: Vec<Claim> = claims.collect();
-    if claims.len() == keys.len() {
-        return Claimed::All(claims);
+/// Gives up what was claimed for messages that do not have all of their keys, and finds out who has the rest.
+async fn refuse_halves(
+    client: &Lent,
+    group: &str,
+    wanted: &[Wanted<'_>],
+    claimed: &mut [Claimed],
+) -> Result<(), PgError> {
+    let mut given_up = Vec::new();
+    let (mut refused, mut without): (Vec<&mut Claimed>, Vec<Wanted<'_>>) = (Vec::new(), Vec::new());
+    for (message, claimed) in wanted.iter().zip(claimed) {
+        if let Claimed::All(claims) = claimed
+            && claims.len() < message.keys.len()
+        {
+            given_up.append(claims);
+            refused.push(claimed);
+            without.push(*message);
+        }
     }
-    given_up.append(&mut claims);
-    found().find_map(|(_, row)| done(row)).unwrap_or(Claimed::Busy)
+    release(client, group, &given_up).await?;
+    let done = find_done(client, group, &without).await?;
+    for (refused, done) in refused.into_iter().zip(done) {
+        *refused = done.unwrap_or(Claimed::Busy);
+    }
+    Ok(())
 }
 
 /// The message that finished this key. If it is this very message, its evidence has gone by retention: state and
 /// evidence commit together.
 fn done(row: &Row) -> Option<Claimed> {
-    let is_done = row.get::<_, Option<&str>>(3) == Some("done");
-    is_done.then(|| Claimed::Done { by: row.get(4), same_payload: row.get(5) })
+    row.get::<_, bool>(2).then(|| Claimed::Done { by: row.get(3), same_payload: row.get(4) })
 }
 
 /// A row for each key.

@@ -72,6 +72,7 @@ pub const MIGRATIONS: &[Migration] = migrations! {
     10 "0010_lane_counts" since 9;
     11 "0011_jobs" since 11;
     12 "0012_topic_ids" since 11;
+    13 "0013_claims_in_place" since 11;
 };
 
 /// Roles and rights, with places for the configured names.
