@@ -40,6 +40,8 @@ pub struct Group {
     pub start: Start,
     /// Kafka's name of the group; the group's own by default.
     pub kafka_group: Option<String>,
+    /// Kafka knows its members by the agents' names.
+    pub static_membership: bool,
     pub dedup: Dedup,
     pub handler: Handler,
     pub retry: Retry,
@@ -201,6 +203,7 @@ impl Group {
             ordering,
             start: section.or("start", Start::default(), any)?,
             kafka_group: section.optional("kafka_group", |name: &String| check_kafka_group(name))?,
+            static_membership: section.or("static_membership", false, any)?,
             dedup: section.or("dedup", Dedup::default(), any)?,
             handler: section.table("handler", handler::read)?,
             retry: section.table("retry", |section| Retry::read(section, ordering))?,

@@ -131,8 +131,11 @@ struct Told {
 
 /// Joins, and works until `drain` or an error.
 pub(super) async fn work(group: &Arc<Group>, drain: &CancellationToken) -> Result<(), SessionError> {
-    let subscription =
-        Subscription::new(&group.kafka, &group.client_id(), &group.kafka_group(), &group.config().topics)?;
+    let subscription = {
+        let (config, kafka_group) = (group.config(), group.kafka_group());
+        let instance = config.static_membership.then_some(&*group.store.agent_name);
+        Subscription::new(&group.kafka, &group.client_id(), &kafka_group, instance, &config.topics)?
+    };
     let (events, mut received) = mpsc::unbounded_channel();
     let (engine, _running) = engine::start(group, &events);
     let session = Session {

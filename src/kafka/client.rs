@@ -72,16 +72,26 @@ pub fn group_config(kafka: &Kafka, client_id: &str, kafka_group: &str) -> Result
     Ok(config)
 }
 
-/// For a member of a group.
+/// For a member of a group; with a name by which it is known again after a restart, if it has one.
 pub fn member_config(
     kafka: &Kafka,
     client_id: &str,
     kafka_group: &str,
+    instance: Option<&str>,
 ) -> Result<ClientConfig, KafkaFailure> {
     let properties = kafka.consumer_properties().map_err(KafkaFailure::secret)?;
     let mut config = layered(client_id, MEMBER_DEFAULTS, properties, CONSUMER);
     config.set("group.id", kafka_group);
+    if let Some(instance) = instance {
+        config.set("group.instance.id", plain(instance));
+    }
     Ok(config)
+}
+
+/// Of the characters that Kafka allows there.
+fn plain(name: &str) -> String {
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '_' | '-');
+    name.chars().map(|letter| if is_plain(letter) { letter } else { '_' }).take(249).collect()
 }
 
 fn layered(

@@ -136,9 +136,10 @@ impl Subscription {
         kafka: &Kafka,
         client_id: &str,
         kafka_group: &str,
+        instance: Option<&str>,
         topics: &[String],
     ) -> Result<Self, KafkaFailure> {
-        let config = client::member_config(kafka, client_id, kafka_group)?;
+        let config = client::member_config(kafka, client_id, kafka_group, instance)?;
         let (events, received) = mpsc::unbounded_channel();
         let context = Context { events, closing: AtomicBool::new(false) };
         let consumer: StreamConsumer<Context> = StreamConsumer::from_config_and_context(&config, context)
@@ -318,6 +319,11 @@ impl Copier {
 
 fn trouble(error: &KafkaError) -> Polled {
     match error {
+        KafkaError::MessageConsumptionFatal(RDKafkaErrorCode::FencedInstanceId) => Polled::Fatal(
+            "another agent of the group has joined under this agent's name: with `static_membership` each needs one of \
+             its own (`[agent] name`)"
+                .into(),
+        ),
         KafkaError::MessageConsumptionFatal(code) => Polled::Fatal(code.to_string()),
         KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => Polled::OutOfRange,
         error => match error.rdkafka_error_code() {

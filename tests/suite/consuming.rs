@@ -4,6 +4,7 @@
 mod crashing;
 mod effects;
 mod failing;
+mod membership;
 mod ordering;
 mod orders;
 mod poison;

@@ -34,6 +34,7 @@ const REFUSED: &[(&str, &str)] = &[
         "a topic that is missing holds its messages; asking for it must not make it",
     ),
     ("group.id", "set `[groups.NAME] kafka_group`"),
+    ("group.instance.id", "set `[groups.NAME] static_membership`"),
     ("enable.auto.commit", COMMITTING),
     ("auto.commit.enable", COMMITTING),
     ("auto.commit.interval.ms", COMMITTING),
