@@ -20,9 +20,6 @@ use crate::pg::{Connector, PgError, inspect};
 /// After a beat that did not arrive.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// How often it is looked for orders.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-
 /// A beat that takes longer is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -51,8 +48,8 @@ pub struct Member {
     pub id: Uuid,
     /// As registered: another live agent may have had the name that was asked for.
     pub name: String,
-    /// An operator has taken it out of service.
-    pub ordered_out: watch::Receiver<bool>,
+    /// An operator has taken it out of service; told by whoever looks for orders.
+    pub ordered_out: watch::Sender<bool>,
     status: watch::Sender<Status>,
     pulse: Arc<Pulse>,
     beats: AbortOnDropHandle<()>,
@@ -105,7 +102,7 @@ pub async fn join(
     registration.name.clone_from(&name);
     registration.name_is_chosen = true;
     let (status, watched) = watch::channel(Status::Active);
-    let (out, ordered_out) = watch::channel(false);
+    let ordered_out = watch::Sender::new(false);
     let pulse = Arc::new(Pulse(Mutex::new((Instant::now(), None))));
     let id = registration.id;
     let beats = Beats {
@@ -114,7 +111,7 @@ pub async fn join(
         registration,
         document,
         pulse: Arc::clone(&pulse),
-        out,
+        ordered_out: ordered_out.subscribe(),
     };
     let beats = AbortOnDropHandle::new(tokio::spawn(beats.run(watched)));
     Ok(Member { id, name, ordered_out, status, pulse, beats })
@@ -143,18 +140,14 @@ struct Beats {
     registration: Registration,
     document: Document,
     pulse: Arc<Pulse>,
-    out: watch::Sender<bool>,
+    ordered_out: watch::Receiver<bool>,
 }
 
 impl Beats {
     async fn run(mut self, mut status: watch::Receiver<Status>) {
         let mut due = tokio::time::Instant::now() + self.registration.heartbeat;
-        let mut looks = tokio::time::interval(LOOK_EVERY);
-        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                // A beat that is due goes before another look.
-                biased;
                 () = tokio::time::sleep_until(due) => {}
                 changed = status.changed() => if changed.is_err() { return },
                 // The next beat finds out whether the database is there, soon.
@@ -164,7 +157,10 @@ impl Beats {
                     continue;
                 }
                 // Told by a beat at once.
-                _ = looks.tick() => if !self.hears_of_an_order().await { continue },
+                is_out = order(&mut self.ordered_out) => {
+                    let what = if is_out { "out of service" } else { "in service again" };
+                    tracing::info!("this agent is {what}, by an operator's order");
+                }
             }
             let now = *status.borrow_and_update();
             let trouble = match tokio::time::timeout(PATIENCE, self.beat(now)).await {
@@ -186,23 +182,9 @@ impl Beats {
         }
     }
 
-    /// Says whether there is another one than before. No answer is no order.
-    async fn hears_of_an_order(&self) -> bool {
-        let Some(client) = &self.connection else { return false };
-        // Not for long: a beat may be due meanwhile.
-        let asked =
-            tokio::time::timeout(LOOK_EVERY, agents::is_ordered_out(client, self.registration.id)).await;
-        let Ok(Ok(is_out)) = asked else { return false };
-        let is_new = self.out.send_if_modified(|out| std::mem::replace(out, is_out) != is_out);
-        if is_new {
-            let what = if is_out { "out of service" } else { "in service again" };
-            tracing::info!("this agent is {what}, by an operator's order");
-        }
-        is_new
-    }
-
     async fn beat(&mut self, status: Status) -> Result<(), PgError> {
-        let status = if status == Status::Active && *self.out.borrow() { Status::Draining } else { status };
+        let status =
+            if status == Status::Active && *self.ordered_out.borrow() { Status::Draining } else { status };
         let client = match &mut self.connection {
             Some(client) => client,
             none => none.insert(agents::connect(&self.connector).await?),
@@ -216,6 +198,14 @@ impl Beats {
         }
         Ok(())
     }
+}
+
+/// The next one; none comes once nobody looks any more.
+async fn order(ordered_out: &mut watch::Receiver<bool>) -> bool {
+    if ordered_out.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    *ordered_out.borrow_and_update()
 }
 
 async fn closed(connection: &mut Option<Connection>) {

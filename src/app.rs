@@ -77,7 +77,7 @@ async fn run_producer(config: Config, lifecycle: Lifecycle, reload: Option<Reloa
         settings: daemon.config.producer.clone(),
         topics: daemon.config.topics.clone(),
         status,
-        ordered_out: member.ordered_out.clone(),
+        ordered_out: member.ordered_out.subscribe(),
         gate: Arc::clone(&daemon.gate),
     };
     let is_off = daemon.config.jobs.get(PROCESS_PENDING).is_some_and(|job| !job.enabled);

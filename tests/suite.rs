@@ -25,6 +25,7 @@ mod suite {
     mod harness;
     mod health;
     mod http;
+    mod job_rules;
     mod jobs;
     mod languages;
     mod layers;

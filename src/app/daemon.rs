@@ -16,7 +16,7 @@ use crate::domain::health::{Check, Report, STUCK_AFTER, Vitals};
 use crate::domain::schedule::Schedule;
 use crate::failure::{Exit, Failure, Kind};
 use crate::jobs::own::Prepared;
-use crate::jobs::runner::{Event, Job, Observer, Order, Runner, RunnerStatus};
+use crate::jobs::runner::{self, Event, Job, Observer, Order, Runner, RunnerStatus};
 use crate::lifecycle::{self, Lifecycle};
 use crate::pg::agents::Registration;
 use crate::pg::migrate::{self, Fit};
@@ -293,7 +293,7 @@ impl Daemon {
                     self.board.wait_for(None);
                     let _ = self.board.pulse.set(member.pulse());
                     tracing::info!(agent = member.name, id = %member.id, "{} joined", self.role);
-                    self.start_jobs(&member.name);
+                    self.start_jobs(&member);
                     self.start_census(&member.name);
                     return Ok(Some(member));
                 }
@@ -358,12 +358,13 @@ impl Daemon {
         })
     }
 
-    fn start_jobs(&mut self, agent: &str) {
-        let jobs = self.jobs(&self.config, &self.own_jobs, agent);
-        let status = Arc::clone(&self.runner);
+    fn start_jobs(&mut self, member: &Member) {
+        let (id, name, ordered_out) = (member.id, member.name.clone(), member.ordered_out.clone());
+        let jobs = self.jobs(&self.config, &self.own_jobs, &name);
+        let (connector, status) = (self.connector(&name), Arc::clone(&self.runner));
         let (sender, swaps) = mpsc::unbounded_channel();
-        let runner =
-            Runner::new(self.connector(agent), agent.to_owned(), jobs, status, self.observer(), swaps);
+        let agent = runner::Agent { id, name, ordered_out };
+        let runner = Runner::new(connector, agent, jobs, status, self.observer(), swaps);
         self.swaps = Some(sender);
         self.jobs = Some(AbortOnDropHandle::new(tokio::spawn(runner.run(self.lifecycle.drain.clone()))));
     }

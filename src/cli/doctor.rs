@@ -16,8 +16,8 @@ use crate::failure::Exit;
 /// Check everything that can be reached, and print what to do about what is not right
 ///
 /// Looks at Postgres (settings, connections, rights, what holds vacuum), the outbox (sequence, partitions, lanes, what left the
-/// line), agents and groups, and Kafka (brokers, topics). It changes nothing. What cannot be looked at is skipped, with the
-/// reason, and counts as nothing found. Exit 0: nothing was found; 1: something was.
+/// line), agents and groups, what your jobs ask, and Kafka (brokers, topics). It changes nothing. What cannot be looked at is
+/// skipped, with the reason, and counts as nothing found. Exit 0: nothing was found; 1: something was.
 #[derive(Args, Debug)]
 #[command(
     after_help = "Example:\n  outboxd doctor\n  outboxd doctor --json | jq -r '.[] | select(.state == \"found\") | .fix'"

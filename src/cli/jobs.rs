@@ -1,6 +1,5 @@
 //! `outboxd jobs`.
 
-use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
 use super::global::{Global, connect, connect_to_look};
@@ -10,7 +9,7 @@ use crate::config::Config;
 use crate::failure::{Exit, Failure};
 use crate::pg::connect::Connection;
 use crate::pg::jobs::history::{self, Job, Run};
-use crate::pg::jobs::orders;
+use crate::pg::jobs::orders::{JobOrder, OrderError};
 
 /// Look at what recurs, run a job now, pause one
 ///
@@ -78,49 +77,29 @@ impl Options {
                 }
                 if *json { output::json(&runs)? } else { runs_table(&runs)? }
             }
-            Command::Run { job } => {
-                order(&config, job, true, async |client, job| {
-                    if orders::run_now(&**client, &job.name, &operator()).await? {
-                        return Ok(format!("job {} runs within a second or two", job.name));
-                    }
-                    Err(Failure::usage(format!("job `{}` is switched off in the file", job.name)).into())
-                })
-                .await?;
-            }
-            Command::Pause { job } => {
-                order(&config, job, false, async |client, job| {
-                    let done = orders::pause(&**client, &job.name, &operator()).await?;
-                    let what = if done { "is paused" } else { "was paused already" };
-                    Ok(format!("job {} {what}", job.name))
-                })
-                .await?;
-            }
-            Command::Resume { job } => {
-                order(&config, job, false, async |client, job| {
-                    let done = orders::resume(&**client, &job.name, &operator()).await?;
-                    let what = if done { "goes on with its next firing" } else { "was not paused" };
-                    Ok(format!("job {} {what}", job.name))
-                })
-                .await?;
-            }
+            Command::Run { job } => order(&config, JobOrder::Run, job).await?,
+            Command::Pause { job } => order(&config, JobOrder::Pause, job).await?,
+            Command::Resume { job } => order(&config, JobOrder::Resume, job).await?,
         }
         Ok(Exit::Done)
     }
 }
 
-async fn order(
-    config: &Config,
-    job: &str,
-    is_to_run: bool,
-    give: impl AsyncFnOnce(&Connection, Job) -> anyhow::Result<String>,
-) -> anyhow::Result<()> {
+async fn order(config: &Config, order: JobOrder, job: &str) -> anyhow::Result<()> {
     let client = connect(config, "jobs").await?;
-    let found = find(&client, job).await?;
-    if let Some(reason) = orders::refusal(&found.name, is_to_run) {
-        return Err(Failure::usage(format!("job `{}`: {reason}", found.name)).into());
-    }
-    let said = give(&client, found).await.with_context(|| format!("job {job}"))?;
-    Ok(output::line(&said)?)
+    let job = find(&client, job).await?.name;
+    let changed = order.carry_out(&client, &job, &operator()).await.map_err(|error| match error {
+        OrderError::Refused(reason) => Failure::usage(format!("job `{job}`: {reason}")).into(),
+        OrderError::Database(error) => anyhow::Error::new(error).context(format!("job {job}")),
+    })?;
+    let what = match (order, changed) {
+        (JobOrder::Run, _) => "runs within a second or two",
+        (JobOrder::Pause, true) => "is paused",
+        (JobOrder::Pause, false) => "was paused already",
+        (JobOrder::Resume, true) => "goes on with its next firing",
+        (JobOrder::Resume, false) => "was not paused",
+    };
+    Ok(output::line(&format!("job {job} {what}"))?)
 }
 
 async fn find(client: &Connection, job: &str) -> anyhow::Result<Job> {

@@ -110,3 +110,6 @@ impl Setting for Tz {
         self.name().into()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,7 +23,7 @@ use super::server::Peer;
 use crate::pg::operations::Operator;
 pub(super) use groups::order;
 pub(super) use input::{Asked, Named};
-pub(super) use jobs::{JobOrder, order as order_job};
+pub(super) use jobs::order as order_job;
 
 /// A page of a list.
 #[derive(Serialize, ToSchema)]

@@ -11,7 +11,7 @@ use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::runner::{Body, Done, Fire, Firing, Job, Outcome, Work};
+use super::runner::{Body, Done, Fire, Firing, Job, Outcome, TimedOut, Work};
 use crate::config;
 use crate::config::job::{ASK_EVERY, Action, Own, TIMEOUT};
 use crate::domain::firings::Rules;
@@ -163,7 +163,7 @@ async fn post(
     match poster.post(Bytes::from(body), describe, Instant::now() + timeout).await {
         Ok(Answer { status, .. }) if status.is_success() => Ok(Done::default()),
         Ok(Answer { status, words, .. }) => Err(with_words(&status.to_string(), &words).into()),
-        Err(Silence::TimedOut) => Err(timed_out(timeout).into()),
+        Err(Silence::TimedOut) => Err(TimedOut(timeout).into()),
         Err(Silence::Failed(why)) => Err(why.into()),
     }
 }
@@ -188,11 +188,7 @@ async fn run(
     match process::run(command, input.as_bytes(), timeout).await {
         Ok(Ended { status: Some(status), .. }) if status.success() => Ok(Done::default()),
         Ok(Ended { status: Some(status), words }) => Err(with_words(&status.to_string(), &words).into()),
-        Ok(Ended { status: None, .. }) => Err(timed_out(timeout).into()),
+        Ok(Ended { status: None, .. }) => Err(TimedOut(timeout).into()),
         Err(error) => Err(program.explain(&error).into()),
     }
-}
-
-fn timed_out(timeout: Duration) -> String {
-    format!("timed out after {}", humantime::format_duration(timeout))
 }

@@ -17,15 +17,16 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use job::{Body, Done, Failure, Fire, Firing, Job, Order, Outcome, Pending, Probe, Work};
+pub use job::{Body, Done, Failure, Fire, Firing, Job, Order, Outcome, Pending, Probe, TimedOut, Work};
 pub use status::{Event, Observer, RunnerStatus};
 
 use crate::domain::firings::{Gone, Scope};
 use crate::failpoint;
-use crate::pg::jobs::{Board, Claim, End, LEASE, Standing};
+use crate::pg::jobs::{Board, Claim, End, LEASE, Look, Standing};
 use crate::pg::{Connector, PgError};
 use run::{Ended, Result as RunResult, Run, Told};
 use slot::{Slot, Want};
@@ -42,10 +43,19 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the ends of the last runs may take to be told, once all have ended.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
+/// Whose runner it is.
+#[derive(Clone)]
+pub struct Agent {
+    pub id: Uuid,
+    pub name: String,
+    /// Told if an operator takes the agent out of service, or back: who looks each second sees that too.
+    pub ordered_out: watch::Sender<bool>,
+}
+
 /// The runner of one agent.
 pub struct Runner {
     connector: Connector,
-    agent: String,
+    agent: Agent,
     slots: BTreeMap<String, Slot>,
     status: Arc<RunnerStatus>,
     observer: Observer,
@@ -63,6 +73,8 @@ struct Start {
     firing: DateTime<Utc>,
     last_firing: DateTime<Utc>,
     requested: Option<DateTime<Utc>>,
+    /// The lease of a run that this one is instead of.
+    lost: Option<Uuid>,
     gone: Gone,
 }
 
@@ -76,7 +88,7 @@ struct Untold {
 impl Runner {
     pub fn new(
         connector: Connector,
-        agent: String,
+        agent: Agent,
         jobs: Vec<Job>,
         status: Arc<RunnerStatus>,
         observer: Observer,
@@ -196,7 +208,11 @@ impl Runner {
         self.keep_up(board).await?;
         let names: Vec<String> = self.slots.keys().cloned().collect();
         let asked = Instant::now();
-        let (now, mut standings) = board.look(&names.iter().map(String::as_str).collect::<Vec<_>>()).await?;
+        let looked_for: Vec<&str> = names.iter().map(String::as_str).collect();
+        let Look { now, is_ordered_out, mut standings } = board.look(&looked_for, self.agent.id).await?;
+        self.agent
+            .ordered_out
+            .send_if_modified(|out| std::mem::replace(out, is_ordered_out) != is_ordered_out);
         let mut wait = LOOK_EVERY;
         for name in names {
             let standing = standings.remove(&name).ok_or_else(|| {
@@ -247,7 +263,7 @@ impl Runner {
             }
         } else if end.is_kept {
             let by = run.requested_by.as_deref();
-            board.note(name, run.firing, by, &self.agent, *took, end).await?;
+            board.note(name, run.firing, by, &self.agent.name, *took, end).await?;
         }
         Ok(())
     }
@@ -277,16 +293,17 @@ impl Runner {
                     slot.passed(to);
                     slot.tell_gone(gone, &self.observer);
                 } else if board
-                    .pass(name, standing.last_firing, to, &self.agent, missed, note.as_deref())
+                    .pass(name, standing.last_firing, to, &self.agent.name, missed, note.as_deref())
                     .await?
                 {
                     slot.tell_gone(gone, &self.observer);
                 }
                 Ok(job.rules.schedule.next_after(now))
             }
-            Want::Redo { firing, last_firing } => {
+            Want::Redo { firing, last_firing, lost } => {
                 tracing::warn!(job = name, %firing, "it runs again: the first run was not heard of any more");
-                let start = Start { firing, last_firing, requested: None, gone: Gone::default() };
+                let (requested, lost) = (None, Some(lost));
+                let start = Start { firing, last_firing, requested, lost, gone: Gone::default() };
                 self.claim(board, name, standing, start, now).await
             }
             Want::Start { firing, last_firing, requested, gone } => {
@@ -294,7 +311,7 @@ impl Runner {
                     slot.looked_until = Some(firing);
                     return Ok(job.rules.schedule.next_after(now));
                 }
-                let start = Start { firing, last_firing, requested, gone };
+                let start = Start { firing, last_firing, requested, lost: None, gone };
                 if !matches!(job.work, Work::Within { .. }) {
                     return self.claim(board, name, standing, start, now).await;
                 }
@@ -320,8 +337,9 @@ impl Runner {
             new_last_firing: start.last_firing,
             firing: start.firing,
             requested: start.requested,
-            agent: self.agent.clone(),
+            agent: self.agent.name.clone(),
             lease: Uuid::new_v4(),
+            lost: start.lost,
             missed,
             note,
         }
@@ -373,15 +391,18 @@ impl Runner {
             slot.tell_gone(run.gone, &self.observer);
             (self.observer)(Event::Ended { job: &job.name, result: result.name(), took });
         }
-        slot.ended(took);
-        if slot.is_leaving {
-            self.slots.remove(&job.name);
-        }
+        slot.ended(took, matches!(result, RunResult::Away(_)));
         if !is_told {
             let end = result.end(job.keeps_all);
             self.untold.push(Untold { name: job.name.clone(), run, end, took });
         }
+        self.let_go();
         self.tell_running();
+    }
+
+    /// Forgets what is not configured any more, once it has ended.
+    fn let_go(&mut self) {
+        self.slots.retain(|_, slot| !slot.is_leaving || slot.run.is_some());
     }
 
     /// Cuts those whose lease has ended without an answer of the board.
@@ -396,6 +417,7 @@ impl Runner {
                 (self.observer)(Event::Ended { job: name, result: "lost", took: run.began.elapsed() });
             }
         }
+        self.let_go();
         self.tell_running();
     }
 

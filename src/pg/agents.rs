@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::connect::{Connection, Connector, PgError};
-use super::operations::Operator;
+use super::operations::{self, Operator};
 use super::sql::{millis, statements};
 
 statements! {
@@ -48,29 +48,14 @@ statements! {
             when last_heartbeat_at < clock_timestamp() - $1::bigint * interval '1 ms' then 'inactive' else 'suspect' end
         returning name, status";
 
-    ORDERED_OUT = "select drain_ordered_at is not null from outboxd.agents where id = $1";
-
-    /// The order and its record are one statement; the agent obeys within about a second.
+    /// The agent obeys within about a second.
     DRAIN = "
-        with changed as (
-          update outboxd.agents set drain_ordered_at = clock_timestamp()
-          where id = $1 and drain_ordered_at is null and status not in ('stopped', 'inactive') and outboxd.durable()
-          returning id
-        )
-        insert into outboxd.operations (command, selection, os_user, host, ended_at, result)
-        select 'agents drain', jsonb_build_object('agent', $1::uuid), $2, $3, clock_timestamp(),
-          case when exists (select from changed) then 'done' else 'it was out of service already' end
-        returning result = 'done'";
+        update outboxd.agents set drain_ordered_at = clock_timestamp()
+        where id = $1 and drain_ordered_at is null and status not in ('stopped', 'inactive') and outboxd.durable()";
 
     RESUME = "
-        with changed as (
-          update outboxd.agents set drain_ordered_at = null
-          where id = $1 and drain_ordered_at is not null and outboxd.durable() returning id
-        )
-        insert into outboxd.operations (command, selection, os_user, host, ended_at, result)
-        select 'agents resume', jsonb_build_object('agent', $1::uuid), $2, $3, clock_timestamp(),
-          case when exists (select from changed) then 'done' else 'it was in service' end
-        returning result = 'done'";
+        update outboxd.agents set drain_ordered_at = null
+        where id = $1 and drain_ordered_at is not null and outboxd.durable()";
 
     FORGET_BEATS = "delete from outboxd.agent_heartbeats where at < clock_timestamp() - interval '1 day'";
 
@@ -170,19 +155,25 @@ pub async fn beat(client: &Connection, id: Uuid, status: &str, health: &Value) -
     Ok(client.execute(BEAT, &[&id, &status, &health]).await? > 0)
 }
 
-/// Is it out of service by an operator's order?
-pub async fn is_ordered_out(client: &Connection, id: Uuid) -> Result<bool, PgError> {
-    Ok(client.query_opt(ORDERED_OUT, &[&id]).await?.is_some_and(|row| row.get(0)))
-}
-
 /// Takes it out of service; false: it was so already.
 pub async fn drain(client: &Connection, id: Uuid, by: &Operator) -> Result<bool, PgError> {
-    Ok(client.query_one(DRAIN, &[&id, &by.os_user, &by.host]).await?.get(0))
+    order(client, "agents drain", DRAIN, id, by).await
 }
 
 /// Takes that back; false: it was in service.
 pub async fn resume(client: &Connection, id: Uuid, by: &Operator) -> Result<bool, PgError> {
-    Ok(client.query_one(RESUME, &[&id, &by.os_user, &by.host]).await?.get(0))
+    order(client, "agents resume", RESUME, id, by).await
+}
+
+async fn order(
+    client: &Connection,
+    command: &str,
+    sql: &str,
+    id: Uuid,
+    by: &Operator,
+) -> Result<bool, PgError> {
+    let changed = async { Ok(client.execute(sql, &[&id]).await? > 0) };
+    operations::on_record(client, command, &json!({ "agent": id }), by, changed).await
 }
 
 /// Marks agents that missed two beats `suspect`, and those silent for `inactive_after` `inactive`; forgets old beats.

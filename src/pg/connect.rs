@@ -4,8 +4,8 @@ mod connection;
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -148,7 +148,13 @@ impl Connector {
             count_db_error();
             self.unreachable(explain(error))
         })?;
-        Ok(Connection { client, warnings, driver, unnamed: self.types.clone().map(Unnamed::new) })
+        Ok(Connection {
+            client,
+            warnings,
+            driver,
+            unnamed: self.types.clone().map(Unnamed::new),
+            kept: Mutex::default(),
+        })
     }
 
     /// A pool of at most `pool_size` connections, made when needed.

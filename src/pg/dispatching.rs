@@ -172,9 +172,9 @@ pub struct Due {
     pub key: Option<Vec<u8>>,
 }
 
-/// Is there anything to do?
+/// Is there anything to do? Asked each second.
 pub async fn has_work(client: &Connection) -> Result<bool, PgError> {
-    Ok(client.query_one(HAS_WORK, &[]).await?.get(0))
+    Ok(client.query_one(&client.prepare_once(HAS_WORK).await?, &[]).await?.get(0))
 }
 
 /// Begins the deadlines of what has been published; groups that are not named have the last one.

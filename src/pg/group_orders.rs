@@ -30,18 +30,13 @@ impl GroupOrder {
 
     /// Says whether that changed anything.
     pub async fn carry_out(self, client: &Connection, group: &str, by: &Operator) -> Result<bool, PgError> {
-        let operation = operations::begin(client, self.command(), &json!({ "group": group }), by).await?;
-        let done = match self {
-            Self::Pause => {
-                control::pause(&**client, group, &format!("{} from {}", by.os_user, by.host)).await
+        operations::on_record(client, self.command(), &json!({ "group": group }), by, async {
+            match self {
+                Self::Pause => control::pause(&**client, group, &by.to_string()).await,
+                Self::Resume => control::resume(&**client, group).await,
+                Self::Forget { inactive_after } => groups::forget(client, group, inactive_after).await,
             }
-            Self::Resume => control::resume(&**client, group).await,
-            Self::Forget { inactive_after } => groups::forget(client, group, inactive_after).await,
-        };
-        let result = done.as_ref().map_or_else(ToString::to_string, |changed| {
-            if *changed { "done" } else { "nothing to do" }.to_owned()
-        });
-        operations::end(client, operation, &result).await?;
-        done
+        })
+        .await
     }
 }

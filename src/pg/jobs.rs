@@ -4,18 +4,21 @@
 pub mod firing;
 pub mod history;
 pub mod orders;
+pub mod trial;
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::connect::{Connection, Connector, PgError, Prepared};
 use super::sql::{millis, statements};
 
 statements! {
-    BOUND = "set statement_timeout = '5s'";
+    /// What is asked each second is planned once, maybe while its tables are empty, and must not read all of them later.
+    BOUND = "select set_config('statement_timeout', '5s', false), set_config('enable_seqscan', 'off', false)";
 
     /// A schedule that is another now, or was switched off, says nothing of the time before. In order of names, so that
     /// agents that start together do not wait for each other in a circle.
@@ -35,8 +38,11 @@ statements! {
 
     TOUCH = "update outboxd.jobs set entered_at = clock_timestamp() where name = any($1)";
 
+    /// With what an operator has ordered for the agent itself: each second costs one statement.
     BOARD = "
-        select clock_timestamp(), name, last_firing, busy_until, lease is not null,
+        select clock_timestamp(),
+          exists (select from outboxd.agents a where a.id = $3 and a.drain_ordered_at is not null),
+          name, last_firing, busy_until, lease,
           coalesce(lease is not null and busy_until > clock_timestamp()
             and busy_until <= clock_timestamp() + $2::bigint * interval '2 ms', false),
           paused_at is not null, run_requested_at, run_requested_by, firing, started_at
@@ -50,6 +56,7 @@ statements! {
             and ($5::timestamptz is null or run_requested_at = $5) and ($5 is not null or paused_at is null)
             and (lease is null or busy_until <= clock_timestamp()
               or busy_until > clock_timestamp() + $8::bigint * interval '2 ms')
+            and ($11::uuid is null or lease = $11)
           for update skip locked
         ), lost as (
           insert into outboxd.job_runs (job, firing, requested_by, started_at, agent, result, error)
@@ -121,8 +128,8 @@ pub struct Entry<'a> {
 pub struct Standing {
     pub last_firing: DateTime<Utc>,
     pub busy_until: Option<DateTime<Utc>>,
-    /// A run has not told its end, be it under way or lost.
-    pub is_leased: bool,
+    /// Of a run that has not told its end, be it under way or lost.
+    pub lease: Option<Uuid>,
     /// It is under way.
     pub is_running: bool,
     pub is_paused: bool,
@@ -145,9 +152,29 @@ pub struct Claim {
     pub requested: Option<DateTime<Utc>>,
     pub agent: String,
     pub lease: Uuid,
+    /// The lease of the lost run that is done again; another may have done it.
+    pub lost: Option<Uuid>,
     pub missed: u32,
     /// In words, if firings went by.
     pub note: Option<String>,
+}
+
+impl Claim {
+    fn params<'a>(&'a self, lasts: &'a i64, missed: &'a i64) -> [&'a (dyn ToSql + Sync); 11] {
+        let Self { name, last_firing, new_last_firing, firing, requested, agent, lease, lost, note, .. } =
+            self;
+        [name, last_firing, new_last_firing, firing, requested, agent, lease, lasts, missed, note, lost]
+    }
+}
+
+/// What an agent sees when it looks.
+#[derive(Debug)]
+pub struct Look {
+    /// By the database's clock.
+    pub now: DateTime<Utc>,
+    /// An operator has taken the agent out of service.
+    pub is_ordered_out: bool,
+    pub standings: HashMap<String, Standing>,
 }
 
 /// How a run ended.
@@ -208,42 +235,32 @@ impl Board {
         Ok(())
     }
 
-    /// The database's time, and what it has of these jobs.
-    pub async fn look(&self, names: &[&str]) -> Result<(DateTime<Utc>, HashMap<String, Standing>), PgError> {
-        let rows = self.client.query(&self.look, &[&names, &millis(LEASE)]).await?;
-        let Some(now) = rows.first().map(|row| row.get(0)) else {
+    /// The database's time, what it has of these jobs, and what is ordered for the agent.
+    pub async fn look(&self, names: &[&str], agent: Uuid) -> Result<Look, PgError> {
+        let rows = self.client.query(&self.look, &[&names, &millis(LEASE), &agent]).await?;
+        let Some(first) = rows.first() else {
             return Err(PgError::Setup("no job of this agent is on the board any more".into()));
         };
         let standings = rows.iter().map(|row| {
             let standing = Standing {
-                last_firing: row.get(2),
-                busy_until: row.get(3),
-                is_leased: row.get(4),
-                is_running: row.get(5),
-                is_paused: row.get(6),
-                run_requested_at: row.get(7),
-                run_requested_by: row.get(8),
-                firing: row.get(9),
-                started_at: row.get(10),
+                last_firing: row.get(3),
+                busy_until: row.get(4),
+                lease: row.get(5),
+                is_running: row.get(6),
+                is_paused: row.get(7),
+                run_requested_at: row.get(8),
+                run_requested_by: row.get(9),
+                firing: row.get(10),
+                started_at: row.get(11),
             };
-            (row.get(1), standing)
+            (row.get(2), standing)
         });
-        Ok((now, standings.collect()))
+        Ok(Look { now: first.get(0), is_ordered_out: first.get(1), standings: standings.collect() })
     }
 
     /// False: another was first, or it is paused, or not due by the database's clock.
     pub async fn claim(&self, claim: &Claim) -> Result<bool, PgError> {
-        let Claim { name, last_firing, new_last_firing, firing, requested, agent, lease, missed, note } =
-            claim;
-        let (lasts, missed) = (millis(LEASE), i64::from(*missed));
-        let claimed = self
-            .client
-            .execute(
-                CLAIM,
-                &[name, last_firing, new_last_firing, firing, requested, agent, lease, &lasts, &missed, note],
-            )
-            .await?;
-        Ok(claimed > 0)
+        Ok(self.client.execute(CLAIM, &claim.params(&millis(LEASE), &i64::from(claim.missed))).await? > 0)
     }
 
     /// Uses firings up without a start; false: another was first.

@@ -1,5 +1,6 @@
 //! What operators do, on record: `outboxd.operations`.
 
+use std::fmt;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -32,6 +33,13 @@ statements! {
 pub struct Operator {
     pub os_user: String,
     pub host: String,
+}
+
+/// For people.
+impl fmt::Display for Operator {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} from {}", self.os_user, self.host)
+    }
 }
 
 /// What was done, or is being done.
@@ -67,6 +75,25 @@ pub async fn begin(
 pub async fn end(client: &Connection, operation: i64, result: &str) -> Result<(), PgError> {
     client.execute(END, &[&operation, &result]).await?;
     Ok(())
+}
+
+/// Does something small on record; says whether it changed anything.
+pub async fn on_record(
+    client: &Connection,
+    command: &str,
+    selection: &Value,
+    by: &Operator,
+    change: impl Future<Output = Result<bool, PgError>>,
+) -> Result<bool, PgError> {
+    let operation = begin(client, command, selection, by).await?;
+    let changed = change.await;
+    let result = match &changed {
+        Ok(true) => "done".to_owned(),
+        Ok(false) => "nothing to do".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    let noted = end(client, operation, &result).await;
+    changed.and_then(|changed| noted.map(|()| changed))
 }
 
 /// One of them.

@@ -318,10 +318,7 @@ async fn in_and_out(
     assert_eq!(operator.run(&["agents", "drain", "nobody"]).await.code, 4);
     let recorded = "select array_agg(command || ': ' || result order by id) from outboxd.operations";
     let recorded: Vec<String> = database.query_one(recorded, &[]).await.get(0);
-    assert_eq!(
-        recorded,
-        ["agents drain: done", "agents drain: it was out of service already", "agents resume: done"]
-    );
+    assert_eq!(recorded, ["agents drain: done", "agents drain: nothing to do", "agents resume: done"]);
 }
 
 #[tokio::test]

@@ -74,6 +74,7 @@ async fn nothing_is_found_where_all_is_well() {
             "groups",
             "retention",
             "dead-letters",
+            "jobs",
             "kafka",
             "brokers",
             "topics",
@@ -337,6 +338,46 @@ async fn topics_that_are_missing_forbidden_or_set_to_lose_are_found() {
         !found.iter().any(|(name, what, _)| name == "topics" && what.contains("made-by-us")),
         "{found:#?}"
     );
+}
+
+#[tokio::test]
+async fn a_job_whose_condition_or_statement_the_database_would_refuse_is_found_and_nothing_is_done() {
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    database
+        .batch("create table secret (x integer); create table open (x integer); grant all on open to public")
+        .await;
+    let job = |outboxd: Outboxd, name: &str, condition: &str, statement: &str| {
+        outboxd
+            .set(&format!("jobs.{name}.schedule = \"@yearly\""))
+            .set(&format!("jobs.{name}.{condition}"))
+            .set(&format!("jobs.{name}.action = {{ kind = \"sql\", statement = \"{statement}\" }}"))
+    };
+    let insert = "insert into open select extract(year from $1)";
+    let outboxd = Outboxd::new(&database, kafka);
+    let outboxd = job(outboxd, "right", "when = \"select count(*) > 0 from open\"", insert);
+    let outboxd = job(outboxd, "hidden", "on = \"select count(*) > 0 from secret\"", insert);
+    let outboxd = job(outboxd, "vague", "when = \"select 1, 2\"", insert);
+    let outboxd = job(outboxd, "slow", "when = \"select pg_sleep(9) is null\"", insert)
+        .set("jobs.slow.statement_timeout = \"100ms\"");
+    let outboxd = job(outboxd, "gone", "when = \"select true\"", "insert into nowhere select $1");
+    let outboxd = job(outboxd, "off", "when = \"select 1, 2\"", insert).set("jobs.off.enabled = false");
+    let outboxd = job(outboxd, "as-nobody", "run_as = \"nobody-here\"", insert);
+    let found = findings(&outboxd, &[]).await;
+    let about = |name: &str| {
+        found.iter().filter(|(check, what, _)| check == "jobs" && what.starts_with(name)).count()
+    };
+    holds(
+        &found,
+        &[
+            ("jobs", "job hidden: `on`: permission denied for table secret", "[jobs.hidden]"),
+            ("jobs", "job vague: `when` must give one boolean", "[jobs.vague]"),
+            ("jobs", "job slow: `when`: canceling statement due to statement timeout", "[jobs.slow]"),
+            ("jobs", "job gone: the action: relation \"nowhere\" does not exist", "[jobs.gone]"),
+            ("jobs", "job as-nobody: the action: role \"nobody-here\" does not exist", "[jobs.as-nobody]"),
+        ],
+    );
+    assert_eq!((about("job right"), about("job off")), (0, 0), "{found:?}");
+    assert_eq!(database.count("select count(*) from open").await, 0);
 }
 
 #[tokio::test]

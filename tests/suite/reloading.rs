@@ -65,7 +65,7 @@ async fn a_group_gets_more_handlers_while_it_works() {
     let in_flight =
         async || database.count("select coalesce(max(in_flight), 0)::bigint from outboxd.members").await;
     let handled = async || database.count("select count(*) from outboxd.handled").await;
-    eventually("the first is handled, alone", SOON, async || handled().await == 1).await;
+    eventually("the first is handled, alone", SOON, async || handled().await >= 1).await;
     assert!(in_flight().await <= 1);
     replace(&outboxd, "concurrency = 1", "concurrency = 6");
     consumer.reload();
@@ -119,9 +119,13 @@ async fn an_agent_that_has_read_its_file_again_is_as_one_that_starts_with_it() {
     replace(&outboxd, "groups.g.topics = [\"t\"]\n", "");
     later.reload();
     later.wait_for_line("after a restart only").await;
-    let beats =
-        "select count(*) from outboxd.agents where last_heartbeat_at > clock_timestamp() - interval '900 ms'";
-    eventually("both beat", SOON, async || database.count(beats).await == 2).await;
+    let now = database.query_one("select clock_timestamp()", &[]).await;
+    let now: chrono::DateTime<chrono::Utc> = now.get(0);
+    let beats = "select count(*) from outboxd.agents where last_heartbeat_at > $1";
+    eventually("both have beaten since", SOON, async || {
+        database.query_one(beats, &[&now]).await.get::<_, i64>(0) == 2
+    })
+    .await;
     assert_eq!(files().await, (2, 1));
 }
 
@@ -143,7 +147,7 @@ async fn a_daemon_that_waits_for_its_database_reads_its_file_again_too() {
 }
 
 #[tokio::test]
-async fn rate_batch_and_policy_of_a_group_change_while_it_works() {
+async fn rate_and_policy_of_a_group_change_while_it_works() {
     let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
     let (topic, failing) = (kafka.topic(1).await, kafka.topic(1).await);
     let produce = async |topic: &str, count: usize| {
@@ -156,7 +160,6 @@ async fn rate_batch_and_policy_of_a_group_change_while_it_works() {
     let outboxd = Outboxd::new(&database, kafka)
         .group("g", &topic, "kind = \"log\"")
         .set("groups.g.rate = \"1/h\"")
-        .set("groups.g.batch = 1")
         .group("f", &failing, "kind = \"exec\"\ncommand = [\"false\"]")
         .set("groups.f.retry.on_failure = \"continue\"")
         .set("groups.f.retry.max_attempts = 2");
@@ -174,17 +177,4 @@ async fn rate_batch_and_policy_of_a_group_change_while_it_works() {
     eventually("the others are not held back any more", SOON, async || handled().await == 40).await;
     produce(&failing, 1).await;
     eventually("the second is given up at once", SOON, async || dead().await == 1).await;
-
-    let transactions = "select count(distinct xmin::text) from outboxd.handled";
-    let alone = database.count(transactions).await;
-    assert!(alone >= 20, "one by one: {alone}");
-    replace(&outboxd, "batch = 1", "batch = 500");
-    consumer.reload();
-    assert_eq!(outboxd.run(&["groups", "pause", "g"]).await.code, 0);
-    consumer.wait_for_line("nothing more is started").await;
-    produce(&topic, 200).await;
-    assert_eq!(outboxd.run(&["groups", "resume", "g"]).await.code, 0);
-    eventually("all are handled", SOON, async || handled().await == 240).await;
-    let together = database.count(transactions).await - alone;
-    assert!(together <= 50, "{together} transactions for 200 messages");
 }

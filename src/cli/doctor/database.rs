@@ -13,12 +13,13 @@ use crate::domain::doctor::outbox::{self, Lane};
 use crate::domain::doctor::{Check, Finding, postgres, rights};
 use crate::pg::connect::Connection;
 use crate::pg::doctor::{self, LIMIT};
+use crate::pg::jobs::trial;
 use crate::pg::migrate::{self, Fit};
 use crate::pg::{PgError, agents, groups, inspect, retention};
 
 /// The checks, and the topics that the database knows of, with who wants each.
 pub async fn examine(config: &Config, long: Duration) -> (Vec<Check>, BTreeMap<String, String>) {
-    let client = match connect_to_look(config, "doctor").await {
+    let mut client = match connect_to_look(config, "doctor").await {
         Ok(client) => client,
         Err(error) => return (vec![Check::of("postgres", vec![unseen(error)])], BTreeMap::new()),
     };
@@ -54,6 +55,7 @@ pub async fn examine(config: &Config, long: Duration) -> (Vec<Check>, BTreeMap<S
             doctor::dead_letters(&client).await.map(|dead| outbox::dead_letters(&dead, LIMIT)),
         ),
     ]);
+    checks.push(checked("jobs", own_jobs(&mut client, config).await));
     // Without them, those of the file are looked at.
     let topics = topics(&client).await.unwrap_or_default();
     (checks, topics)
@@ -200,6 +202,21 @@ async fn blocking(client: &Connection, config: &Config) -> Result<Option<Blockin
         next_offset: behind.next_offset,
         age_seconds: age.as_secs_f64(),
     }))
+}
+
+/// What of them the database would refuse at each firing.
+async fn own_jobs(client: &mut Connection, config: &Config) -> Result<Vec<Finding>, PgError> {
+    let mut found = Vec::new();
+    for (name, job) in config.jobs.iter().filter(|(_, job)| job.enabled) {
+        let Some(own) = &job.own else { continue };
+        if let Some(trouble) = trial::try_out(client, own).await? {
+            let fix = format!(
+                "until it is right in [jobs.{name}], or allowed to whom it runs as, each firing fails"
+            );
+            found.push(Finding::new(format!("job {name}: {trouble}"), fix));
+        }
+    }
+    Ok(found)
 }
 
 async fn topics(client: &Connection) -> Result<BTreeMap<String, String>, PgError> {

@@ -15,7 +15,7 @@ use crate::http::Site;
 use crate::http::problem::Problem;
 use crate::http::server::Peer;
 use crate::pg::jobs::history::{self, Job, Run};
-use crate::pg::jobs::orders;
+use crate::pg::jobs::orders::{JobOrder, OrderError};
 
 /// All jobs: what runs when, and how it went
 #[utoipa::path(
@@ -72,14 +72,6 @@ fn unknown() -> Problem {
     Problem::not_found("no job of that name is known here")
 }
 
-/// What is ordered for a job.
-#[derive(Clone, Copy)]
-pub(in crate::http) enum JobOrder {
-    Run,
-    Pause,
-    Resume,
-}
-
 /// Does it, on record.
 pub(in crate::http) async fn order(
     site: &Site,
@@ -92,18 +84,10 @@ pub(in crate::http) async fn order(
     if history::list(&**client, Some(name)).await?.is_empty() {
         return Err(unknown());
     }
-    if let Some(reason) = orders::refusal(name, matches!(order, JobOrder::Run)) {
-        return Err(Problem::conflict(reason));
-    }
-    let done = match order {
-        JobOrder::Run => orders::run_now(&**client, name, &by).await?,
-        JobOrder::Pause => orders::pause(&**client, name, &by).await?,
-        JobOrder::Resume => orders::resume(&**client, name, &by).await?,
-    };
-    if !done && matches!(order, JobOrder::Run) {
-        return Err(Problem::conflict("it is switched off"));
-    }
-    Ok(done)
+    order.carry_out(&client, name, &by).await.map_err(|error| match error {
+        OrderError::Refused(reason) => Problem::conflict(reason),
+        OrderError::Database(error) => error.into(),
+    })
 }
 
 /// Run it as soon as it does not run

@@ -9,10 +9,11 @@ use maud::{Markup, html};
 
 use super::{Page, Trouble, layout};
 use crate::http::Site;
-use crate::http::api::{JobOrder, Named, order_job};
+use crate::http::api::{Named, order_job};
 use crate::http::problem::Problem;
 use crate::http::server::Peer;
 use crate::pg::jobs::history::{self, Job, Run};
+use crate::pg::jobs::orders::JobOrder;
 
 const RUNS: i64 = 30;
 

@@ -20,6 +20,11 @@ pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// Why a run failed, for people.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
+/// It was ended because its time was over: the run is cut.
+#[derive(Debug, thiserror::Error)]
+#[error("cut after {}", humantime::format_duration(*.0))]
+pub struct TimedOut(pub Duration);
+
 /// How a run went.
 pub type Outcome = Result<Done, Failure>;
 

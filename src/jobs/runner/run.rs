@@ -8,13 +8,14 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use super::job::{Body, Done, Firing, Job, Outcome, Work};
+use super::job::{Body, Done, Firing, Job, Outcome, TimedOut, Work};
 use crate::domain::firings::Gone;
 use crate::failpoint;
 use crate::pg::jobs::End;
 use crate::pg::jobs::firing::Fired;
 
-/// What is done with the claim has limits of its own: after this much more, the way to the database is taken for gone.
+/// What is done with the claim has limits of its own, and so has what is called under it, which may need a moment to end.
+/// After this much more it is cut all the same.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// A run under way; cut when dropped.
@@ -129,7 +130,7 @@ impl Run {
                                 let _ = told.send(Told::Leased(Arc::clone(&job), id));
                                 failpoint::hit("job-after-claim");
                             }
-                            (after(then.as_ref(), at, job.timeout).await, false)
+                            (after(then.as_ref(), at, job.timeout + GRACE).await, false)
                         }
                         Ok(Ok(Ok(Fired::Ended(end)))) => (of_end(end), has_claim),
                         Ok(Ok(Err(error))) => (Result::Away(error.to_string()), true),
@@ -179,9 +180,10 @@ async fn contained(body: impl Future<Output = Outcome> + Send + 'static, limit: 
     let run = AbortOnDropHandle::new(tokio::spawn(body));
     match tokio::time::timeout(limit, run).await {
         Ok(Ok(Ok(done))) => Result::Done(done),
+        Ok(Ok(Err(error))) if error.is::<TimedOut>() => Result::Cut(error.to_string()),
         Ok(Ok(Err(error))) => Result::Failed(chain(&*error)),
         Ok(Err(error)) => Result::Failed(panic_words(error)),
-        Err(_) => Result::Cut(format!("cut after {}", humantime::format_duration(limit))),
+        Err(_) => Result::Cut(TimedOut(limit).to_string()),
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use chrono_tz::Tz;
+use uuid::Uuid;
 
 use super::job::{Done, Job};
 use super::slot::{Slot, Want};
@@ -55,7 +56,7 @@ impl Cluster {
             last_firing: begin(),
             busy_until: None,
             started_at: None,
-            is_leased: false,
+            lease: None,
             is_running: false,
             is_paused: false,
             run_requested_at: None,
@@ -95,7 +96,8 @@ impl Cluster {
         let mut wake = now + TimeDelta::hours(12);
         for (name, slot) in &mut self.agents[place].slots {
             let standing = self.board.get_mut(name).unwrap();
-            standing.is_running = standing.is_leased && standing.busy_until.is_some_and(|until| until > now);
+            standing.is_running =
+                standing.lease.is_some() && standing.busy_until.is_some_and(|until| until > now);
             match slot.want(standing, now) {
                 Want::Nothing { until } => wake = wake.min(until.unwrap_or(wake)),
                 Want::Redo { .. } => unreachable!("none of these is done again"),
@@ -105,7 +107,7 @@ impl Cluster {
                     wake = now;
                 }
                 Want::Start { firing, last_firing, gone, .. } => {
-                    *standing = Standing { last_firing, is_leased: true, ..standing.clone() };
+                    *standing = Standing { last_firing, lease: Some(Uuid::nil()), ..standing.clone() };
                     *self.missed.entry(name.clone()).or_default() += gone.missed;
                     self.starts.entry(name.clone()).or_default().push(firing);
                     let dies = self.trouble && self.random.u32(..50) == 0;

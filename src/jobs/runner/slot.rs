@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use uuid::Uuid;
 
 use super::job::{Hears, Job, Order, Work};
 use super::run::{Result, Run};
 use super::status::{Event, Observer};
-use crate::domain::firings::{Gone, Misfire, Past, Scope, Step};
+use crate::domain::firings::{Gone, Misfire, Past, REST, Scope, Step};
 use crate::domain::schedule::Schedule;
 use crate::pg::jobs::{Entry, Standing};
 
@@ -23,6 +24,10 @@ pub(super) struct Slot {
     pub(super) looked_until: Option<DateTime<Utc>>,
     /// Of a job that each agent runs for itself: what has been here, and the last order that was obeyed.
     own: Option<(Past, DateTime<Utc>)>,
+    /// The same before the present run, which may not come about.
+    before: Option<(Past, DateTime<Utc>)>,
+    /// What did not come about is not tried again sooner.
+    rests_until: Option<DateTime<Utc>>,
     /// When the present run was started, by the database's clock.
     started_at: DateTime<Utc>,
     /// Given what has been, nothing is due before then: the calendar need not be asked every second.
@@ -49,6 +54,7 @@ pub(super) enum Want {
     Redo {
         firing: DateTime<Utc>,
         last_firing: DateTime<Utc>,
+        lost: Uuid,
     },
 }
 
@@ -61,6 +67,8 @@ impl Slot {
             is_leaving: false,
             looked_until: None,
             own: None,
+            before: None,
+            rests_until: None,
             started_at: DateTime::UNIX_EPOCH,
             waits: None,
             failures: 0,
@@ -86,7 +94,8 @@ impl Slot {
     }
 
     pub(super) fn want(&mut self, standing: &Standing, now: DateTime<Utc>) -> Want {
-        if !self.job.enabled || self.is_leaving || self.run.is_some() {
+        let rests = self.rests_until.is_some_and(|until| now < until && until <= now + REST);
+        if !self.job.enabled || self.is_leaving || self.run.is_some() || rests {
             return Want::Nothing { until: None };
         }
         let (past, requested) = match self.job.scope {
@@ -104,11 +113,10 @@ impl Slot {
         };
         // What was promised comes first: a run by order would take its place on the board.
         if self.is_redone()
-            && standing.is_leased
             && !standing.is_paused
-            && let Some(firing) = standing.firing
+            && let (Some(firing), Some(lost)) = (standing.firing, standing.lease)
         {
-            return Want::Redo { firing, last_firing: standing.last_firing };
+            return Want::Redo { firing, last_firing: standing.last_firing, lost };
         }
         if let Some(at) = requested {
             let last_firing = standing.last_firing;
@@ -177,6 +185,7 @@ impl Slot {
         now: DateTime<Utc>,
     ) {
         self.started_at = now;
+        self.before = self.own;
         let Some((past, obeyed)) = &mut self.own else { return };
         match requested {
             Some(requested) => *obeyed = requested,
@@ -184,10 +193,14 @@ impl Slot {
         }
     }
 
-    pub(super) fn ended(&mut self, took: Duration) {
-        let began = self.started_at;
-        if let Some((past, _)) = &mut self.own {
-            past.busy = TimeDelta::from_std(took).ok().map(|took| (began, began + took));
+    /// One that did not come about leaves its firing as it was.
+    pub(super) fn ended(&mut self, took: Duration, is_still_due: bool) {
+        let (began, ended) =
+            (self.started_at, self.started_at + TimeDelta::from_std(took).unwrap_or_default());
+        if is_still_due {
+            (self.own, self.rests_until) = (self.before, Some(ended + REST));
+        } else if let Some((past, _)) = &mut self.own {
+            past.busy = Some((began, ended));
         }
     }
 
@@ -252,3 +265,6 @@ impl Slot {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

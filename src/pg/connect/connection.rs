@@ -25,6 +25,8 @@ pub struct Connection {
     pub(super) driver: JoinHandle<()>,
     /// There is a pooler before the server: what is set or prepared in a session is not there in the next transaction.
     pub(super) unnamed: Option<Unnamed>,
+    /// Prepared at their first use, for as long as it lasts.
+    pub(super) kept: Mutex<HashMap<&'static str, Prepared>>,
 }
 
 /// How statements go that have no name: one after the other.
@@ -51,6 +53,7 @@ impl Drop for Unheard<'_> {
 }
 
 /// A statement that is used again and again on the connection that prepared it.
+#[derive(Clone)]
 pub struct Prepared {
     sql: &'static str,
     /// `None`: it has no name there.
@@ -86,6 +89,19 @@ impl Connection {
             None => Some(self.client.prepare(sql).await?),
         };
         Ok(Prepared { sql, statement })
+    }
+
+    /// The same at the first use, for whoever has no place to keep it.
+    pub async fn prepare_once(&self, sql: &'static str) -> Result<Prepared, Error> {
+        let kept = |connection: &Self| {
+            connection.kept.lock().unwrap_or_else(PoisonError::into_inner).get(sql).cloned()
+        };
+        if let Some(prepared) = kept(self) {
+            return Ok(prepared);
+        }
+        let prepared = self.prepare(sql).await?;
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).insert(sql, prepared.clone());
+        Ok(prepared)
     }
 
     /// Settings of the session; left out where it is not ours, and the next client would have them.

@@ -106,14 +106,7 @@ pub async fn fire(
 }
 
 async fn take(transaction: &Transaction<'_>, claim: &Claim) -> Result<bool, PgError> {
-    let Claim { name, last_firing, new_last_firing, firing, requested, agent, lease, missed, note } = claim;
-    let (lasts, missed) = (millis(LEASE), i64::from(*missed));
-    let claimed = transaction
-        .execute(
-            CLAIM,
-            &[name, last_firing, new_last_firing, firing, requested, agent, lease, &lasts, &missed, note],
-        )
-        .await?;
+    let claimed = transaction.execute(CLAIM, &claim.params(&millis(LEASE), &i64::from(claim.missed))).await?;
     Ok(claimed > 0)
 }
 
@@ -203,7 +196,7 @@ async fn act(
 }
 
 /// The user's statements run for so long, and as whom he says.
-async fn limit(point: &Transaction<'_>, own: &Own, until: Instant) -> Result<(), Trouble> {
+pub(super) async fn limit(point: &Transaction<'_>, own: &Own, until: Instant) -> Result<(), Trouble> {
     let left = until.saturating_duration_since(Instant::now()).min(own.statement_timeout).as_millis().max(1);
     point.batch_execute(&format!("set local statement_timeout = {left}")).await?;
     if let Some(role) = &own.run_as {
@@ -218,7 +211,7 @@ async fn leave(point: Transaction<'_>) -> Result<(), PgError> {
     Ok(point.commit().await?)
 }
 
-async fn ask(point: &Transaction<'_>, condition: &str) -> Result<bool, Trouble> {
+pub(super) async fn ask(point: &Transaction<'_>, condition: &str) -> Result<bool, Trouble> {
     let statement = point.prepare(condition).await?;
     if !matches!(statement.columns(), [column] if *column.type_() == Type::BOOL) {
         return Err(Trouble::Said("must give one boolean".into()));
@@ -273,7 +266,7 @@ fn ended(result: &'static str, error: Option<String>, rows: Option<i64>) -> End 
 }
 
 /// What went wrong with a statement of the user's.
-enum Trouble {
+pub(super) enum Trouble {
     Database(tokio_postgres::Error),
     Said(String),
 }
@@ -286,7 +279,7 @@ impl From<tokio_postgres::Error> for Trouble {
 
 impl Trouble {
     /// The end of the run; a lost connection or a conflict is nobody's fault, and the firing stays due.
-    fn end(self, of: &str) -> Result<End, PgError> {
+    pub(super) fn end(self, of: &str) -> Result<End, PgError> {
         match self {
             Self::Database(error) if is_connection(&error) || is_conflict(&error) => Err(error.into()),
             Self::Database(error) => {

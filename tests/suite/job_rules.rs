@@ -1,0 +1,157 @@
+//! What a job's rules say holds over a cluster: cooldown, overlap, time limits, and one start for a firing that is made up for.
+
+use std::time::Duration;
+
+use outboxd::config::Config;
+use outboxd::pg::Connector;
+use outboxd::pg::jobs::{Board, Claim, End, Entry};
+use uuid::Uuid;
+
+use crate::support::{Database, Kafka, Outboxd, Postgres, eventually, eventually_some};
+
+const SOON: Duration = Duration::from_secs(40);
+
+async fn database() -> Database {
+    let database = Postgres::shared().await.database().await;
+    database
+        .batch(
+            "create table ticks (firing timestamptz not null, at timestamptz not null default clock_timestamp());
+             grant all on ticks to public",
+        )
+        .await;
+    database
+}
+
+async fn ticks(database: &Database) -> i64 {
+    database.count("select count(*) from ticks").await
+}
+
+#[tokio::test]
+async fn a_condition_that_becomes_true_within_the_cooldown_runs_the_job_when_that_is_over() {
+    let (database, kafka) = (database().await, Kafka::shared().await);
+    database
+        .batch(
+            "create table stock (amount integer); insert into stock values (1); grant all on stock to public",
+        )
+        .await;
+    let outboxd = Outboxd::new(&database, kafka)
+        .set("jobs.low.on = \"select amount < 3 from stock\"")
+        .set("jobs.low.schedule = \"every 1s\"")
+        .set("jobs.low.cooldown = \"6s\"")
+        .set("jobs.low.action = { kind = \"sql\", statement = \"insert into ticks (firing) values ($1)\" }");
+    let _daemons = [outboxd.producer(), outboxd.producer()];
+    eventually("it runs", SOON, async || ticks(&database).await == 1).await;
+    database.batch("update stock set amount = 9").await;
+    let armed = "select count(*) from outboxd.jobs where name = 'low' and armed";
+    eventually("that is seen", SOON, async || database.count(armed).await == 1).await;
+    database.batch("update stock set amount = 1").await;
+    eventually("it runs again", SOON, async || ticks(&database).await == 2).await;
+    let apart = "select count(*) from (select at - lag(at) over (order by at) as gap from ticks) gaps
+        where gap < interval '5.9 s'";
+    assert_eq!(database.count(apart).await, 0);
+}
+
+#[tokio::test]
+async fn firings_that_queue_start_one_behind_the_other_whoever_runs_them() {
+    let (database, kafka) = (database().await, Kafka::shared().await);
+    let outboxd = Outboxd::new(&database, kafka)
+        .set("jobs.slow.schedule = \"every 1s\"")
+        .set("jobs.slow.overlap = \"queue\"")
+        .set("jobs.slow.action.kind = \"sql\"")
+        .set("jobs.slow.action.statement = \"insert into ticks (firing) select $1 from pg_sleep(1.7)\"");
+    let _daemons = [outboxd.producer(), outboxd.producer()];
+    eventually("five have run", SOON, async || ticks(&database).await >= 5).await;
+    let gaps =
+        "select count(*) from (select firing - lag(firing) over (order by firing) as gap from ticks) gaps
+        where gap <> interval '1 s'";
+    assert_eq!(database.count(gaps).await, 0, "none is left out, none comes twice");
+    let together = "select count(*) from outboxd.job_runs a join outboxd.job_runs b on a.id < b.id
+        where a.job = 'slow' and b.job = 'slow' and b.started_at < a.ended_at";
+    assert_eq!(database.count(together).await, 0, "one at a time");
+}
+
+#[tokio::test]
+async fn a_program_that_takes_too_long_is_asked_to_end_before_it_is_killed() {
+    let (database, kafka) = (database().await, Kafka::shared().await);
+    let folder = tempfile::tempdir().unwrap();
+    let told = folder.path().join("told");
+    let script = format!("trap 'echo asked >> {}; exit 0' TERM; sleep 60 & wait", told.display());
+    let outboxd = Outboxd::new(&database, kafka)
+        .set("jobs.hangs.schedule = \"@yearly\"")
+        .set("jobs.hangs.timeout = \"1s\"")
+        .set(&format!("jobs.hangs.action = {{ kind = \"exec\", command = [\"sh\", \"-c\", \"{script}\"] }}"));
+    let producer = outboxd.producer();
+    eventually("it is ordered", SOON, async || outboxd.run(&["jobs", "run", "hangs"]).await.code == 0).await;
+    let ended = eventually_some("it has ended", SOON, async || {
+        let run = database.query("select result, error from outboxd.job_runs where job = 'hangs'", &[]).await;
+        run.first().map(|run| (run.get::<_, String>(0), run.get::<_, Option<String>>(1)))
+    })
+    .await;
+    assert_eq!(ended, ("cut".to_owned(), Some("cut after 1s".to_owned())));
+    assert_eq!(std::fs::read_to_string(&told).unwrap(), "asked\n");
+    producer.terminate();
+    assert_eq!(producer.wait_exit().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_lost_run_is_done_again_by_one_agent_however_late_another_comes() {
+    let database = database().await;
+    let text = format!("postgres.url = \"{}\"", database.agent_url());
+    let config = Config::parse(&text, None, []).unwrap().config;
+    let board = Board::open(&Connector::new(&config.postgres, "outboxd/test")).await.unwrap();
+    let entry = Entry {
+        name: "call",
+        scope: "cluster",
+        role: "producer",
+        schedule: "@yearly".to_owned(),
+        timezone: "UTC",
+        enabled: true,
+        at_start: false,
+    };
+    board.enter(&[entry]).await.unwrap();
+    let look = board.look(&["call"], Uuid::nil()).await.unwrap();
+    let last = look.standings["call"].last_firing;
+    let claim = |lost: Option<Uuid>| Claim {
+        name: "call".to_owned(),
+        last_firing: last,
+        new_last_firing: last,
+        firing: last,
+        requested: None,
+        agent: "a".to_owned(),
+        lease: Uuid::new_v4(),
+        lost,
+        missed: 0,
+        note: None,
+    };
+    let (first, again) = (claim(None), claim(None));
+    assert!(board.claim(&first).await.unwrap() && !board.claim(&again).await.unwrap());
+    database.batch("update outboxd.jobs set busy_until = clock_timestamp() where name = 'call'").await;
+    let redo = claim(Some(first.lease));
+    assert!(board.claim(&redo).await.unwrap(), "the first was lost");
+    let end = End { result: "done", error: None, rows: None, is_kept: true };
+    assert!(board.end("call", redo.lease, &end).await.unwrap());
+    assert!(!board.claim(&claim(Some(first.lease))).await.unwrap(), "it is done");
+}
+
+#[tokio::test]
+async fn pausing_the_job_of_a_consumer_pauses_its_group() {
+    let (database, kafka) = (database().await, Kafka::shared().await);
+    let topic = kafka.topic(1).await;
+    let outboxd = Outboxd::new(&database, kafka).group("g", &topic, "kind = \"log\"");
+    let consumer = outboxd.consumer(&["g"]);
+    consumer.wait_for_line("\"assigned\"").await;
+    assert_eq!(outboxd.run(&["jobs", "pause", "consume-g"]).await.code, 0);
+    consumer.wait_for_line("nothing more is started").await;
+    assert_eq!(outboxd.run(&["jobs", "run", "consume-g"]).await.code, 2);
+    let shown = outboxd.run(&["groups", "show", "g"]).await;
+    assert!(shown.stdout.contains("paused"), "{}", shown.stdout);
+    kafka.produce(&topic, None, Some(b"x"), &[]).await;
+    let handled = async || database.count("select count(*) from outboxd.handled").await;
+    assert_eq!(outboxd.run(&["jobs", "pause", "consume-g"]).await.code, 0);
+    assert_eq!(handled().await, 0);
+    assert_eq!(outboxd.run(&["jobs", "resume", "consume-g"]).await.code, 0);
+    eventually("it is handled", SOON, async || handled().await == 1).await;
+    let recorded = "select array_agg(command || ': ' || result order by id) from outboxd.operations";
+    let recorded: Vec<String> = database.query_one(recorded, &[]).await.get(0);
+    assert_eq!(recorded, ["jobs pause: done", "jobs pause: nothing to do", "jobs resume: done"]);
+}
