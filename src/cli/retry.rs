@@ -6,6 +6,7 @@ mod filters;
 pub(super) mod operator;
 
 use clap::{Args, Subcommand};
+use serde_json::Value;
 use uuid::Uuid;
 
 use super::global::{Global, connect_to_look};
@@ -76,7 +77,7 @@ struct List {
 struct Show {
     /// The message's own id, or the derived one
     id: Uuid,
-    /// One object
+    /// One object; an array of them if several groups failed it
     #[arg(long)]
     json: bool,
 }
@@ -156,21 +157,22 @@ impl Show {
         if of_outbox.is_empty() && of_groups.is_empty() {
             return Err(Failure::not_found(format!("message {} has just been decided", self.id)).into());
         }
-        for story in &of_outbox {
-            if self.json {
-                output::json(story)?;
-            } else {
-                output::line(&describe::refused(story))?;
+        if self.json {
+            let of_outbox = of_outbox.iter().map(serde_json::to_value);
+            let stories = of_outbox.chain(of_groups.iter().map(serde_json::to_value));
+            match &*stories.collect::<Result<Vec<Value>, _>>()? {
+                [story] => output::json(story)?,
+                stories => output::json(&stories)?,
             }
+            return Ok(Exit::Done);
+        }
+        for story in &of_outbox {
+            output::line(&describe::refused(story))?;
         }
         for story in &of_groups {
-            if self.json {
-                output::json(story)?;
-            } else {
-                output::line(&describe::failed(story))?;
-                let columns = ["ATTEMPT", "AGENT", "FAILED", "ERROR"];
-                output::table(columns, story.history.iter().map(describe::attempt))?;
-            }
+            output::line(&describe::failed(story))?;
+            let columns = ["ATTEMPT", "AGENT", "FAILED", "ERROR"];
+            output::table(columns, story.history.iter().map(describe::attempt))?;
         }
         Ok(Exit::Done)
     }

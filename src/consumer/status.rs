@@ -398,3 +398,33 @@ impl Vitals for ConsumerStatus {
         (!left.is_empty()).then(|| left.join(", "))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_finishes_nothing_while_more_and_more_waits_stands_still_and_nobody_else() {
+        let status = GroupStatus::new("orders", Arc::default());
+        let at: TopicPartition = ("orders".into(), 0);
+        let stands_still = || status.stands_still(Duration::ZERO);
+        status.assigned(&at, 10);
+        status.ends_at(&at, 10);
+        assert_eq!((stands_still(), stands_still()), (None, None), "nothing waits");
+        status.ends_at(&at, 15);
+        assert_eq!(status.stands_still(Duration::from_secs(60)), None, "it has just come");
+        status.count(Tally::Processed, 1);
+        assert_eq!((stands_still(), stands_still()), (None, None), "no more than before");
+        status.ends_at(&at, 17);
+        assert_eq!(status.stands_still(Duration::from_secs(60)), None, "not for so long");
+        assert_eq!(stands_still(), Some(7));
+        status.count(Tally::Failed, 1);
+        assert_eq!(stands_still(), None, "a failure is an end too");
+        status.ends_at(&at, 20);
+        assert_eq!(stands_still(), Some(10));
+        status.completed(&[(at.clone(), 16)]);
+        assert_eq!(stands_still(), None, "less waits than before");
+        status.no_assignment();
+        assert_eq!(stands_still(), None, "what is others' is theirs");
+    }
+}

@@ -50,7 +50,7 @@ pub fn job(connector: Connector, groups: BTreeMap<String, Group>, metrics: Arc<M
             let mut kept = kept.lock().await;
             let mut client = match kept.take() {
                 Some(client) => client,
-                None => leaves::connect(connector).await?,
+                None => connect(connector).await?,
             };
             let done = work(&mut client, policies).await?;
             *kept = Some(client);
@@ -58,6 +58,13 @@ pub fn job(connector: Connector, groups: BTreeMap<String, Group>, metrics: Arc<M
         })
     });
     job.probe(|client| Box::pin(dispatching::has_work(client)))
+}
+
+async fn connect(connector: &Connector) -> Result<Connection, PgError> {
+    let client = leaves::connect(connector).await?;
+    // What is due is a handful one second and ten thousand the next: no plan is kept.
+    client.set("set plan_cache_mode = force_custom_plan").await?;
+    Ok(client)
 }
 
 /// Goes on giving out for about as long as the schedule has it wait for the next run, while there is something to give.

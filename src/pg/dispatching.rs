@@ -185,13 +185,13 @@ pub async fn see_published(
 ) -> Result<(), PgError> {
     let groups: Vec<&str> = deadlines.iter().map(|(group, _)| *group).collect();
     let limits: Vec<i64> = deadlines.iter().map(|(_, deadline)| millis(*deadline)).collect();
-    client.execute(SEE_PUBLISHED, &[&groups, &limits, &millis(default)]).await?;
+    client.execute(&client.prepare_once(SEE_PUBLISHED).await?, &[&groups, &limits, &millis(default)]).await?;
     Ok(())
 }
 
 /// What was given out and is over without a word.
 pub async fn unheard(client: &Connection) -> Result<Vec<Unheard>, PgError> {
-    let rows = client.query(UNHEARD, &[]).await?;
+    let rows = client.query(&client.prepare_once(UNHEARD).await?, &[]).await?;
     Ok(rows
         .iter()
         .map(|row| Unheard {
@@ -251,7 +251,7 @@ pub async fn let_forsaken_go(client: &mut Connection) -> Result<usize, PgError> 
 
 /// The agents that take retries of groups that have some due.
 pub async fn candidates(client: &Connection) -> Result<Vec<(String, Candidate)>, PgError> {
-    let rows = client.query(CANDIDATES, &[]).await?;
+    let rows = client.query(&client.prepare_once(CANDIDATES).await?, &[]).await?;
     let count = |number: i32| u32::try_from(number).unwrap_or(0);
     Ok(rows
         .iter()
@@ -270,7 +270,7 @@ pub async fn candidates(client: &Connection) -> Result<Vec<(String, Candidate)>,
 /// The oldest of each group, as many as it has room for.
 pub async fn due(client: &Connection, room: &[(&str, i64)]) -> Result<Vec<Due>, PgError> {
     let (groups, rooms): (Vec<&str>, Vec<i64>) = room.iter().copied().unzip();
-    let rows = client.query(DUE, &[&groups, &rooms]).await?;
+    let rows = client.query(&client.prepare_once(DUE).await?, &[&groups, &rooms]).await?;
     Ok(rows
         .iter()
         .map(|row| Due {
@@ -293,5 +293,5 @@ pub async fn dispatch(
     let topics: Vec<String> = dispatches.iter().map(|(item, _)| dispatch::topic(&item.group)).collect();
     let columns: Vec<Json<&Dispatch>> = dispatches.iter().map(|(item, _)| Json(item)).collect();
     let keys: Vec<Option<&str>> = dispatches.iter().map(|(_, key)| key.as_deref()).collect();
-    Ok(client.execute(DISPATCH, &[&topics, &columns, &keys]).await?)
+    Ok(client.execute(&client.prepare_once(DISPATCH).await?, &[&topics, &columns, &keys]).await?)
 }

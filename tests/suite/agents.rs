@@ -359,3 +359,35 @@ async fn a_consumer_out_of_service_gives_its_partitions_to_others_and_takes_part
     in_and_out(&database, &outboxd, "first", out, async || assigned("first").await == Some(1)).await;
     assert!(first.is_running());
 }
+
+#[tokio::test]
+async fn the_dead_are_removed_after_a_look_and_the_living_stay() {
+    let (postgres, kafka) = (Postgres::shared().await, Kafka::shared().await);
+    let database = postgres.database().await;
+    let outboxd = Outboxd::new(&database, kafka).set("agent.heartbeat = \"1s\"");
+    let lives = outboxd.set("agent.name = \"lives\"");
+    let daemon = lives.producer();
+    daemon.ready().await;
+    database
+        .batch(
+            "insert into outboxd.agents (id, name, role, host, pid, version, status, heartbeat)
+             select gen_random_uuid(), status, 'consumer', 'h', 7, '1', status, interval '1 h'
+             from unnest(array['stopped', 'inactive', 'suspect', 'draining']) as status",
+        )
+        .await;
+    let shown = lives.run(&["agents", "prune", "--dry-run"]).await;
+    assert_eq!(shown.code, 0, "{shown:?}");
+    assert!(shown.stdout.contains("stopped") && shown.stdout.contains("inactive"), "{shown:?}");
+    assert!(!shown.stdout.contains("lives") && !shown.stdout.contains("draining"), "{shown:?}");
+    let unasked = lives.run(&["agents", "prune"]).await;
+    assert_eq!(unasked.code, 5, "without anybody to ask it is refused: {unasked:?}");
+    assert_eq!(statuses(&database).await.len(), 5);
+    let pruned = lives.run(&["agents", "prune", "--yes"]).await;
+    assert!(pruned.code == 0 && pruned.stdout.contains("2 agents removed"), "{pruned:?}");
+    let mut left: Vec<String> = statuses(&database).await.into_iter().map(|(name, _)| name).collect();
+    left.sort();
+    assert_eq!(left, ["draining", "lives", "suspect"]);
+    // One that was taken for dead and lives is back with its next beat.
+    database.batch("delete from outboxd.agents where name = 'lives'").await;
+    becomes(&database, "lives", "active").await;
+}

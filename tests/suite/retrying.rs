@@ -16,6 +16,7 @@ mod deciding;
 mod ends;
 mod faults;
 mod held;
+mod undeliverable;
 
 use crate::support::{Daemon, Database, Kafka, Outboxd, Postgres, eventually};
 
@@ -150,6 +151,18 @@ impl Scene {
             )
             .await;
         id
+    }
+
+    /// Messages without keys, after one attempt each.
+    async fn many_are_due(&self, count: i32) {
+        self.database
+            .execute(
+                "insert into outboxd.failures (consumer_group, message_id, state, topic, partition, \"offset\", header_names,
+                   header_values, attempts, next_attempt_at)
+                 select $1, gen_random_uuid(), 'due', $2, 0, n, '{}', '{}', 1, now() from generate_series(1, $3) n",
+                &[&self.group, &self.topic, &count],
+            )
+            .await;
     }
 
     async fn failures(&self) -> i64 {

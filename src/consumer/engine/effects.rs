@@ -66,7 +66,7 @@ async fn apply_together(
 async fn apply_alone(group: &Group, handler: &SqlHandler, message: &Message, mut unclear: bool) -> End {
     let mut wait = Wait::new(&group.name, &group.status, "effects");
     loop {
-        if message.ending.is_stopping() && unclear {
+        if message.ending.is_stopping() {
             return End::Lost;
         }
         let error = match group.store.apply(handler.function(), effect(message)).await {

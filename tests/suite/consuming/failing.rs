@@ -163,3 +163,36 @@ async fn after_the_last_attempt_a_message_is_given_up() {
     assert_eq!(database.count("select count(*) from outboxd.attempts").await, 3);
     consumer.drained().await;
 }
+
+#[tokio::test]
+async fn a_server_that_names_a_time_is_not_asked_before_it() {
+    let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
+    let topic = kafka.topic(1).await;
+    let later =
+        |status: StatusCode, after: &'static str| move || async move { (status, [("retry-after", after)]) };
+    let router = axum::Router::new()
+        .route("/busy", axum::routing::post(later(StatusCode::SERVICE_UNAVAILABLE, "40")))
+        .route(
+            "/many",
+            axum::routing::post(later(StatusCode::TOO_MANY_REQUESTS, "Fri, 31 Dec 2100 23:59:59 GMT")),
+        );
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    kafka.produce(&topic, None, Some(b"m"), &[]).await;
+    let retry = "backoff = \"10ms\", max_backoff = \"1m\"";
+    for (path, at_least) in [("busy", 40), ("many", 60)] {
+        let group = unique("orders");
+        let settings = settings(&topic, &format!("http://{address}/{path}"), retry);
+        let consumer = Consumer::start(&database.agent_url(), kafka, &group, &settings);
+        let after = async || {
+            let query =
+                "select extract(epoch from next_attempt_at - changed_at)::float8 from outboxd.failures
+                where consumer_group = $1";
+            database.query(query, &[&group]).await.first().map(|row| row.get::<_, f64>(0))
+        };
+        let after = crate::support::eventually_some("it has failed", PATIENCE, after).await;
+        assert!((after - f64::from(at_least)).abs() < 5.0, "{path}: {after}: obeyed, up to `max_backoff`");
+        consumer.drained().await;
+    }
+}

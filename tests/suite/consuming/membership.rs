@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{PATIENCE, Receiver, evidence, unique};
+use super::{Consumer, PATIENCE, Receiver, evidence, posting, unique};
 use crate::support::{Kafka, Outboxd, Postgres, eventually};
 
 #[tokio::test]
@@ -46,4 +46,43 @@ async fn a_static_member_that_restarts_has_its_partitions_as_before_and_the_othe
     assert_eq!(partitions(&again.log()).len(), 2);
     assert_eq!(rebalances(), before, "{}", beside.log());
     assert!(receiver.handled().values().all(|times| *times == 1));
+}
+
+/// Rebalances follow so closely that partitions are taken away before anything of them has begun.
+#[tokio::test]
+async fn in_a_storm_of_rebalances_nothing_is_lost_and_each_operation_is_done_once() {
+    let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
+    let topic = kafka.topic(6).await;
+    let receiver = Receiver { takes: std::time::Duration::from_millis(5), ..Receiver::default() };
+    let url = receiver.clone().listen().await;
+    let (group, settings) = (unique("orders"), posting(&[&topic], &url));
+    let start = || Consumer::start(&database.agent_url(), kafka, &group, &settings);
+    let stays = start();
+    stays.assigned(1).await;
+    let feed = {
+        let topic = topic.clone();
+        tokio::spawn(async move {
+            for n in 0..300 {
+                // Every operation is asked for twice.
+                let (payload, operation) = (format!("m{n}"), format!("order-{}", n / 2));
+                let headers = [("idempotency-key", &*operation)];
+                kafka.produce(&topic, Some(&format!("k{n}")), Some(payload.as_bytes()), &headers).await;
+            }
+        })
+    };
+    for round in 0..4 {
+        let (first, second) = (start(), start());
+        // Some leave as soon as they have partitions, others before anything comes of them.
+        if round % 2 == 0 {
+            first.assigned(1).await;
+        }
+        tokio::join!(first.drained(), second.drained());
+    }
+    feed.await.unwrap();
+    eventually("all are handled", PATIENCE, async || evidence(&database).await == 300).await;
+    stays.drained().await;
+    assert_eq!(database.count("select count(*) from outboxd.handled where duplicate_of is null").await, 150);
+    let handled = receiver.handled();
+    assert_eq!(handled.len(), 150, "one message of each operation");
+    assert!(handled.values().all(|times| *times == 1), "whoever leaves finishes what it has begun");
 }

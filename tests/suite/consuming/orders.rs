@@ -97,3 +97,82 @@ async fn no_more_start_in_a_second_than_the_rate_allows() {
     let took = database.count(took).await;
     assert!(took >= 3, "40 at 10 a second, of which one second's worth may come at once: {took} s");
 }
+
+/// Agents of one group, and how often their handlers were called together.
+async fn two_agents(kafka: &Kafka, database: &Database, group: &str, settings: &str) -> [Consumer; 2] {
+    let agents = [(); 2].map(|()| Consumer::start(&database.agent_url(), kafka, group, settings));
+    for agent in &agents {
+        agent.assigned(1).await;
+    }
+    let heard = "select count(*) from outboxd.members";
+    eventually("both are heard", PATIENCE, async || database.count(heard).await == 2).await;
+    agents
+}
+
+#[tokio::test]
+async fn one_agents_breaker_is_that_of_the_group() {
+    let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
+    let topic = kafka.topic(2).await;
+    let receiver = Receiver { takes: Duration::from_millis(200), ..Receiver::default() };
+    let url = receiver.clone().listen().await;
+    for n in 0..200 {
+        receiver.tell(&format!("m{n}"), StatusCode::SERVICE_UNAVAILABLE);
+    }
+    let settings = format!(
+        "topics = [\"{topic}\"]\nconcurrency = 2\nhandler = {{ kind = \"http\", url = \"{url}\" }}\n\
+         breaker = {{ failures = 8, pause = \"1h\" }}"
+    );
+    let agents = two_agents(kafka, &database, &unique("orders"), &settings).await;
+    for n in 0..200 {
+        kafka.produce(&topic, Some(&format!("k{n}")), Some(format!("m{n}").as_bytes()), &[]).await;
+    }
+    for agent in &agents {
+        eventually("it stands still", PATIENCE, async || waiting_for(agent).contains("the breaker is open"))
+            .await;
+    }
+    let failed = || agents.iter().map(|agent| agent.number("failed")).sum::<u64>();
+    // Each may have come up to the limit by itself, and the second hears of it within a second.
+    assert!((8..=30).contains(&failed()), "{}", failed());
+    database.batch("update outboxd.groups set breaker_until = now()").await;
+    receiver.answers.lock().unwrap().clear();
+    eventually("it closes, and all others are handled", PATIENCE, async || {
+        let failures = database.count("select count(*) from outboxd.failures").await;
+        evidence(&database).await + failures == 200
+    })
+    .await;
+    for agent in agents {
+        agent.drained().await;
+    }
+    assert_eq!(database.count("select count(*) from outboxd.groups where breaker_until is null").await, 1);
+}
+
+#[tokio::test]
+async fn the_rate_is_that_of_the_group_however_many_agents_it_has() {
+    let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
+    let topic = kafka.topic(2).await;
+    let receiver = Receiver::default();
+    let url = receiver.clone().listen().await;
+    let settings = format!("rate = \"20/s\"\n{}", posting(&[&topic], &url));
+    let agents = two_agents(kafka, &database, &unique("orders"), &settings).await;
+    // Each learns of the other within a second, and has its share from then on.
+    let beats = database.query_one("select max(seen_at) from outboxd.members", &[]).await;
+    let beats: chrono::DateTime<chrono::Utc> = beats.get(0);
+    eventually("both have heard of each other", PATIENCE, async || {
+        let later = "select count(*) from outboxd.members where seen_at > $1::timestamptz + interval '1 s'";
+        database.query_one(later, &[&beats]).await.get::<_, i64>(0) == 2
+    })
+    .await;
+    for n in 0..120 {
+        kafka.produce(&topic, Some(&format!("k{n}")), Some(format!("m{n}").as_bytes()), &[]).await;
+    }
+    eventually("all are handled", PATIENCE, async || evidence(&database).await == 120).await;
+    let both: u64 = agents.iter().map(|agent| u64::from(agent.number("processed") > 0)).sum();
+    assert_eq!(both, 2, "each has a partition");
+    for agent in agents {
+        agent.drained().await;
+    }
+    let took =
+        "select (1000 * extract(epoch from max(handled_at) - min(handled_at)))::bigint from outboxd.handled";
+    let took = database.count(took).await;
+    assert!(took >= 4_500, "120 at 20 a second, of which one second's worth may come at once: {took} ms");
+}

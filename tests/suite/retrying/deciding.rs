@@ -74,6 +74,21 @@ async fn a_replay_reopens_the_failure_for_its_group_with_its_attempts_forgiven()
 }
 
 #[tokio::test]
+async fn what_several_groups_failed_is_shown_as_one_document() {
+    let scene = Scene::new().await;
+    let id = scene.dead("k", "no").await;
+    let other = "insert into outboxd.failures (consumer_group, message_id, state, reason, topic, partition, \"offset\",
+        header_names, header_values) select 'another', message_id, state, reason, topic, partition, \"offset\",
+        header_names, header_values from outboxd.failures";
+    scene.database.execute(other, &[]).await;
+    let shown = scene.operator().run(&["retry", "show", &id.to_string(), "--json"]).await;
+    let shown: Vec<Value> = serde_json::from_str(&shown.stdout).unwrap();
+    let mut groups: Vec<&str> = shown.iter().map(|story| story["group"].as_str().unwrap()).collect();
+    groups.sort_unstable();
+    assert_eq!(groups, ["another", &scene.group]);
+}
+
+#[tokio::test]
 async fn what_is_discarded_lets_its_key_go_and_can_be_replayed() {
     let scene = Scene::new().await;
     let head = scene.dead("k", "no").await;

@@ -67,27 +67,38 @@ async fn a_dispatch_that_is_not_started_in_time_is_anothers_and_costs_no_attempt
 }
 
 #[tokio::test]
-async fn a_broker_that_is_away_costs_no_attempt_and_no_second_dispatch() {
+async fn a_broker_that_is_away_costs_no_attempt_and_no_second_dispatch_however_much_is_due() {
     let scene = Scene::new().await;
     let handler = Handler::answering(StatusCode::OK);
     let _consumer = scene.consumer("a", &handler, &[]).await;
     scene.takers_are(1).await;
     let short = ["retry.deadline = \"1s\""];
-    // Its relay finds no broker, and its job goes on.
+    // Its relay finds no broker, and its job goes on: far beyond the deadline, which has not begun.
     let cut_off = scene.with(Outboxd::without_kafka(&scene.database), "kind = \"log\"", &short).producer();
-    let id = scene.failure(b"m", None).await;
+    scene.many_are_due(500).await;
     let state =
         "select count(*) from outboxd.failures where state = 'retrying' and dispatch = 1 and attempts = 1";
-    eventually("it is dispatched", PATIENCE, async || scene.database.count(state).await == 1).await;
-    let long_ago =
-        "select count(*) from outboxd.failures where changed_at < clock_timestamp() - interval '4 s'";
-    eventually("time passes", PATIENCE, async || scene.database.count(long_ago).await == 1).await;
-    assert_eq!(scene.database.count(state).await, 1);
+    eventually("as many are dispatched as may be out", PATIENCE, async || {
+        scene.database.count(state).await == 32
+    })
+    .await;
+    let long_ago = "select count(*) from outboxd.failures
+        where state = 'retrying' and changed_at < clock_timestamp() - interval '4 s'";
+    eventually("time passes", PATIENCE, async || scene.database.count(long_ago).await == 32).await;
+    assert_eq!(scene.database.count(state).await, 32);
+    let untouched =
+        "select count(*) from outboxd.failures where state = 'due' and dispatch = 0 and attempts = 1";
+    assert_eq!(scene.database.count(untouched).await, 500 - 32);
     cut_off.kill();
-    let _producer = scene.producer(&short);
+    let _producer = scene.producer(&[]);
     scene.all_done().await;
-    assert_eq!(scene.evidence().await, [(id, "a".to_owned(), 2)]);
-    assert_eq!(scene.database.count("select count(*) from outboxd.messages").await, 1);
+    let evidence = scene.evidence().await;
+    assert!(evidence.len() == 500 && evidence.iter().all(|(_, _, attempt)| *attempt == 2));
+    assert_eq!(
+        scene.database.count("select count(*) from outboxd.messages").await,
+        500,
+        "one dispatch for each"
+    );
 }
 
 #[tokio::test]
@@ -97,15 +108,7 @@ async fn two_thousand_failures_are_capped_and_fresh_messages_still_flow() {
     let _consumers =
         (scene.consumer("a", &handlers[0], &[]).await, scene.consumer("b", &handlers[1], &[]).await);
     scene.takers_are(2).await;
-    scene
-        .database
-        .execute(
-            "insert into outboxd.failures (consumer_group, message_id, state, topic, partition, \"offset\", header_names,
-               header_values, attempts, next_attempt_at)
-             select $1, gen_random_uuid(), 'due', $2, 0, n, '{}', '{}', 1, now() from generate_series(1, 2000) n",
-            &[&scene.group, &scene.topic],
-        )
-        .await;
+    scene.many_are_due(2000).await;
     let _producer = scene.producer(&[]);
     let out = "select count(*) from outboxd.failures where state in ('retrying', 'running')";
     eventually("retries are out", PATIENCE, async || scene.database.count(out).await > 0).await;
