@@ -42,8 +42,8 @@ fn holds(found: &[(String, String, String)], expected: &[(&str, &str, &str)]) {
 async fn nothing_is_found_where_all_is_well() {
     let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
     let topic = kafka.topic(1).await;
-    let outboxd = Outboxd::new(&database, kafka).group("orders", &topic, "kind = \"log\"");
-    let (producer, consumer) = (outboxd.producer(), outboxd.consumer(&["orders"]));
+    let outboxd = Outboxd::new(&database, kafka).group(&topic, &topic, "kind = \"log\"");
+    let (producer, consumer) = (outboxd.producer(), outboxd.consumer(&[&topic]));
     producer.ready().await;
     consumer.ready().await;
     database.execute("select outboxd.enqueue($1, 'x')", &[&topic]).await;

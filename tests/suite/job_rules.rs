@@ -7,7 +7,7 @@ use outboxd::pg::Connector;
 use outboxd::pg::jobs::{Board, Claim, End, Entry};
 use uuid::Uuid;
 
-use crate::support::{Database, Kafka, Outboxd, Postgres, eventually, eventually_some};
+use crate::support::{Daemon, Database, Kafka, Outboxd, Postgres, eventually, eventually_some};
 
 const SOON: Duration = Duration::from_secs(40);
 
@@ -137,21 +137,72 @@ async fn a_lost_run_is_done_again_by_one_agent_however_late_another_comes() {
 async fn pausing_the_job_of_a_consumer_pauses_its_group() {
     let (database, kafka) = (database().await, Kafka::shared().await);
     let topic = kafka.topic(1).await;
-    let outboxd = Outboxd::new(&database, kafka).group("g", &topic, "kind = \"log\"");
-    let consumer = outboxd.consumer(&["g"]);
+    let outboxd = Outboxd::new(&database, kafka).group(&topic, &topic, "kind = \"log\"");
+    let job = format!("consume-{topic}");
+    let consumer = outboxd.consumer(&[&topic]);
     consumer.wait_for_line("\"assigned\"").await;
-    assert_eq!(outboxd.run(&["jobs", "pause", "consume-g"]).await.code, 0);
+    assert_eq!(outboxd.run(&["jobs", "pause", &job]).await.code, 0);
     consumer.wait_for_line("nothing more is started").await;
-    assert_eq!(outboxd.run(&["jobs", "run", "consume-g"]).await.code, 2);
-    let shown = outboxd.run(&["groups", "show", "g"]).await;
+    assert_eq!(outboxd.run(&["jobs", "run", &job]).await.code, 2);
+    let shown = outboxd.run(&["groups", "show", &topic]).await;
     assert!(shown.stdout.contains("paused"), "{}", shown.stdout);
     kafka.produce(&topic, None, Some(b"x"), &[]).await;
     let handled = async || database.count("select count(*) from outboxd.handled").await;
-    assert_eq!(outboxd.run(&["jobs", "pause", "consume-g"]).await.code, 0);
+    assert_eq!(outboxd.run(&["jobs", "pause", &job]).await.code, 0);
     assert_eq!(handled().await, 0);
-    assert_eq!(outboxd.run(&["jobs", "resume", "consume-g"]).await.code, 0);
+    assert_eq!(outboxd.run(&["jobs", "resume", &job]).await.code, 0);
     eventually("it is handled", SOON, async || handled().await == 1).await;
     let recorded = "select array_agg(command || ': ' || result order by id) from outboxd.operations";
     let recorded: Vec<String> = database.query_one(recorded, &[]).await.get(0);
     assert_eq!(recorded, ["jobs pause: done", "jobs pause: nothing to do", "jobs resume: done"]);
+}
+
+/// A producer with a job whose program takes that long, under way.
+async fn at_work(database: &Database, kafka: &Kafka, seconds: u32) -> Daemon {
+    let outboxd = Outboxd::new(database, kafka)
+        .set("agent.drain_timeout = \"10s\"")
+        .set("jobs.works.schedule = \"@yearly\"")
+        .set(&format!("jobs.works.action = {{ kind = \"exec\", command = [\"sleep\", \"{seconds}\"] }}"));
+    let producer = outboxd.producer();
+    eventually("it is ordered", SOON, async || outboxd.run(&["jobs", "run", "works"]).await.code == 0).await;
+    let leased = "select count(*) from outboxd.jobs where name = 'works' and lease is not null";
+    eventually("it is under way", SOON, async || database.count(leased).await == 1).await;
+    producer
+}
+
+#[tokio::test]
+async fn an_agent_that_drains_finishes_its_runs_and_names_those_that_outlast_the_drain() {
+    let (one, other, kafka) = (database().await, database().await, Kafka::shared().await);
+    let (short, long) = tokio::join!(at_work(&one, kafka, 4), at_work(&other, kafka, 300));
+    short.terminate();
+    long.terminate();
+    assert_eq!(short.wait_exit().await, Some(0), "{}", short.log());
+    let done = "select count(*) from outboxd.job_runs where job = 'works' and result = 'done'";
+    assert_eq!(one.count(done).await, 1);
+    assert_eq!(long.wait_exit().await, Some(1), "{}", long.log());
+    assert!(long.log().contains("jobs under way: works"), "{}", long.log());
+    assert_eq!(other.count(done).await, 0);
+}
+
+#[tokio::test]
+async fn a_job_that_left_the_file_finishes_its_run_and_is_no_more() {
+    let (database, kafka) = (database().await, Kafka::shared().await);
+    let outboxd = Outboxd::new(&database, kafka)
+        .set("jobs.works.schedule = \"@yearly\"")
+        .set("jobs.works.action = { kind = \"exec\", command = [\"sleep\", \"5\"] }");
+    let producer = outboxd.producer();
+    let run = async || outboxd.run(&["jobs", "run", "works"]).await.code;
+    eventually("it is ordered", SOON, async || run().await == 0).await;
+    let leased = "select count(*) from outboxd.jobs where name = 'works' and lease is not null";
+    eventually("it is under way", SOON, async || database.count(leased).await == 1).await;
+    let text = std::fs::read_to_string(outboxd.config()).unwrap();
+    let without: Vec<&str> = text.lines().filter(|line| !line.starts_with("jobs.works")).collect();
+    std::fs::write(outboxd.config(), without.join("\n")).unwrap();
+    producer.reload();
+    producer.wait_for_line("is read again").await;
+    let done = "select count(*) from outboxd.job_runs where job = 'works' and result = 'done'";
+    eventually("it is finished", SOON, async || database.count(done).await == 1).await;
+    let disabled = "select count(*) from outboxd.jobs where name = 'works' and not enabled";
+    assert_eq!(database.count(disabled).await, 1, "nobody would start it");
+    assert_eq!(run().await, 2);
 }

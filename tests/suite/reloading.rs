@@ -59,9 +59,9 @@ async fn a_group_gets_more_handlers_while_it_works() {
         kafka.produce(&topic, Some(&key.to_string()), Some(b"x"), &[]).await;
     }
     let outboxd = Outboxd::new(&database, kafka)
-        .group("g", &topic, "kind = \"exec\"\ncommand = [\"sleep\", \"5\"]")
-        .set("groups.g.concurrency = 1");
-    let consumer = outboxd.consumer(&["g"]);
+        .group(&topic, &topic, "kind = \"exec\"\ncommand = [\"sleep\", \"5\"]")
+        .set(&format!("groups.{topic}.concurrency = 1"));
+    let consumer = outboxd.consumer(&[&topic]);
     let in_flight =
         async || database.count("select coalesce(max(in_flight), 0)::bigint from outboxd.members").await;
     let handled = async || database.count("select count(*) from outboxd.handled").await;
@@ -158,20 +158,20 @@ async fn rate_and_policy_of_a_group_change_while_it_works() {
     produce(&topic, 40).await;
     produce(&failing, 1).await;
     let outboxd = Outboxd::new(&database, kafka)
-        .group("g", &topic, "kind = \"log\"")
-        .set("groups.g.rate = \"1/h\"")
-        .group("f", &failing, "kind = \"exec\"\ncommand = [\"false\"]")
-        .set("groups.f.retry.on_failure = \"continue\"")
-        .set("groups.f.retry.max_attempts = 2");
-    let consumer = outboxd.consumer(&["g", "f"]);
+        .group(&topic, &topic, "kind = \"log\"")
+        .set(&format!("groups.{topic}.rate = \"1/h\""))
+        .group(&failing, &failing, "kind = \"exec\"\ncommand = [\"false\"]")
+        .set(&format!("groups.{failing}.retry.on_failure = \"continue\""))
+        .set(&format!("groups.{failing}.retry.max_attempts = 2"));
+    let consumer = outboxd.consumer(&[&topic, &failing]);
     let handled = async || database.count("select count(*) from outboxd.handled").await;
     let dead = async || database.count("select count(*) from outboxd.dead_letters").await;
-    let failed = "select count(*) from outboxd.failures where consumer_group = 'f'";
+    let failed = "select count(*) from outboxd.failures";
     eventually("the first is to be retried", SOON, async || database.count(failed).await == 1).await;
     eventually("both are assigned", SOON, async || consumer.log().matches("\"assigned\"").count() == 2).await;
     assert_eq!((handled().await, dead().await), (0, 0));
 
-    replace(&outboxd, "groups.g.rate = \"1/h\"\n", "");
+    replace(&outboxd, &format!("groups.{topic}.rate = \"1/h\"\n"), "");
     replace(&outboxd, "max_attempts = 2", "max_attempts = 1");
     consumer.reload();
     eventually("the others are not held back any more", SOON, async || handled().await == 40).await;
