@@ -56,6 +56,10 @@ build: setup ## Build the release binary, target/release/outboxd
 demo: build ## See it work: Postgres, a Kafka in the process, messages from end to end
 	@target/release/outboxd dev --demo
 
+.PHONY: record
+record: build ## Record the demo anew, for the picture in the README
+	@scripts/record-terminal.py docs/images/terminal.svg target/release/outboxd dev --demo
+
 .PHONY: lint
 lint: setup ## Check form: rustfmt, clippy, the systemd units, and cargo-deny where it is installed
 	@cargo fmt --check

@@ -115,7 +115,8 @@ impl Options {
 }
 
 fn table(agents: &[Agent]) -> Result<(), output::OutputError> {
-    let columns = ["NAME", "ROLE", "STATE", "GROUPS", "HEARD", "HTTP", "HOST", "PID", "VERSION", "ID"];
+    let columns =
+        ["NAME", "ROLE", "STATE", "GROUPS", "HEARD", "CONFIG", "HTTP", "HOST", "PID", "VERSION", "ID"];
     output::table(columns, agents.iter().map(row))
 }
 
@@ -142,13 +143,14 @@ fn find(agents: Vec<Agent>, wanted: &str) -> Result<Agent, Failure> {
     })
 }
 
-fn row(agent: &Agent) -> [String; 10] {
+fn row(agent: &Agent) -> [String; 11] {
     [
         agent.name.clone(),
         agent.role.clone(),
         agent.state.clone(),
         agent.groups.join(","),
         format!("{} ago", output::age(agent.silent_seconds)),
+        if agent.config_mismatch { "differs" } else { "" }.to_owned(),
         maybe(agent.http.clone()),
         agent.host.clone(),
         agent.pid.to_string(),
@@ -172,6 +174,9 @@ fn describe(agent: &Agent) -> String {
             format!("{} ({} ago)", output::time(agent.last_heartbeat_at), output::age(agent.silent_seconds)),
         ),
     ];
+    if agent.config_mismatch {
+        facts.push(("config", "differs from that of most of its role".to_owned()));
+    }
     for (name, value) in agent.health.as_object().into_iter().flatten() {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         facts.push((name, value));
@@ -200,6 +205,8 @@ mod tests {
             state: "active".into(),
             health: serde_json::Value::Null,
             silent_seconds: 0.0,
+            config_mismatch: false,
+            drain_ordered_at: None,
         }
     }
 

@@ -15,12 +15,14 @@ use axum::routing::{get, post};
 use axum::{Extension, Router};
 use serde::Serialize;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{ContentBuilder, Ref, ResponseBuilder};
 use utoipa::{Modify, OpenApi, ToSchema};
 
 use super::Site;
-use super::problem::Problem;
+use super::problem::{self, Problem};
 use super::server::Peer;
 use crate::pg::operations::Operator;
+pub(super) use agents::{AgentOrder, order as order_agent};
 pub(super) use groups::order;
 pub(super) use input::{Asked, Named};
 pub(super) use jobs::order as order_job;
@@ -52,7 +54,7 @@ impl<T: ToSchema> Page<T> {
         title = "outboxd",
         description = "Messages, what became of them, and what an operator decides. `/healthz`, `/readyz` and `/metrics` are beside it."
     ),
-    modifiers(&Token),
+    modifiers(&Token, &Common),
     components(schemas(Problem)),
     paths(
         messages::insert, messages::list, messages::show, agents::list,
@@ -73,6 +75,28 @@ impl Modify for Token {
         components.add_security_scheme("token", SecurityScheme::Http(bearer));
         let needed = utoipa::openapi::security::SecurityRequirement::new::<_, [&str; 0], &str>("token", []);
         document.security = Some(vec![utoipa::openapi::security::SecurityRequirement::default(), needed]);
+    }
+}
+
+/// What all of them have: problems for answers, and a name of their own.
+struct Common;
+
+impl Modify for Common {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let problem = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
+        let response = ResponseBuilder::new()
+            .description("What is wrong")
+            .content(problem::CONTENT_TYPE, problem)
+            .build();
+        for path in document.paths.paths.values_mut() {
+            for operation in [&mut path.get, &mut path.post].into_iter().flatten() {
+                let of = operation.tags.iter().flatten().next().cloned().unwrap_or_default();
+                operation.operation_id = operation.operation_id.take().map(|name| format!("{of}_{name}"));
+                for status in ["4XX", "5XX"] {
+                    operation.responses.responses.insert(status.to_owned(), response.clone().into());
+                }
+            }
+        }
     }
 }
 

@@ -1,19 +1,57 @@
 //! Decisions about many messages: carried out in steps by a task of its own, on record, until done or cancelled.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::Site;
 use super::problem::Problem;
+use crate::pg::connect::Connection;
 use crate::pg::operations::{self, Operation, Operator};
-use crate::pg::retry::{self, BATCH, Decision, Entry, Place};
+use crate::pg::retry::{self, BATCH, Decision, Entry, Filter, Place};
 
 /// What is done within this time is answered as done.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Messages that are looked up at a time, and more than that are not in memory.
+const PAGE: i64 = 1_000;
+
+/// Where the counting of a preview ends.
+const MOST_COUNTED: usize = 10_000;
+
+/// Which messages a decision is about.
+pub(super) enum Chosen {
+    /// Found by their ids.
+    These(Vec<Entry>),
+    AllThatFit(Filter),
+}
+
+impl Chosen {
+    /// As the record has it, for those chosen by ids.
+    pub(super) fn on_record(&self) -> Value {
+        match self {
+            Self::These(entries) => {
+                let ids: BTreeSet<_> = entries.iter().map(|entry| entry.id).collect();
+                json!({ "ids": ids })
+            }
+            Self::AllThatFit(filter) => json!(filter),
+        }
+    }
+
+    /// Which they are now, as far as anybody counts.
+    pub(super) async fn counted(&self, client: &Connection) -> Result<Vec<Entry>, Problem> {
+        match self {
+            Self::These(entries) => Ok(entries.clone()),
+            Self::AllThatFit(filter) => {
+                let limit = i64::try_from(MOST_COUNTED).ok();
+                Ok(retry::list(client, &Filter { limit, ..filter.clone() }).await?)
+            }
+        }
+    }
+}
 
 /// Those that are under way in this process, with what cancels each.
 #[derive(Default)]
@@ -36,19 +74,18 @@ impl Bulk {
 pub(super) async fn begin(
     site: &Arc<Site>,
     decision: Decision,
-    entries: Vec<Entry>,
-    selection: Value,
+    chosen: Chosen,
     by: Operator,
 ) -> Result<Operation, Problem> {
     let client = site.database.lend().await?;
-    let operation = operations::begin(&client, decision.command(), &selection, &by).await?;
+    let operation = operations::begin(&client, decision.command(), &chosen.on_record(), &by).await?;
     drop(client);
     let token = CancellationToken::new();
     site.bulk.running().insert(operation, token.clone());
     let task = {
         let site = Arc::clone(site);
         tokio::spawn(async move {
-            let result = match carry_out(&site, decision, operation, &entries, &token).await {
+            let result = match carry_out(&site, decision, operation, chosen, &token).await {
                 Ok(true) => "done".to_owned(),
                 Ok(false) => "interrupted".to_owned(),
                 Err(problem) => problem.detail().to_owned(),
@@ -70,16 +107,34 @@ async fn carry_out(
     site: &Site,
     decision: Decision,
     operation: i64,
-    entries: &[Entry],
+    chosen: Chosen,
     token: &CancellationToken,
 ) -> Result<bool, Problem> {
-    let places: Vec<Place> = entries.iter().map(|entry| entry.place.clone()).collect();
-    for places in places.chunks(BATCH) {
-        if token.is_cancelled() {
-            return Ok(false);
+    let (mut page, filter) = match chosen {
+        Chosen::These(entries) => (entries, None),
+        Chosen::AllThatFit(filter) => (next_page(site, &filter, None).await?, Some(filter)),
+    };
+    while !page.is_empty() {
+        // Before the last of this one is decided about: the next page begins behind it.
+        let next = match &filter {
+            Some(filter) => next_page(site, filter, page.last()).await?,
+            None => Vec::new(),
+        };
+        let places: Vec<Place> = page.into_iter().map(|entry| entry.place).collect();
+        for places in places.chunks(BATCH) {
+            if token.is_cancelled() {
+                return Ok(false);
+            }
+            let mut client = site.database.lend().await?;
+            retry::decide(&mut client, decision, operation, places).await?;
         }
-        let mut client = site.database.lend().await?;
-        retry::decide(&mut client, decision, operation, places).await?;
+        page = next;
     }
     Ok(true)
+}
+
+async fn next_page(site: &Site, filter: &Filter, last: Option<&Entry>) -> Result<Vec<Entry>, Problem> {
+    let client = site.database.lend().await?;
+    let after = last.map(|entry| entry.id);
+    Ok(retry::list(&client, &Filter { after, limit: Some(PAGE), ..filter.clone() }).await?)
 }

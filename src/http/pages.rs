@@ -12,13 +12,16 @@ mod overview;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
+use axum::extract::{DefaultBodyLimit, FromRequestParts};
+use axum::http::request::Parts;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use maud::{Markup, html};
+use serde::de::DeserializeOwned;
 
 use super::Site;
+use super::api::Asked;
 use super::problem::Problem;
 
 /// A page, or why there is none, as a page.
@@ -43,6 +46,17 @@ impl IntoResponse for Trouble {
     }
 }
 
+/// The query of a page; what is wrong with it is told by a page.
+struct AskedHere<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for AskedHere<T> {
+    type Rejection = Trouble;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Trouble> {
+        Ok(Asked::from_request_parts(parts, state).await.map(|Asked(asked)| Self(asked))?)
+    }
+}
+
 /// Bytes of a sign-in, the only body that is read of a stranger.
 const MOST_LOGIN: usize = 8 << 10;
 
@@ -56,6 +70,7 @@ pub(super) fn routes() -> Router<Arc<Site>> {
         .route("/operations/{id}", get(decide::show))
         .route("/operations/{id}/cancel", post(decide::cancel))
         .route("/agents", get(fleet::agents))
+        .route("/agents/{id}/{order}", post(fleet::order_agent))
         .route("/groups", get(fleet::groups))
         .route("/groups/{name}/{order}", post(fleet::order))
         .route("/jobs", get(jobs::list))

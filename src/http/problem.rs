@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use crate::pg::PgError;
 use crate::pg::connect::QueryError;
 
-const CONTENT_TYPE: &str = "application/problem+json";
+pub(super) const CONTENT_TYPE: &str = "application/problem+json";
 
 /// A problem as RFC 9457 has it.
 #[derive(Clone, Debug, Serialize, ToSchema)]

@@ -70,10 +70,17 @@ statements! {
         )
         select count(*) from gone";
 
+    /// Of a role, what most of the live ones have read in their files is the usual; as many each: who has run longer.
     LIST = "
-        select id, name, role, groups, host, pid, version, http, started_at, last_heartbeat_at, status, health,
-          extract(epoch from clock_timestamp() - last_heartbeat_at)::float8
-        from outboxd.agents order by role, name, started_at";
+        with usual as (
+          select distinct on (role) role, health->>'config' as config
+          from outboxd.agents where status in ('active', 'draining') and health ? 'config'
+          group by role, health->>'config' order by role, count(*) desc, min(started_at)
+        )
+        select id, name, a.role, groups, host, pid, version, http, started_at, last_heartbeat_at, status, health,
+          extract(epoch from clock_timestamp() - last_heartbeat_at)::float8,
+          coalesce(status in ('active', 'draining') and health->>'config' <> usual.config, false), drain_ordered_at
+        from outboxd.agents a left join usual on usual.role = a.role order by a.role, name, started_at";
 }
 
 /// An agent as it introduces itself.
@@ -108,6 +115,10 @@ pub struct Agent {
     pub state: String,
     pub health: Value,
     pub silent_seconds: f64,
+    /// Its file says something else for the whole cluster than those of most of its role.
+    pub config_mismatch: bool,
+    /// An operator has taken it out of service.
+    pub drain_ordered_at: Option<DateTime<Utc>>,
 }
 
 /// The connection that an agent beats by.
@@ -207,6 +218,8 @@ pub async fn list(client: &Connection) -> Result<Vec<Agent>, PgError> {
             state: row.get(10),
             health: row.get(11),
             silent_seconds: row.get(12),
+            config_mismatch: row.get(13),
+            drain_ordered_at: row.get(14),
         })
         .collect())
 }

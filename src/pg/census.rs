@@ -66,12 +66,14 @@ statements! {
 
     AGENTS = "select role, status, count(*) from outboxd.agents group by role, status";
 
-    /// Those that are not of the largest party.
+    /// Those that are not of the largest party of their role.
     MISMATCH = "
-        select coalesce(sum(agents) - max(agents), 0)::bigint from (
-          select count(*) as agents from outboxd.agents
-          where status in ('active', 'draining') and health ? 'config' group by health->>'config'
-        ) parties";
+        select coalesce(sum(agents - largest), 0)::bigint from (
+          select sum(agents) as agents, max(agents) as largest from (
+            select role, count(*) as agents from outboxd.agents
+            where status in ('active', 'draining') and health ? 'config' group by role, health->>'config'
+          ) parties group by role
+        ) roles";
 
     SILENCE = "
         select coalesce(extract(epoch from clock_timestamp() - min(last_heartbeat_at)), 0)::float8 from outboxd.agents

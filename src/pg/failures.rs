@@ -16,18 +16,32 @@ use crate::domain::payload::Payload;
 
 statements! {
     /// What waits behind another is not decided about.
+    /// Each group by the primary key, as far as is asked for. A page holds all groups of its last id: the next begins
+    /// behind that.
     LIST = "
-        select message_id, stage, consumer_group, topic, key, type, error, changed_at
-        from (
-          select *, case when f.state in ('dead', 'discarded') then f.state else 'failing' end as stage
-          from outboxd.failures f where f.state <> 'held'
-        ) f
-        where stage = any($1::text[]) and ($2::text is null or consumer_group = $2)
-          and ($3::text is null or topic = $3) and ($4::text is null or key = convert_to($4, 'UTF8'))
-          and ($5::text is null or type = $5) and ($6::text is null or strpos(lower(error), lower($6)) > 0)
-          and ($7::timestamptz is null or changed_at >= $7) and ($8::timestamptz is null or changed_at < $8)
-          and ($9::uuid is null or message_id > $9)
-        order by message_id, consumer_group limit $10";
+        with recursive known (name) as (
+          select min(consumer_group) from outboxd.failures
+          union all
+          select (select min(f.consumer_group) from outboxd.failures f where f.consumer_group > known.name)
+          from known where known.name is not null
+        ), page as (
+          select f.* from known
+          cross join lateral (
+            select message_id, stage, consumer_group, topic, key, type, error, changed_at
+            from (
+              select *, case when f.state in ('dead', 'discarded') then f.state else 'failing' end as stage
+              from outboxd.failures f where f.state <> 'held' and f.consumer_group = known.name
+            ) f
+            where stage = any($1::text[]) and ($2::text is null or known.name = $2)
+              and ($3::text is null or topic = $3) and ($4::text is null or key = convert_to($4, 'UTF8'))
+              and ($5::text is null or type = $5) and ($6::text is null or strpos(lower(error), lower($6)) > 0)
+              and ($7::timestamptz is null or changed_at >= $7) and ($8::timestamptz is null or changed_at < $8)
+              and message_id > $9
+            order by message_id limit $10
+          ) f
+          order by f.message_id fetch first ($10) rows with ties
+        )
+        select * from page order by message_id, consumer_group";
 
     FIND = "
         select message_id, stage, consumer_group, topic, key, type, error, changed_at
@@ -152,7 +166,7 @@ pub async fn list(client: &Connection, filter: &Filter) -> Result<Vec<Entry>, Pg
                 &filter.error,
                 &filter.since,
                 &filter.until,
-                &filter.after,
+                &filter.after.unwrap_or_default(),
                 &limit,
             ],
         )

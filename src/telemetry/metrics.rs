@@ -118,7 +118,7 @@ metrics! {
     gauge breaker_open(Group) "breaker_open" "1 while the group's breaker lets nothing start, or tries one message (one agent tells)";
     gauge build_info(Version) "build_info" "1, with the version of this agent";
     latency commit_to_ack(Lane) "commit_to_ack_seconds" "From a message's insert to Kafka's acknowledgement: of each run of acknowledgements its oldest message, by the clocks of the database and of the host";
-    gauge config_mismatch(Alone) "config_mismatch" "Live agents whose file differs from most others' in what concerns the whole cluster (one agent tells)";
+    gauge config_mismatch(Alone) "config_mismatch" "Live agents whose file differs from most others' of their role in what concerns the whole cluster (one agent tells)";
     gauge consumer_lag(Partition) "consumer_lag" "Messages of an assigned partition that are not finished";
     seconds consumer_last_progress(Group) "consumer_last_progress_timestamp_seconds" "When this agent last recorded something finished, 0 before the first time";
     counter db_errors(Alone) "db_errors" "Statements that failed and connections that could not be made";

@@ -226,6 +226,8 @@ async fn every_listing_in_json_has_its_fields_with_times_in_rfc_3339() {
         "state",
         "health",
         "silent_seconds",
+        "config_mismatch",
+        "drain_ordered_at",
     ];
     assert_eq!(fields(&agents[0]), agent_fields);
     assert_time(&agents[0]["last_heartbeat_at"]);

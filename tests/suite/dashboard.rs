@@ -132,6 +132,20 @@ async fn a_replay_is_clicked_through_and_a_script_is_only_text() {
         .await;
     assert_eq!((recorded.get::<_, String>(0), recorded.get::<_, i64>(1)), ("http".to_owned(), 4));
 
+    // Out of service, which asks twice, and back.
+    let producer = "select id::text, status from outboxd.agents where role = 'producer'";
+    let id: String = scene.database.query_one(producer, &[]).await.get(0);
+    for (press, becomes) in [("details button", "draining"), (".actions button", "active")] {
+        browser.open(&format!("{site}/agents")).await;
+        let unfold = format!("document.querySelector(\"article[id='{id}'] summary\")?.click()");
+        browser.evaluate(&unfold).await;
+        browser.follow(&format!("article[id='{id}'] {press}")).await;
+        eventually(becomes, PATIENCE, async || {
+            scene.database.query_one(producer, &[]).await.get::<_, String>(1) == becomes
+        })
+        .await;
+    }
+
     let sql = "select id::text from outboxd.message_states where state = 'parked'";
     let id: String = scene.database.query_one(sql, &[]).await.get(0);
     for path in [

@@ -3,10 +3,12 @@
 mod bad_input;
 mod fuzzing;
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::support::http::request;
-use crate::support::{Daemon, Database, Kafka, Outboxd, Postgres};
+use crate::support::{Daemon, Database, Kafka, Outboxd, Postgres, eventually};
 
 /// A producer that is ready, and its database.
 async fn producer(settings: &[&str]) -> (Database, &'static Kafka, Daemon) {
@@ -109,6 +111,55 @@ async fn a_decision_is_previewed_carried_out_and_on_record() {
     assert!(unknown.is_problem(404, "no message"));
     let cancelled = request(daemon.listen, &format!("POST /api/operations/{number}/cancel")).send().await;
     assert!(cancelled.is_problem(409, "not under way"), "{cancelled:?}");
+}
+
+#[tokio::test]
+async fn a_decision_about_many_comes_to_all_of_them_and_a_preview_to_no_more_than_it_shows() {
+    let (database, _kafka, daemon) = producer(&[]).await;
+    let dead = "insert into outboxd.failures (consumer_group, message_id, state, reason, topic, partition, \"offset\", header_names, header_values, error)
+        select 'group-' || g, ('00000000-0000-7000-8000-' || lpad(n::text, 12, '0'))::uuid, 'dead', 'attempts', 't', 0, n, '{}', '{}', 'no'
+        from generate_series(1, 2) g, generate_series(1, 5100) n";
+    database.execute(dead, &[]).await;
+    // A page never ends between the groups of one message.
+    let (mut seen, mut after) = (0, String::new());
+    for _ in 0..3 {
+        let page = request(daemon.listen, &format!("GET /api/retry?limit=1{after}")).send().await.json();
+        seen += page["items"].as_array().unwrap().len();
+        after = format!("&after={}", page["next"].as_str().unwrap());
+    }
+    assert_eq!(seen, 6);
+    let page = request(daemon.listen, "GET /failures/decide?decision=replay&error=no").send().await;
+    assert!(page.body.contains("Replay 10,000+ messages"), "{}", page.body);
+    let asked = json!({ "filter": { "error": "NO" }, "dry_run": true }).to_string();
+    let preview = request(daemon.listen, "POST /api/retry/run").json(&asked).send().await.json();
+    assert_eq!((&preview["messages"], preview["items"].as_array().unwrap().len()), (&json!(10_000), 20));
+
+    let asked = json!({ "filter": { "error": "NO" } }).to_string();
+    let operation = request(daemon.listen, "POST /api/retry/run").json(&asked).send().await.json();
+    let line = format!("GET /api/operations/{}", operation["id"]);
+    eventually("it is done", Duration::from_secs(60), async || {
+        request(daemon.listen, &line).send().await.json()["result"] == "done"
+    })
+    .await;
+    assert_eq!(request(daemon.listen, &line).send().await.json()["messages"], 10_200);
+    assert_eq!(database.count("select count(*) from outboxd.failures where state = 'dead'").await, 0);
+}
+
+#[tokio::test]
+async fn a_name_in_the_address_that_means_nothing_is_refused_and_not_passed_over() {
+    let (_database, _kafka, daemon) = producer(&[]).await;
+    for path in ["/failures?stat=dead", "/messages?topics=a", "/failures/decide?decision=replay&topics=a"] {
+        let page = request(daemon.listen, &format!("GET {path}")).send().await;
+        assert_eq!(page.status, 400, "{path}");
+        assert!(
+            page.header("content-type").unwrap().contains("text/html") && page.body.contains("unknown field"),
+            "{page:?}"
+        );
+    }
+    for path in ["/api/agents?limit=1", "/api/groups?name=a", "/api/jobs?after=1", "/api/messages?topics=a"] {
+        let answer = request(daemon.listen, &format!("GET {path}")).send().await;
+        assert!(answer.is_problem(400, "unknown field"), "{path}: {answer:?}");
+    }
 }
 
 #[tokio::test]

@@ -163,6 +163,7 @@ async fn all_agents(client: &Connection) -> Result<Vec<fleet::Agent>, PgError> {
             version: agent.version,
             state: agent.state,
             silent_seconds: agent.silent_seconds,
+            config_mismatch: agent.config_mismatch,
             health: agent.health,
         })
         .collect())

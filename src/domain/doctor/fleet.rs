@@ -22,6 +22,7 @@ pub struct Agent {
     pub version: String,
     pub state: String,
     pub silent_seconds: f64,
+    pub config_mismatch: bool,
     pub health: Value,
 }
 
@@ -71,6 +72,14 @@ pub fn agents(agents: &[Agent], inactive_after_seconds: f64) -> Vec<Finding> {
         found.push(Finding::new(
             format!("agents of several versions are at work: {}", versions.join(", ")),
             "finish the upgrade: restart the older ones (`outboxd agents list` names them)",
+        ));
+    }
+    let differing: Vec<&str> =
+        live.iter().filter(|agent| agent.config_mismatch).map(|agent| agent.name.as_str()).collect();
+    if !differing.is_empty() {
+        found.push(Finding::new(
+            format!("the files of some agents say other things than those of most of their role: {}", differing.join(", ")),
+            "compare [retention], [groups] and [jobs] of their files (`outboxd config dump` on each), and reload or restart those that are behind",
         ));
     }
     found
@@ -209,6 +218,7 @@ mod tests {
             version: "1".into(),
             state: state.into(),
             silent_seconds,
+            config_mismatch: false,
             health: json!({}),
         }
     }

@@ -7,11 +7,11 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{Finding, age};
 
-/// Connections of a producer: the relay's lanes, the keeper of its leases, the heartbeat, the jobs.
+/// Connections of a producer: the relay's lanes, the keeper of its leases, the heartbeat, the jobs, the census, HTTP.
 const PRODUCER_CONNECTIONS: i64 = 10;
 
-/// Connections of a consumer besides its groups' pools.
-const CONSUMER_CONNECTIONS: i64 = 3;
+/// Connections of a consumer besides its groups' pools: the heartbeat, the jobs, the census, orders, HTTP.
+const CONSUMER_CONNECTIONS: i64 = 5;
 
 /// A statement of the relay reads a whole window: a shorter limit would end it again and again.
 const SHORTEST_LIMIT: Duration = Duration::from_secs(60);

@@ -9,10 +9,9 @@ use axum::Extension;
 use uuid::Uuid;
 
 use super::groups::Done;
-use super::input::Named;
+use super::input::{Asked, Named, Nothing};
 use super::{Page, operator};
 use crate::http::Site;
-use crate::http::database::Lent;
 use crate::http::problem::Problem;
 use crate::http::server::Peer;
 use crate::pg::agents::{self, Agent};
@@ -21,12 +20,13 @@ use crate::pg::agents::{self, Agent};
 #[utoipa::path(
     get, path = "/api/agents",
     responses(
-        (status = 200, body = Page<Agent>),
-        (status = "4XX", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", body = Problem, content_type = "application/problem+json")
+        (status = 200, body = Page<Agent>)
     )
 )]
-pub(super) async fn list(State(site): State<Arc<Site>>) -> Result<Json<Page<Agent>>, Problem> {
+pub(super) async fn list(
+    State(site): State<Arc<Site>>,
+    _: Asked<Nothing>,
+) -> Result<Json<Page<Agent>>, Problem> {
     let client = site.database.lend().await?;
     Ok(Json(Page::all(agents::list(&client).await?)))
 }
@@ -35,9 +35,7 @@ pub(super) async fn list(State(site): State<Arc<Site>>) -> Result<Json<Page<Agen
 #[utoipa::path(
     post, path = "/api/agents/{id}/drain", params(("id" = Uuid, Path)),
     responses(
-        (status = 200, body = Done),
-        (status = "4XX", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", body = Problem, content_type = "application/problem+json")
+        (status = 200, body = Done)
     )
 )]
 pub(super) async fn drain(
@@ -45,17 +43,14 @@ pub(super) async fn drain(
     Named(id): Named<Uuid>,
     peer: Extension<Peer>,
 ) -> Result<Json<Done>, Problem> {
-    let client = known(&site, id).await?;
-    Ok(Json(Done { changed: agents::drain(&client, id, &operator(peer)).await? }))
+    Ok(Json(order(&site, AgentOrder::Drain, id, peer).await?))
 }
 
 /// Take it back into service
 #[utoipa::path(
     post, path = "/api/agents/{id}/resume", params(("id" = Uuid, Path)),
     responses(
-        (status = 200, body = Done),
-        (status = "4XX", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", body = Problem, content_type = "application/problem+json")
+        (status = 200, body = Done)
     )
 )]
 pub(super) async fn resume(
@@ -63,15 +58,30 @@ pub(super) async fn resume(
     Named(id): Named<Uuid>,
     peer: Extension<Peer>,
 ) -> Result<Json<Done>, Problem> {
-    let client = known(&site, id).await?;
-    Ok(Json(Done { changed: agents::resume(&client, id, &operator(peer)).await? }))
+    Ok(Json(order(&site, AgentOrder::Resume, id, peer).await?))
 }
 
-/// A connection, if there is such an agent.
-async fn known(site: &Site, id: Uuid) -> Result<Lent<'_>, Problem> {
+#[derive(Clone, Copy)]
+pub(in crate::http) enum AgentOrder {
+    Drain,
+    Resume,
+}
+
+/// If there is such an agent.
+pub(in crate::http) async fn order(
+    site: &Site,
+    order: AgentOrder,
+    id: Uuid,
+    peer: Extension<Peer>,
+) -> Result<Done, Problem> {
     let client = site.database.lend().await?;
-    if agents::list(&client).await?.iter().any(|agent| agent.id == id) {
-        return Ok(client);
+    if !agents::list(&client).await?.iter().any(|agent| agent.id == id) {
+        return Err(Problem::not_found(format!("no agent {id} is known here")));
     }
-    Err(Problem::not_found(format!("no agent {id} is known here")))
+    let by = operator(peer);
+    let changed = match order {
+        AgentOrder::Drain => agents::drain(&client, id, &by).await?,
+        AgentOrder::Resume => agents::resume(&client, id, &by).await?,
+    };
+    Ok(Done { changed })
 }

@@ -8,7 +8,7 @@ use axum::{Extension, http::StatusCode};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::input::Named;
+use super::input::{Asked, Named, Nothing};
 use super::{Page, operator};
 use crate::http::Site;
 use crate::http::problem::Problem;
@@ -19,7 +19,7 @@ use crate::pg::groups::{self, Group, Shown};
 
 /// What has become of an order.
 #[derive(Serialize, ToSchema)]
-pub(super) struct Done {
+pub(in crate::http) struct Done {
     /// False: it was so already.
     pub(super) changed: bool,
 }
@@ -28,12 +28,13 @@ pub(super) struct Done {
 #[utoipa::path(
     get, path = "/api/groups",
     responses(
-        (status = 200, body = Page<Group>),
-        (status = "4XX", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", body = Problem, content_type = "application/problem+json")
+        (status = 200, body = Page<Group>)
     )
 )]
-pub(super) async fn list(State(site): State<Arc<Site>>) -> Result<Json<Page<Group>>, Problem> {
+pub(super) async fn list(
+    State(site): State<Arc<Site>>,
+    _: Asked<Nothing>,
+) -> Result<Json<Page<Group>>, Problem> {
     let client = site.database.lend().await?;
     Ok(Json(Page::all(groups::list(&client, site.inactive_after).await?)))
 }
@@ -42,9 +43,7 @@ pub(super) async fn list(State(site): State<Arc<Site>>) -> Result<Json<Page<Grou
 #[utoipa::path(
     get, path = "/api/groups/{name}", params(("name" = String, Path)),
     responses(
-        (status = 200, body = Shown),
-        (status = "4XX", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", body = Problem, content_type = "application/problem+json")
+        (status = 200, body = Shown)
     )
 )]
 pub(super) async fn show(
@@ -83,9 +82,7 @@ pub(in crate::http) async fn order(
 #[utoipa::path(
     post, path = "/api/groups/{name}/pause", params(("name" = String, Path)),
     responses(
-        (status = 200, body = Done),
-        (status = "4XX", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", body = Problem, content_type = "application/problem+json")
+        (status = 200, body = Done)
     )
 )]
 pub(super) async fn pause(
@@ -100,9 +97,7 @@ pub(super) async fn pause(
 #[utoipa::path(
     post, path = "/api/groups/{name}/resume", params(("name" = String, Path)),
     responses(
-        (status = 200, body = Done),
-        (status = "4XX", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", body = Problem, content_type = "application/problem+json")
+        (status = 200, body = Done)
     )
 )]
 pub(super) async fn resume(
@@ -117,9 +112,7 @@ pub(super) async fn resume(
 #[utoipa::path(
     post, path = "/api/groups/{name}/forget", params(("name" = String, Path)),
     responses(
-        (status = 200, body = Done),
-        (status = "4XX", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", body = Problem, content_type = "application/problem+json")
+        (status = 200, body = Done)
     )
 )]
 pub(super) async fn forget(

@@ -5,6 +5,7 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use bytes::Bytes;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::http::problem::Problem;
@@ -24,6 +25,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
         Query::from_request_parts(parts, state).await.map(|Query(asked)| Self(asked)).map_err(wrong)
     }
 }
+
+/// A query of nothing.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Nothing {}
 
 /// What the path names.
 pub(in crate::http) struct Named<T>(pub(in crate::http) T);

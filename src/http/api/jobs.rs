@@ -9,7 +9,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::groups::Done;
-use super::input::{Asked, Named, limit};
+use super::input::{Asked, Named, Nothing, limit};
 use super::{Page, operator};
 use crate::http::Site;
 use crate::http::problem::Problem;
@@ -21,12 +21,13 @@ use crate::pg::jobs::orders::{JobOrder, OrderError};
 #[utoipa::path(
     get, path = "/api/jobs",
     responses(
-        (status = 200, body = Page<Job>),
-        (status = "4XX", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", body = Problem, content_type = "application/problem+json")
+        (status = 200, body = Page<Job>)
     )
 )]
-pub(super) async fn list(State(site): State<Arc<Site>>) -> Result<Json<Page<Job>>, Problem> {
+pub(super) async fn list(
+    State(site): State<Arc<Site>>,
+    _: Asked<Nothing>,
+) -> Result<Json<Page<Job>>, Problem> {
     let client = site.database.lend().await?;
     Ok(Json(Page::all(history::list(&**client, None).await?)))
 }
@@ -46,9 +47,7 @@ pub(super) struct Older {
 #[utoipa::path(
     get, path = "/api/jobs/{name}/runs", params(("name" = String, Path), Older),
     responses(
-        (status = 200, body = Page<Run>),
-        (status = "4XX", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", body = Problem, content_type = "application/problem+json")
+        (status = 200, body = Page<Run>)
     )
 )]
 pub(super) async fn runs(
@@ -94,9 +93,7 @@ pub(in crate::http) async fn order(
 #[utoipa::path(
     post, path = "/api/jobs/{name}/run", params(("name" = String, Path)),
     responses(
-        (status = 200, body = Done),
-        (status = "4XX", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", body = Problem, content_type = "application/problem+json")
+        (status = 200, body = Done)
     )
 )]
 pub(super) async fn run(
@@ -111,9 +108,7 @@ pub(super) async fn run(
 #[utoipa::path(
     post, path = "/api/jobs/{name}/pause", params(("name" = String, Path)),
     responses(
-        (status = 200, body = Done),
-        (status = "4XX", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", body = Problem, content_type = "application/problem+json")
+        (status = 200, body = Done)
     )
 )]
 pub(super) async fn pause(
@@ -128,9 +123,7 @@ pub(super) async fn pause(
 #[utoipa::path(
     post, path = "/api/jobs/{name}/resume", params(("name" = String, Path)),
     responses(
-        (status = 200, body = Done),
-        (status = "4XX", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", body = Problem, content_type = "application/problem+json")
+        (status = 200, body = Done)
     )
 )]
 pub(super) async fn resume(

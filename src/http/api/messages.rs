@@ -122,9 +122,7 @@ pub(super) struct Inserted {
 #[utoipa::path(
     post, path = "/api/messages", request_body = MessagesToInsert,
     responses(
-        (status = 202, body = Inserted, description = "Committed; the relay publishes them"),
-        (status = "4XX", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", body = Problem, content_type = "application/problem+json")
+        (status = 202, body = Inserted, description = "Committed; the relay publishes them")
     )
 )]
 pub(super) async fn insert(
@@ -201,9 +199,7 @@ pub(super) struct Filter {
 #[utoipa::path(
     get, path = "/api/messages", params(Filter),
     responses(
-        (status = 200, body = Page<MessageState>),
-        (status = "4XX", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", body = Problem, content_type = "application/problem+json")
+        (status = 200, body = Page<MessageState>)
     )
 )]
 pub(super) async fn list(
@@ -226,9 +222,7 @@ pub(super) async fn list(
 #[utoipa::path(
     get, path = "/api/messages/{id}", params(("id" = Uuid, Path, description = "Its own id, or the derived one")),
     responses(
-        (status = 200, body = MessageStory),
-        (status = "4XX", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", body = Problem, content_type = "application/problem+json")
+        (status = 200, body = MessageStory)
     )
 )]
 pub(super) async fn show(

@@ -18,9 +18,7 @@ fn unknown() -> Problem {
 #[utoipa::path(
     get, path = "/api/operations/{id}", params(("id" = i64, Path)),
     responses(
-        (status = 200, body = Operation),
-        (status = "4XX", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", body = Problem, content_type = "application/problem+json")
+        (status = 200, body = Operation)
     )
 )]
 pub(super) async fn show(
@@ -35,9 +33,7 @@ pub(super) async fn show(
 #[utoipa::path(
     post, path = "/api/operations/{id}/cancel", params(("id" = i64, Path)),
     responses(
-        (status = 202, body = Operation, description = "It ends soon"),
-        (status = "4XX", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", body = Problem, content_type = "application/problem+json")
+        (status = 202, body = Operation, description = "It ends soon")
     )
 )]
 pub(super) async fn cancel(

@@ -14,9 +14,10 @@ use uuid::Uuid;
 
 use super::input::{Asked, Body, Named, limit};
 use super::{Page, operator};
+use crate::http::Site;
+use crate::http::bulk::{self, Chosen};
 use crate::http::problem::Problem;
 use crate::http::server::Peer;
-use crate::http::{Site, bulk};
 use crate::pg::connect::Connection;
 use crate::pg::operations::Operation;
 use crate::pg::retry::{self, Decision, Entry, STATES, WAITING};
@@ -163,8 +164,9 @@ pub(in crate::http) struct Selection {
 /// Which they would be.
 #[derive(Serialize, ToSchema)]
 pub(in crate::http) struct Preview {
+    /// Counted up to 10,000
     pub(in crate::http) messages: usize,
-    /// The first of them.
+    /// The first of them
     pub(in crate::http) items: Vec<Entry>,
 }
 
@@ -172,9 +174,7 @@ pub(in crate::http) struct Preview {
 #[utoipa::path(
     get, path = "/api/retry", params(ListQuery),
     responses(
-        (status = 200, body = Page<Entry>),
-        (status = "4XX", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", body = Problem, content_type = "application/problem+json")
+        (status = 200, body = Page<Entry>)
     )
 )]
 pub(super) async fn list(
@@ -193,9 +193,7 @@ pub(super) async fn list(
 #[utoipa::path(
     get, path = "/api/retry/{id}", params(("id" = Uuid, Path)),
     responses(
-        (status = 200, body = Page<Object>),
-        (status = "4XX", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", body = Problem, content_type = "application/problem+json")
+        (status = 200, body = Page<Object>)
     )
 )]
 pub(super) async fn show(
@@ -219,9 +217,7 @@ pub(super) async fn show(
     post, path = "/api/retry/run", request_body = SelectionSchema,
     responses(
         (status = 200, body = Preview, description = "Which they would be (`dry_run`)"),
-        (status = 202, body = Operation, description = "It is under way, or done"),
-        (status = "4XX", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", body = Problem, content_type = "application/problem+json")
+        (status = 202, body = Operation, description = "It is under way, or done")
     )
 )]
 pub(super) async fn run(
@@ -237,9 +233,7 @@ pub(super) async fn run(
     post, path = "/api/retry/discard", request_body = SelectionSchema,
     responses(
         (status = 200, body = Preview, description = "Which they would be (`dry_run`)"),
-        (status = 202, body = Operation, description = "It is under way, or done"),
-        (status = "4XX", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", body = Problem, content_type = "application/problem+json")
+        (status = 202, body = Operation, description = "It is under way, or done")
     )
 )]
 pub(super) async fn discard(
@@ -257,12 +251,12 @@ async fn decide(
     selection: &Selection,
 ) -> Result<Response, Problem> {
     let client = site.database.lend().await?;
-    let (entries, on_record) = select(&client, decision, selection).await?;
-    drop(client);
+    let chosen = select(&client, decision, selection).await?;
     if selection.dry_run {
-        return Ok(Json(preview(entries)).into_response());
+        return Ok(Json(preview(chosen.counted(&client).await?)).into_response());
     }
-    let operation = bulk::begin(site, decision, entries, on_record, operator(peer)).await?;
+    drop(client);
+    let operation = bulk::begin(site, decision, chosen, operator(peer)).await?;
     Ok((StatusCode::ACCEPTED, Json(operation)).into_response())
 }
 
@@ -272,12 +266,11 @@ pub(in crate::http) fn preview(mut entries: Vec<Entry>) -> Preview {
     Preview { messages, items: entries }
 }
 
-/// Which they are now, and how the record names them.
 pub(in crate::http) async fn select(
     client: &Connection,
     decision: Decision,
     selection: &Selection,
-) -> Result<(Vec<Entry>, Value), Problem> {
+) -> Result<Chosen, Problem> {
     let Selection { ids, filter, all, .. } = selection;
     let Some(ids) = ids else {
         let given = filter.clone().unwrap_or_default();
@@ -285,7 +278,7 @@ pub(in crate::http) async fn select(
         if !filter.is_narrow() && !all {
             return Err(Problem::conflict("that means all of them, which takes `all`"));
         }
-        return Ok((retry::list(client, &filter).await?, json!(filter)));
+        return Ok(Chosen::AllThatFit(filter));
     };
     if filter.is_some() || *all || ids.is_empty() || ids.len() > MOST_IDS {
         return Err(Problem::bad(format!("either 1 to {MOST_IDS} `ids`, or `filter`, or `all`")));
@@ -298,5 +291,5 @@ pub(in crate::http) async fn select(
         }
         entries.extend(found);
     }
-    Ok((entries, json!({ "ids": ids })))
+    Ok(Chosen::These(entries))
 }

@@ -6,17 +6,17 @@ use axum::Extension;
 use axum::extract::{Form, State};
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::html;
-use serde_json::{Value, json};
 
 use super::failures::{Filter, rows};
-use super::{Page, Trouble, layout};
-use crate::http::api::{Asked, Named, operator};
+use super::{AskedHere, Page, Trouble, layout};
+use crate::http::Site;
+use crate::http::api::{Named, operator};
+use crate::http::bulk::{self, Chosen};
 use crate::http::problem::Problem;
 use crate::http::server::Peer;
-use crate::http::{Site, bulk};
 use crate::pg::connect::Connection;
 use crate::pg::operations;
-use crate::pg::retry::{self, Decision, Entry};
+use crate::pg::retry::{self, Decision};
 
 /// A preview shows no more than these.
 const PREVIEW: usize = 20;
@@ -30,29 +30,27 @@ impl Filter {
         }
     }
 
-    /// Which they are now, and how the record names them.
-    async fn select(&self, client: &Connection) -> Result<(Vec<Entry>, Value), Problem> {
-        if let Some(id) = self.id {
-            let entries = retry::find(client, self.decision()?.states(), id).await?;
-            return Ok((entries, json!({ "ids": [id] })));
-        }
-        let filter = self.read(None);
-        Ok((retry::list(client, &filter).await?, json!(filter)))
+    async fn select(&self, client: &Connection) -> Result<Chosen, Problem> {
+        Ok(match self.id {
+            Some(id) => Chosen::These(retry::find(client, self.decision()?.states(), id).await?),
+            None => Chosen::AllThatFit(self.read(None)),
+        })
     }
 }
 
-pub(super) async fn preview(State(site): State<Arc<Site>>, Asked(filter): Asked<Filter>) -> Page {
+pub(super) async fn preview(State(site): State<Arc<Site>>, AskedHere(filter): AskedHere<Filter>) -> Page {
     let decision = filter.decision()?;
     let client = site.database.lend().await?;
-    let (entries, _) = filter.select(&client).await?;
+    let entries = filter.select(&client).await?.counted(&client).await?;
     drop(client);
     let (title, verb) = match decision {
         Decision::Replay => ("Replay", "Send again"),
         Decision::Discard => ("Discard", "Discard for good"),
     };
     let count = entries.len();
+    let many = layout::count(i64::try_from(count).unwrap_or(i64::MAX));
     let body = html! {
-        h1 { (title) " " (count) @if count == 1 { " message" } @else { " messages" } }
+        h1 { (title) " " (many) @if count == 1 { " message" } @else { " messages" } }
         @if entries.is_empty() { p.none { "No message fits: nothing to do." } } @else {
             @if !filter.read(None).is_narrow() && filter.id.is_none() {
                 p.notice role="status" { "Nothing narrows them down: these are all there are." }
@@ -67,7 +65,7 @@ pub(super) async fn preview(State(site): State<Arc<Site>>, Asked(filter): Asked<
                 }
             }
             section { (rows(&entries[..count.min(PREVIEW)])) }
-            @if count > PREVIEW { p { "… and " (count - PREVIEW) " more." } }
+            @if count > PREVIEW { p { "These are the first " (PREVIEW) " of them." } }
         }
     };
     Ok(layout::page(&site, "/failures", title, false, &body))
@@ -80,9 +78,9 @@ pub(super) async fn carry_out(
 ) -> Result<Response, Trouble> {
     let decision = filter.decision()?;
     let client = site.database.lend().await?;
-    let (entries, on_record) = filter.select(&client).await?;
+    let chosen = filter.select(&client).await?;
     drop(client);
-    let operation = bulk::begin(&site, decision, entries, on_record, operator(peer)).await?;
+    let operation = bulk::begin(&site, decision, chosen, operator(peer)).await?;
     Ok(Redirect::to(&format!("/operations/{}", operation.id)).into_response())
 }
 

@@ -8,15 +8,15 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::messages::given;
-use super::{Page, layout};
+use super::{AskedHere, Page, layout};
 use crate::http::Site;
-use crate::http::api::Asked;
 use crate::pg::retry::{self, Entry, STATES, WAITING};
 
 const PAGE: i64 = 50;
 
 /// What narrows them down, of a form.
 #[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Filter {
     pub(super) group: Option<String>,
     pub(super) topic: Option<String>,
@@ -71,7 +71,7 @@ impl Filter {
     }
 }
 
-pub(super) async fn list(State(site): State<Arc<Site>>, Asked(filter): Asked<Filter>) -> Page {
+pub(super) async fn list(State(site): State<Arc<Site>>, AskedHere(filter): AskedHere<Filter>) -> Page {
     let client = site.database.lend().await?;
     let entries = retry::list(&client, &filter.read(Some(PAGE))).await?;
     drop(client);

@@ -7,10 +7,11 @@ use axum::extract::State;
 use axum::response::Redirect;
 use maud::{Markup, html};
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::{Page, Trouble, layout, overview};
 use crate::http::Site;
-use crate::http::api::{Named, order as carry_out};
+use crate::http::api::{AgentOrder, Named, order as carry_out, order_agent as order_agent_of};
 use crate::http::problem::Problem;
 use crate::http::server::Peer;
 use crate::pg::agents::{self, Agent};
@@ -24,12 +25,12 @@ pub(super) async fn agents(State(site): State<Arc<Site>>) -> Page {
     let body = html! {
         h1 { "Agents" }
         @if agents.is_empty() { p.none { "No agent has ever joined." } }
-        @for agent in &agents { (agent_of(agent)) }
+        @for agent in &agents { (agent_of(&site, agent)) }
     };
     Ok(layout::page(&site, "/agents", "Agents", true, &body))
 }
 
-fn agent_of(agent: &Agent) -> Markup {
+fn agent_of(site: &Site, agent: &Agent) -> Markup {
     let facts: Vec<(&String, String)> = match &agent.health {
         Value::Object(health) => {
             let simple = health.iter().filter(|(_, value)| !value.is_object() && !value.is_null());
@@ -41,12 +42,43 @@ fn agent_of(agent: &Agent) -> Markup {
     };
     html! {
         article id=(agent.id) class=[(!overview::is_live(agent)).then_some("gone")] {
-            h2 { (agent.name) " " (layout::state(&agent.state)) }
+            h2 { (agent.name) " " (layout::state(&agent.state)) @if agent.config_mismatch { " " span.state.differs title="Its file says other things than those of most of its role" { "config differs" } } }
             p { (agent.role) @if !agent.groups.is_empty() { " of " (agent.groups.join(", ")) } ", process " (agent.pid) " on " (agent.host) ", version " (agent.version)
                 ", heard " (layout::ago(agent.last_heartbeat_at)) ", started " (layout::ago(agent.started_at)) }
             dl.facts { @for (name, value) in facts { dt { (name.replace('_', " ")) } dd { (value) } } }
+            @if overview::is_live(agent) && !site.settings.read_only { (orders_to(agent)) }
         }
     }
+}
+
+/// Taking one out of service asks twice.
+fn orders_to(agent: &Agent) -> Markup {
+    let form = |order: &str, label: &str| {
+        html! { form method="post" action={ "/agents/" (agent.id) "/" (order) } { button { (label) " " (agent.name) } } }
+    };
+    html! {
+        @if let Some(at) = agent.drain_ordered_at { p { "An operator has taken it out of service, " (layout::ago(at)) "." } div.actions { (form("resume", "Resume")) } } @else {
+            details {
+                summary aria-label={ "Drain " (agent.name) "…" } { "Drain…" }
+                p { "It finishes what runs and takes nothing new on, until it is resumed; others take its work over." }
+                (form("drain", "Drain"))
+            }
+        }
+    }
+}
+
+pub(super) async fn order_agent(
+    State(site): State<Arc<Site>>,
+    Named((id, wanted)): Named<(Uuid, String)>,
+    peer: Extension<Peer>,
+) -> Result<Redirect, Trouble> {
+    let wanted = match wanted.as_str() {
+        "drain" => AgentOrder::Drain,
+        "resume" => AgentOrder::Resume,
+        _ => return Err(Problem::not_found("an agent can be drained and resumed here").into()),
+    };
+    order_agent_of(&site, wanted, id, peer).await?;
+    Ok(Redirect::to("/agents"))
 }
 
 pub(super) async fn groups(State(site): State<Arc<Site>>) -> Page {

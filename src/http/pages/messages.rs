@@ -7,10 +7,10 @@ use maud::{Markup, html};
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::{Page, layout};
+use super::{AskedHere, Page, layout};
 use crate::domain::payload::Payload;
 use crate::http::Site;
-use crate::http::api::{Asked, Named};
+use crate::http::api::Named;
 use crate::http::problem::Problem;
 use crate::pg::inspect::{self, MessageFilter, MessageState, MessageStory};
 
@@ -18,6 +18,7 @@ const PAGE: i64 = 50;
 const STATES: [&str; 7] = ["pending", "scheduled", "published", "parked", "held", "discarded", "replayed"];
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Filter {
     topic: Option<String>,
     key: Option<String>,
@@ -30,7 +31,7 @@ pub(super) fn given(field: Option<String>) -> Option<String> {
     field.filter(|text| !text.is_empty())
 }
 
-pub(super) async fn list(State(site): State<Arc<Site>>, Asked(filter): Asked<Filter>) -> Page {
+pub(super) async fn list(State(site): State<Arc<Site>>, AskedHere(filter): AskedHere<Filter>) -> Page {
     let (topic, key, state) = (given(filter.topic), given(filter.key), given(filter.state));
     let filter = MessageFilter {
         topic: topic.clone(),
@@ -84,6 +85,7 @@ fn rows(messages: &[MessageState]) -> Markup {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Look {
     /// Asked for: a payload is nothing to be seen by accident.
     payload: Option<String>,
@@ -92,7 +94,7 @@ pub(super) struct Look {
 pub(super) async fn show(
     State(site): State<Arc<Site>>,
     Named(id): Named<Uuid>,
-    Asked(look): Asked<Look>,
+    AskedHere(look): AskedHere<Look>,
 ) -> Page {
     let client = site.database.lend().await?;
     let story = inspect::message(&client, id).await?;

@@ -1,5 +1,6 @@
 //! The document that describes the API, held against the API by a fuzzer.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
@@ -38,6 +39,10 @@ async fn every_path_of_the_document_is_there_and_none_besides() {
     let document = request(daemon.listen, "GET /api/openapi.json").send().await.json();
     let paths = document["paths"].as_object().unwrap();
     assert!(paths.len() > 10);
+    let operations = || paths.values().flat_map(|methods| methods.as_object().unwrap().values());
+    let ids: BTreeSet<&str> =
+        operations().map(|operation| operation["operationId"].as_str().unwrap()).collect();
+    assert_eq!(ids.len(), operations().count(), "generated clients name functions after these: {ids:?}");
     for (path, methods) in paths {
         let path = path.replace("{id}", "1").replace("{name}", "none");
         for method in methods.as_object().unwrap().keys() {
