@@ -92,7 +92,7 @@ soak: setup kafka ## Break things in random order for SOAK_SECONDS (600), by SOA
 	@SOAK_SECONDS=$${SOAK_SECONDS:-600} cargo test --locked --features failpoints --test suite soak -- --nocapture
 
 .PHONY: bench
-bench: kafka ## Measure relay, latency, inserts, idling and consuming, and write the table of docs/performance.md
+bench: kafka ## Measure relay, latency, inserts, idling, takeover and consuming, and write the table of docs/performance.md
 	@cargo bench --locked --bench services -- report
 
 .PHONY: bench-peers

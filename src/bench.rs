@@ -21,6 +21,7 @@ pub mod relay;
 mod scenario;
 pub mod sink;
 pub mod statistics;
+pub mod takeover;
 pub mod usage;
 mod workbench;
 
@@ -34,4 +35,5 @@ pub use progress::Progress;
 pub use relay::{RelayOptions, RelayReport};
 pub use scenario::Scenario;
 pub use statistics::Spread;
+pub use takeover::{TakeoverOptions, TakeoverReport};
 pub use workbench::{Workbench, on_a_workbench};

@@ -18,6 +18,7 @@ pub fn write(services: &Services) -> bool {
     let latency = services.measure(&["latency"]);
     let insert = services.measure(&["insert"]);
     let idle = services.measure(&["idle"]);
+    let takeover = services.measure(&["takeover"]);
     let consume = services.measure(&["consume"]);
     let mut text = String::new();
     table(&mut text, ["relay", "messages a second", "beside it", "ratio", "budget"], relay_rows(&relay));
@@ -26,8 +27,14 @@ pub fn write(services: &Services) -> bool {
         ["of the relay", "per million messages", "beside it", "ratio", "budget"],
         cost_rows(&relay),
     );
-    let others =
-        [latency_rows(&latency), insert_rows(&insert), idle_rows(&idle), consume_rows(&consume)].concat();
+    let others = [
+        latency_rows(&latency),
+        insert_rows(&insert),
+        idle_rows(&idle),
+        takeover_rows(&takeover),
+        consume_rows(&consume),
+    ]
+    .concat();
     table(&mut text, ["", "measured", "beside it", "ratio", "budget"], others);
     let server = |setting| relay["postgres"][setting].as_str().unwrap().to_owned();
     let _ = writeln!(
@@ -186,6 +193,19 @@ fn idle_rows(idle: &Value) -> Vec<Row> {
         None,
         "< 2 %, < 64 MB",
     )]
+}
+
+/// The longest wait of any message, in the worst round.
+fn takeover_rows(takeover: &Value) -> Vec<Row> {
+    let worst = |path: &str| {
+        let waits = takeover[path].as_array().unwrap().iter().filter_map(Value::as_f64);
+        format!("{:.0} ms", waits.fold(0.0, f64::max))
+    };
+    let lease = format!("a lease of {} s", number(takeover, "/lease_seconds"));
+    vec![
+        row("hand-over, longest wait of a message", worst("hand_over_ms"), String::new(), None, "< 100 ms"),
+        row("takeover after a kill, the same", worst("takeover_ms"), lease, None, "< lease + 1 s"),
+    ]
 }
 
 fn consume_rows(consume: &Value) -> Vec<Row> {

@@ -77,6 +77,16 @@ impl Child {
         Ok(())
     }
 
+    /// Ends it as a crash would.
+    pub async fn kill(mut self) -> anyhow::Result<()> {
+        self.check()?;
+        Ok(self.process.kill().await?)
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw_pid()
+    }
+
     fn last_words(&self) -> String {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();

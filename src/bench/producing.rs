@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Producing(Child);
 
 impl Producing {
-    /// Returns when it owns every lane.
+    /// Returns when every lane has an owner.
     pub async fn start(outbox: &Outbox) -> anyhow::Result<Self> {
         let client = outbox.connect().await?;
         let mut child = Child::start(&["producer"], &outbox.file, &outbox.log)?;
@@ -41,6 +41,14 @@ impl Producing {
 
     pub fn usage(&self) -> Option<Usage> {
         self.0.usage()
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.0.pid()
+    }
+
+    pub async fn kill(self) -> anyhow::Result<()> {
+        self.0.kill().await
     }
 
     pub async fn stop(self) -> anyhow::Result<()> {

@@ -5,6 +5,7 @@ mod idle;
 mod insert;
 mod latency;
 mod relay;
+mod takeover;
 
 use std::time::Duration;
 
@@ -35,6 +36,7 @@ enum Command {
     Insert(insert::Options),
     Idle(idle::Options),
     Consume(consume::Options),
+    Takeover(takeover::Options),
     /// Sends what an outbox holds without any bookkeeping, and stays
     #[command(hide = true, after_help = "Example:\n  outboxd bench bound --topic measured")]
     Bound {
@@ -51,6 +53,7 @@ impl Options {
             Command::Insert(options) => options.run(global).await,
             Command::Idle(options) => options.run(global).await,
             Command::Consume(options) => options.run(global).await,
+            Command::Takeover(options) => options.run(global).await,
             Command::Bound { topic } => {
                 bench::bound::run(&global.load()?.config, topic).await?;
                 Ok(Exit::Done)

@@ -32,6 +32,12 @@ statements! {
 
     LANES_OWNED = "select count(*) from outboxd.lanes where owner is not null";
 
+    /// The process that owns a lane; an agent that was killed may have had the same name.
+    LANE_OWNERS = "
+        select distinct on (l.priority) l.priority, a.pid
+        from outboxd.lanes l join outboxd.agents a on a.name = l.agent
+        where l.owner is not null order by l.priority, a.last_heartbeat_at desc";
+
     /// Sessions that wait for a lock of another. Growing a file is Postgres's own affair.
     WAITING = "
         select count(*) from pg_locks
@@ -153,6 +159,11 @@ pub async fn prepare_insert(client: &Client, table: Table) -> Result<Statement, 
 /// How many lanes have an owner.
 pub async fn lanes_owned(client: &Client) -> Result<i64, PgError> {
     Ok(client.query_one(LANES_OWNED, &[]).await?.get(0))
+}
+
+/// The owned lanes, by priority, with the process that owns them.
+pub async fn lane_owners(client: &Client) -> Result<Vec<(i16, i32)>, PgError> {
+    Ok(client.query(LANE_OWNERS, &[]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// How many sessions of this database wait for a lock.
