@@ -193,10 +193,10 @@ impl Lane {
         if self.window_is_open() && !self.is_read {
             self.publish_batch(work).await?;
         } else {
-            // The look is under way while the broker answers.
-            let asking = work.outlook.ask(self.owned.owner, self.window_is_open() && !self.has_looked);
             // A window that is read to its end is waited for, so that it can be closed and the next one opened.
             self.settle(work, self.sender.next_ticket()).await?;
+            // Not before: what is committed while the broker answers would have to wait for the look after.
+            let asking = work.outlook.ask(self.owned.owner, self.window_is_open() && !self.has_looked);
             let poll = tokio::select! {
                 poll = asking.answer() => poll,
                 () = self.sender.broken() => return Err(Stop::Broken),
