@@ -35,7 +35,7 @@ const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
 const TURN_AT_LEAST: Duration = Duration::from_secs(1);
 
 /// Records under way at the most, over all lanes.
-const MOST_IN_FLIGHT: u64 = 70_000;
+const MOST_IN_FLIGHT: u64 = 56_000;
 
 /// The part of it that a lane may have: higher ones more, lower ones never none. As the broker takes what is under way
 /// in the order of its coming, these are the lanes' shares of it too.
