@@ -42,7 +42,7 @@ fn number(report: &Value, path: &str) -> f64 {
 async fn a_benchmark_says_what_it_measured_and_leaves_nothing_behind() {
     let (postgres, kafka) = (Postgres::shared().await, Kafka::shared().await);
     let database = postgres.database().await;
-    let outboxd = Outboxd::new(&database, kafka).owner();
+    let outboxd = Outboxd::new(&database, kafka).owner().set("producer.lease = \"1s\"");
     let run = async |arguments: &[&str]| -> Value {
         let output = outboxd.run(&[&["bench"], arguments, &["--json"]].concat()).await;
         assert_eq!(output.code, 0, "{output:?}");
@@ -75,6 +75,10 @@ async fn a_benchmark_says_what_it_measured_and_leaves_nothing_behind() {
     let insert = run(&["insert", "--rate", "50", "--seconds", "1", "--rounds", "1"]).await;
     assert!(count(&insert, "/published") > 50 && count(&insert, "/lost") == 0, "{insert}");
     assert_eq!(count(&insert, "/outbox/errors") + count(&insert, "/plain/errors"), 0);
+
+    let takeover = run(&["takeover", "--rate", "50", "--rounds", "1"]).await;
+    assert_eq!((count(&takeover, "/lost"), count(&takeover, "/out_of_order")), (0, 0), "{takeover}");
+    assert!(number(&takeover, "/hand_over_ms/0") > 0.0 && number(&takeover, "/takeover_ms/0") > 0.0);
 
     let consume = run(&["consume", "--messages", "2000", "--rounds", "1"]).await;
     assert!(number(&consume, "/handled_per_second") > 100.0 && count(&consume, "/lost") == 0, "{consume}");
