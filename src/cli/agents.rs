@@ -71,7 +71,7 @@ enum Command {
 impl Options {
     pub async fn run(&self, global: &Global) -> anyhow::Result<Exit> {
         let config = global.load()?.config;
-        let client = match self.command {
+        let mut client = match self.command {
             Command::Prune { .. } | Command::Drain { .. } | Command::Resume { .. } => {
                 connect(&config, "agents").await?
             }
@@ -92,7 +92,7 @@ impl Options {
                 let found = find(agents, agent)?;
                 let said = if ["stopped", "inactive"].contains(&&*found.state) {
                     "has ended: there is nothing to take out of service"
-                } else if agents::drain(&client, found.id, &operator()).await? {
+                } else if agents::drain(&mut client, found.id, &operator()).await? {
                     "goes out of service within a second or two; `outboxd agents list` shows when it has"
                 } else {
                     "was out of service already"
@@ -101,7 +101,7 @@ impl Options {
             }
             Command::Resume { agent } => {
                 let found = find(agents, agent)?;
-                let is_new = agents::resume(&client, found.id, &operator()).await?;
+                let is_new = agents::resume(&mut client, found.id, &operator()).await?;
                 let said = if is_new { "is put back into service" } else { "was in service" };
                 output::line(&format!("agent {} {said}", found.name))?;
             }

@@ -91,7 +91,7 @@ impl List {
 impl Forget {
     async fn run(&self, global: &Global) -> anyhow::Result<()> {
         let config = global.load()?.config;
-        let client = connect_to_look(&config, "groups").await?;
+        let mut client = connect_to_look(&config, "groups").await?;
         let inactive_after = config.agent.inactive_after;
         let found = find(&client, &self.group, inactive_after).await?;
         if !found.agents.is_empty() {
@@ -101,7 +101,7 @@ impl Forget {
             return Err(Failure::new(Kind::Refused, preview(&found)).into());
         }
         let order = GroupOrder::Forget { inactive_after };
-        if !order.carry_out(&client, &found.name, &operator()).await? {
+        if !order.carry_out(&mut client, &found.name, &operator()).await? {
             return Err(alive(&found.name, "one that has just started").into());
         }
         output::line(&format!("forgot group {}, with {} positions", found.name, found.positions))?;

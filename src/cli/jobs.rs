@@ -86,9 +86,9 @@ impl Options {
 }
 
 async fn order(config: &Config, order: JobOrder, job: &str) -> anyhow::Result<()> {
-    let client = connect(config, "jobs").await?;
+    let mut client = connect(config, "jobs").await?;
     let job = find(&client, job).await?.name;
-    let changed = order.carry_out(&client, &job, &operator()).await.map_err(|error| match error {
+    let changed = order.carry_out(&mut client, &job, &operator()).await.map_err(|error| match error {
         OrderError::Refused(reason) => Failure::usage(format!("job `{job}`: {reason}")).into(),
         OrderError::Database(error) => anyhow::Error::new(error).context(format!("job {job}")),
     })?;

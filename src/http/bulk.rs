@@ -11,7 +11,7 @@ use super::Site;
 use super::problem::Problem;
 use crate::pg::connect::Connection;
 use crate::pg::operations::{self, Operation, Operator};
-use crate::pg::retry::{self, BATCH, Decision, Entry, Filter, Place};
+use crate::pg::retry::{self, BATCH, Behind, Decision, Entry, Filter, Place};
 
 /// What is done within this time is answered as done.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -30,7 +30,7 @@ pub(super) enum Chosen {
 }
 
 impl Chosen {
-    /// As the record has it, for those chosen by ids.
+    /// As the record has it.
     pub(super) fn on_record(&self) -> Value {
         match self {
             Self::These(entries) => {
@@ -78,6 +78,10 @@ pub(super) async fn begin(
     by: Operator,
 ) -> Result<Operation, Problem> {
     let client = site.database.lend().await?;
+    let chosen = match chosen {
+        Chosen::AllThatFit(filter) => Chosen::AllThatFit(retry::until_now(&client, filter).await?),
+        these @ Chosen::These(_) => these,
+    };
     let operation = operations::begin(&client, decision.command(), &chosen.on_record(), &by).await?;
     drop(client);
     let token = CancellationToken::new();
@@ -112,13 +116,13 @@ async fn carry_out(
 ) -> Result<bool, Problem> {
     let (mut page, filter) = match chosen {
         Chosen::These(entries) => (entries, None),
-        Chosen::AllThatFit(filter) => (next_page(site, &filter, None).await?, Some(filter)),
+        Chosen::AllThatFit(filter) => (next_page(site, &filter, Behind::Refused(0)).await?, Some(filter)),
     };
     while !page.is_empty() {
         // Before the last of this one is decided about: the next page begins behind it.
-        let next = match &filter {
-            Some(filter) => next_page(site, filter, page.last()).await?,
-            None => Vec::new(),
+        let next = match (&filter, page.last()) {
+            (Some(filter), Some(last)) => next_page(site, filter, Behind::from(&last.place)).await?,
+            _ => Vec::new(),
         };
         let places: Vec<Place> = page.into_iter().map(|entry| entry.place).collect();
         for places in places.chunks(BATCH) {
@@ -133,8 +137,7 @@ async fn carry_out(
     Ok(true)
 }
 
-async fn next_page(site: &Site, filter: &Filter, last: Option<&Entry>) -> Result<Vec<Entry>, Problem> {
+async fn next_page(site: &Site, filter: &Filter, behind: Behind) -> Result<Vec<Entry>, Problem> {
     let client = site.database.lend().await?;
-    let after = last.map(|entry| entry.id);
-    Ok(retry::list(&client, &Filter { after, limit: Some(PAGE), ..filter.clone() }).await?)
+    Ok(retry::list_behind(&client, filter, behind, PAGE).await?)
 }

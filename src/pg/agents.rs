@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::connect::{Connection, Connector, PgError};
-use super::operations::{self, Operator};
+use super::operations::{OnRecord, Operator};
 use super::sql::{millis, statements};
 
 statements! {
@@ -167,24 +167,25 @@ pub async fn beat(client: &Connection, id: Uuid, status: &str, health: &Value) -
 }
 
 /// Takes it out of service; false: it was so already.
-pub async fn drain(client: &Connection, id: Uuid, by: &Operator) -> Result<bool, PgError> {
+pub async fn drain(client: &mut Connection, id: Uuid, by: &Operator) -> Result<bool, PgError> {
     order(client, "agents drain", DRAIN, id, by).await
 }
 
 /// Takes that back; false: it was in service.
-pub async fn resume(client: &Connection, id: Uuid, by: &Operator) -> Result<bool, PgError> {
+pub async fn resume(client: &mut Connection, id: Uuid, by: &Operator) -> Result<bool, PgError> {
     order(client, "agents resume", RESUME, id, by).await
 }
 
 async fn order(
-    client: &Connection,
+    client: &mut Connection,
     command: &str,
     sql: &str,
     id: Uuid,
     by: &Operator,
 ) -> Result<bool, PgError> {
-    let changed = async { Ok(client.execute(sql, &[&id]).await? > 0) };
-    operations::on_record(client, command, &json!({ "agent": id }), by, changed).await
+    let order = OnRecord::begin(client, command, &json!({ "agent": id }), by).await?;
+    let changed = order.transaction.execute(sql, &[&id]).await;
+    order.end(changed.map(|rows| rows > 0).map_err(PgError::from)).await
 }
 
 /// Marks agents that missed two beats `suspect`, and those silent for `inactive_after` `inactive`; forgets old beats.

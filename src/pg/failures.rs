@@ -43,16 +43,24 @@ statements! {
         )
         select * from page order by message_id, consumer_group";
 
-    FIND = "
+    /// Each group by the primary key.
+    FIND_FAILURES = "
+        with recursive known (name) as (
+          select min(consumer_group) from outboxd.failures
+          union all
+          select (select min(f.consumer_group) from outboxd.failures f where f.consumer_group > known.name)
+          from known where known.name is not null
+        )
         select message_id, stage, consumer_group, topic, key, type, error, changed_at
-        from (
+        from known cross join unnest($2::uuid[]) as wanted (id)
+        cross join lateral (
           select *, case when f.state in ('dead', 'discarded') then f.state else 'failing' end as stage
-          from outboxd.failures f where f.state <> 'held' and message_id = any($2)
+          from outboxd.failures f
+          where f.consumer_group = known.name and f.message_id = wanted.id and f.state <> 'held'
+          offset 0
         ) f
         where stage = any($1::text[])
         order by message_id, consumer_group";
-
-    KNOWS = "select exists (select from outboxd.failures where message_id = $1)";
 
     DETAIL = "
         select f.idempotency_key, f.state, f.attempts, f.reason, f.failed_at, f.next_attempt_at, f.partition, f.\"offset\",
@@ -151,9 +159,13 @@ pub struct Story {
     pub decided: Option<Decided>,
 }
 
-/// Those that fit the filter, by id.
-pub async fn list(client: &Connection, filter: &Filter) -> Result<Vec<Entry>, PgError> {
-    let limit = filter.limit.unwrap_or(i64::MAX);
+/// Those behind that id that fit the filter, by id.
+pub async fn list(
+    client: &Connection,
+    filter: &Filter,
+    behind: Uuid,
+    limit: i64,
+) -> Result<Vec<Entry>, PgError> {
     let rows = client
         .query(
             LIST,
@@ -166,7 +178,7 @@ pub async fn list(client: &Connection, filter: &Filter) -> Result<Vec<Entry>, Pg
                 &filter.error,
                 &filter.since,
                 &filter.until,
-                &filter.after.unwrap_or_default(),
+                &behind,
                 &limit,
             ],
         )
@@ -174,14 +186,9 @@ pub async fn list(client: &Connection, filter: &Filter) -> Result<Vec<Entry>, Pg
     Ok(rows.iter().map(entry).collect())
 }
 
-/// Is that the id of one of them, whatever its state?
-pub async fn knows(client: &Connection, id: Uuid) -> Result<bool, PgError> {
-    Ok(client.query_one(KNOWS, &[&id]).await?.get(0))
-}
-
 /// Those of these ids that are in one of these states, of every group.
 pub async fn find(client: &Connection, states: &[&str], ids: &[Uuid]) -> Result<Vec<Entry>, PgError> {
-    Ok(client.query(FIND, &[&states, &ids]).await?.iter().map(entry).collect())
+    Ok(client.query(FIND_FAILURES, &[&states, &ids]).await?.iter().map(entry).collect())
 }
 
 /// All about one, if it is still there.

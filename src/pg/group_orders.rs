@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::connect::{Connection, PgError};
-use super::operations::{self, Operator};
+use super::operations::{OnRecord, Operator};
 use super::{control, groups};
 
 #[derive(Clone, Copy, Debug)]
@@ -29,14 +29,19 @@ impl GroupOrder {
     }
 
     /// Says whether that changed anything.
-    pub async fn carry_out(self, client: &Connection, group: &str, by: &Operator) -> Result<bool, PgError> {
-        operations::on_record(client, self.command(), &json!({ "group": group }), by, async {
-            match self {
-                Self::Pause => control::pause(&**client, group, &by.to_string()).await,
-                Self::Resume => control::resume(&**client, group).await,
-                Self::Forget { inactive_after } => groups::forget(client, group, inactive_after).await,
-            }
-        })
-        .await
+    pub async fn carry_out(
+        self,
+        client: &mut Connection,
+        group: &str,
+        by: &Operator,
+    ) -> Result<bool, PgError> {
+        let order = OnRecord::begin(client, self.command(), &json!({ "group": group }), by).await?;
+        let client = &order.transaction;
+        let changed = match self {
+            Self::Pause => control::pause(client, group, &by.to_string()).await,
+            Self::Resume => control::resume(client, group).await,
+            Self::Forget { inactive_after } => groups::forget(client, group, inactive_after).await,
+        };
+        order.end(changed).await
     }
 }

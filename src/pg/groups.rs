@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use tokio_postgres::GenericClient;
 use utoipa::ToSchema;
 
 use super::connect::{Connection, PgError};
@@ -192,7 +193,11 @@ pub async fn list(client: &Connection, inactive_after: Duration) -> Result<Vec<G
 
 /// Removes the group with its positions, so that retention does not wait for it; false: there is none, or an agent of it
 /// is alive. Its evidence stays, for its own retention: if the group comes back, what it handled is not handled again.
-pub async fn forget(client: &Connection, group: &str, inactive_after: Duration) -> Result<bool, PgError> {
+pub async fn forget(
+    client: &impl GenericClient,
+    group: &str,
+    inactive_after: Duration,
+) -> Result<bool, PgError> {
     Ok(client.query_one(FORGET, &[&group, &millis(inactive_after)]).await?.get::<_, i64>(0) > 0)
 }
 

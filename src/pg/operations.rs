@@ -6,10 +6,12 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
+use tokio_postgres::{IsolationLevel, Transaction};
 use utoipa::ToSchema;
 
 use super::connect::{Connection, PgError};
 use super::sql::{millis, statements};
+use crate::failpoint;
 
 statements! {
     BEGIN = "
@@ -77,23 +79,41 @@ pub async fn end(client: &Connection, operation: i64, result: &str) -> Result<()
     Ok(())
 }
 
-/// Does something small on record; says whether it changed anything.
-pub async fn on_record(
-    client: &Connection,
-    command: &str,
-    selection: &Value,
-    by: &Operator,
-    change: impl Future<Output = Result<bool, PgError>>,
-) -> Result<bool, PgError> {
-    let operation = begin(client, command, selection, by).await?;
-    let changed = change.await;
-    let result = match &changed {
-        Ok(true) => "done".to_owned(),
-        Ok(false) => "nothing to do".to_owned(),
-        Err(error) => error.to_string(),
-    };
-    let noted = end(client, operation, &result).await;
-    changed.and_then(|changed| noted.map(|()| changed))
+/// Something small that is done on record, both in one transaction: what is not on record to its end was not done.
+pub struct OnRecord<'a> {
+    pub transaction: Transaction<'a>,
+    operation: i64,
+}
+
+impl<'a> OnRecord<'a> {
+    pub async fn begin(
+        client: &'a mut Connection,
+        command: &str,
+        selection: &Value,
+        by: &Operator,
+    ) -> Result<Self, PgError> {
+        let transaction =
+            client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
+        let row = transaction.query_one(BEGIN, &[&command, selection, &by.os_user, &by.host]).await?;
+        transaction.batch_execute("savepoint before_change").await?;
+        Ok(Self { transaction, operation: row.get(0) })
+    }
+
+    /// Says whether it changed anything. What the database refused is on record as well.
+    pub async fn end(self, changed: Result<bool, PgError>) -> Result<bool, PgError> {
+        let result = match &changed {
+            Ok(true) => "done".to_owned(),
+            Ok(false) => "nothing to do".to_owned(),
+            Err(error) => {
+                self.transaction.batch_execute("rollback to savepoint before_change").await?;
+                error.to_string()
+            }
+        };
+        self.transaction.execute(END, &[&self.operation, &result]).await?;
+        failpoint::hit("order-before-commit");
+        self.transaction.commit().await?;
+        changed
+    }
 }
 
 /// One of them.

@@ -104,17 +104,17 @@ pub struct Story {
     pub decided: Option<Decided>,
 }
 
-/// Those that fit the filter, in the order of their inserts.
-pub async fn list(client: &Connection, filter: &Filter) -> Result<Vec<Entry>, PgError> {
+/// Those behind that `seq` that fit the filter, in the order of their inserts.
+pub async fn list(
+    client: &Connection,
+    filter: &Filter,
+    behind: i64,
+    limit: i64,
+) -> Result<Vec<Entry>, PgError> {
     // What is in the outbox has not come to any group.
     if filter.group.is_some() {
         return Ok(Vec::new());
     }
-    let after = match filter.after {
-        Some(id) => place_of(client, id).await?,
-        None => 0,
-    };
-    let limit = filter.limit.unwrap_or(i64::MAX);
     let rows = client
         .query(
             LIST,
@@ -126,7 +126,7 @@ pub async fn list(client: &Connection, filter: &Filter) -> Result<Vec<Entry>, Pg
                 &filter.error,
                 &filter.since,
                 &filter.until,
-                &after,
+                &behind,
                 &limit,
             ],
         )
@@ -135,7 +135,7 @@ pub async fn list(client: &Connection, filter: &Filter) -> Result<Vec<Entry>, Pg
 }
 
 /// The `seq` of a message that may have gone since: a derived id tells by itself.
-async fn place_of(client: &Connection, id: Uuid) -> Result<i64, PgError> {
+pub async fn seq_of(client: &Connection, id: Uuid) -> Result<i64, PgError> {
     let states = ["scheduled", "held", "parked", "discarded", "replayed"];
     if let Some(Entry { place: Place::Aside { seq, .. }, .. }) = find(client, &states, &[id]).await?.pop() {
         return Ok(seq);

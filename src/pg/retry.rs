@@ -7,7 +7,12 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::connect::{Connection, PgError};
+use super::sql::statements;
 use super::{failures, parked};
+
+statements! {
+    UNTIL_NOW = "select least($1::timestamptz, clock_timestamp())";
+}
 
 /// The states that a decision may be made about.
 pub const STATES: [&str; 4] = ["parked", "failing", "dead", "discarded"];
@@ -153,17 +158,53 @@ impl Filter {
     }
 }
 
+/// How far a list has come: what Kafka refused is first, by its `seq`, then what groups failed to handle, by id. It holds
+/// though the entry itself be gone.
+#[derive(Clone, Copy, Debug)]
+pub enum Behind {
+    Refused(i64),
+    Failed(Uuid),
+}
+
+impl From<&Place> for Behind {
+    fn from(place: &Place) -> Self {
+        match place {
+            Place::Aside { seq, .. } => Self::Refused(*seq),
+            Place::Failure { message_id, .. } => Self::Failed(*message_id),
+        }
+    }
+}
+
 /// Those that fit: what Kafka refused in the order of its inserts, then what groups failed to handle by id.
 pub async fn list(client: &Connection, filter: &Filter) -> Result<Vec<Entry>, PgError> {
-    let is_failure = match filter.after {
-        Some(id) => failures::knows(client, id).await?,
-        None => false,
+    let behind = match filter.after {
+        Some(id) if !failures::find(client, &STATES, &[id]).await?.is_empty() => Behind::Failed(id),
+        Some(id) => Behind::Refused(parked::seq_of(client, id).await?),
+        None => Behind::Refused(0),
     };
-    let mut entries = if is_failure { Vec::new() } else { parked::list(client, filter).await? };
-    let limit = filter.limit.map(|limit| limit - i64::try_from(entries.len()).unwrap_or(i64::MAX));
-    let after = filter.after.filter(|_| is_failure);
-    entries.extend(failures::list(client, &Filter { after, limit, ..filter.clone() }).await?);
+    list_behind(client, filter, behind, filter.limit.unwrap_or(i64::MAX)).await
+}
+
+/// Up to `limit` of those that come then.
+pub async fn list_behind(
+    client: &Connection,
+    filter: &Filter,
+    behind: Behind,
+    limit: i64,
+) -> Result<Vec<Entry>, PgError> {
+    let (mut entries, behind) = match behind {
+        Behind::Refused(seq) => (parked::list(client, filter, seq, limit).await?, Uuid::nil()),
+        Behind::Failed(id) => (Vec::new(), id),
+    };
+    let limit = limit - i64::try_from(entries.len()).unwrap_or(i64::MAX);
+    entries.extend(failures::list(client, filter, behind, limit).await?);
     Ok(entries)
+}
+
+/// Of what is in its state by now: whatever changes from now on fits no more, so that its list has an end.
+pub async fn until_now(client: &Connection, filter: Filter) -> Result<Filter, PgError> {
+    let until = client.query_one(UNTIL_NOW, &[&filter.until]).await?.get(0);
+    Ok(Filter { until: Some(until), ..filter })
 }
 
 /// Of that id, with each group that failed to handle it, in one of these states.

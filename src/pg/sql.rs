@@ -48,6 +48,7 @@ pub fn all() -> Vec<(&'static str, &'static str)> {
         super::operations::SQL,
         super::parked::SQL,
         super::retention::SQL,
+        super::retry::SQL,
         super::retrying::SQL,
         super::starts::SQL,
     ]

@@ -344,7 +344,10 @@ async fn topics_that_are_missing_forbidden_or_set_to_lose_are_found() {
 async fn a_job_whose_condition_or_statement_the_database_would_refuse_is_found_and_nothing_is_done() {
     let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
     database
-        .batch("create table secret (x integer); create table open (x integer); grant all on open to public")
+        .batch(
+            "create table secret (x integer); create table open (x integer); grant all on open to public;
+             create sequence numbers; grant all on sequence numbers to public",
+        )
         .await;
     let job = |outboxd: Outboxd, name: &str, condition: &str, statement: &str| {
         outboxd
@@ -360,6 +363,12 @@ async fn a_job_whose_condition_or_statement_the_database_would_refuse_is_found_a
     let outboxd = job(outboxd, "slow", "when = \"select pg_sleep(9) is null\"", insert)
         .set("jobs.slow.statement_timeout = \"100ms\"");
     let outboxd = job(outboxd, "gone", "when = \"select true\"", "insert into nowhere select $1");
+    // What writes cannot be tried, and what comes after it can.
+    let writes = "on = \"select nextval('numbers') > 0\"";
+    let outboxd = job(outboxd, "writes", writes, insert);
+    let outboxd =
+        job(outboxd, "writes-and-vague", writes, insert).set("jobs.writes-and-vague.when = \"select 1, 2\"");
+    let outboxd = job(outboxd, "writes-and-gone", writes, "insert into nowhere select $1");
     let outboxd = job(outboxd, "off", "when = \"select 1, 2\"", insert).set("jobs.off.enabled = false");
     let outboxd = job(outboxd, "as-nobody", "run_as = \"nobody-here\"", insert);
     let found = findings(&outboxd, &[]).await;
@@ -373,10 +382,12 @@ async fn a_job_whose_condition_or_statement_the_database_would_refuse_is_found_a
             ("jobs", "job vague: `when` must give one boolean", "[jobs.vague]"),
             ("jobs", "job slow: `when`: canceling statement due to statement timeout", "[jobs.slow]"),
             ("jobs", "job gone: the action: relation \"nowhere\" does not exist", "[jobs.gone]"),
+            ("jobs", "job writes-and-vague: `when` must give one boolean", "[jobs.writes-and-vague]"),
+            ("jobs", "job writes-and-gone: the action: relation", "[jobs.writes-and-gone]"),
             ("jobs", "job as-nobody: the action: role \"nobody-here\" does not exist", "[jobs.as-nobody]"),
         ],
     );
-    assert_eq!((about("job right"), about("job off")), (0, 0), "{found:?}");
+    assert_eq!((about("job right"), about("job off"), about("job writes:")), (0, 0, 0), "{found:?}");
     assert_eq!(database.count("select count(*) from open").await, 0);
 }
 

@@ -120,6 +120,10 @@ async fn a_decision_about_many_comes_to_all_of_them_and_a_preview_to_no_more_tha
         select 'group-' || g, ('00000000-0000-7000-8000-' || lpad(n::text, 12, '0'))::uuid, 'dead', 'attempts', 't', 0, n, '{}', '{}', 'no'
         from generate_series(1, 2) g, generate_series(1, 5100) n";
     database.execute(dead, &[]).await;
+    // As if it had died after the decision began.
+    let later = "insert into outboxd.failures (consumer_group, message_id, state, reason, topic, partition, \"offset\", header_names, header_values, error, changed_at)
+        select 'group-1', 'ffffffff-0000-7000-8000-000000000000', 'dead', 'attempts', 't', 0, 9999, '{}', '{}', 'no', now() + interval '1 hour'";
+    database.execute(later, &[]).await;
     // A page never ends between the groups of one message.
     let (mut seen, mut after) = (0, String::new());
     for _ in 0..3 {
@@ -141,8 +145,10 @@ async fn a_decision_about_many_comes_to_all_of_them_and_a_preview_to_no_more_tha
         request(daemon.listen, &line).send().await.json()["result"] == "done"
     })
     .await;
-    assert_eq!(request(daemon.listen, &line).send().await.json()["messages"], 10_200);
-    assert_eq!(database.count("select count(*) from outboxd.failures where state = 'dead'").await, 0);
+    let done = request(daemon.listen, &line).send().await.json();
+    assert_eq!(done["messages"], 10_200);
+    assert!(done["selection"]["until"].is_string(), "{done}");
+    assert_eq!(database.count("select count(*) from outboxd.failures where state = 'dead'").await, 1);
 }
 
 #[tokio::test]

@@ -206,3 +206,25 @@ async fn a_job_that_left_the_file_finishes_its_run_and_is_no_more() {
     assert_eq!(database.count(disabled).await, 1, "nobody would start it");
     assert_eq!(run().await, 2);
 }
+
+#[tokio::test]
+async fn an_order_and_its_record_are_one_transaction() {
+    let (database, kafka) = (database().await, Kafka::shared().await);
+    let outboxd = Outboxd::new(&database, kafka)
+        .set("jobs.tick.schedule = \"@yearly\"")
+        .set("jobs.tick.action = { kind = \"sql\", statement = \"insert into ticks select $1\" }");
+    let producer = outboxd.producer();
+    eventually("it is ordered", SOON, async || outboxd.run(&["jobs", "pause", "tick"]).await.code == 0).await;
+    let crashing = Outboxd::new(&database, kafka).failpoint("order-before-commit");
+    let output =
+        tokio::process::Command::from(crashing.command(&["jobs", "run", "tick"])).output().await.unwrap();
+    assert_eq!(output.status.code(), None, "{output:?}");
+    let pending = "select count(*) from outboxd.jobs where name = 'tick' and (started_at is not null or run_requested_at is not null)";
+    assert_eq!(database.count(pending).await, 0, "not ordered");
+    assert_eq!(database.count("select count(*) from outboxd.operations").await, 1, "and not on record");
+    assert_eq!(outboxd.run(&["jobs", "run", "tick"]).await.code, 0);
+    eventually("it has run", SOON, async || ticks(&database).await == 1).await;
+    assert_eq!(database.count("select count(*) from outboxd.operations where result = 'done'").await, 2);
+    producer.terminate();
+    assert_eq!(producer.wait_exit().await, Some(0));
+}

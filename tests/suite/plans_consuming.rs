@@ -18,6 +18,7 @@ const PLANNED: &[(&str, &[&str])] = &[
     ("FIND_KEYS", &["'g'", NAMESPACES, KEYS, "array[1, 2]"]),
     ("RELEASE_CLAIMS", &["'g'", NAMESPACES, KEYS, "array[1, 2]"]),
     ("FINISH_CLAIMS", &["'g'", NAMESPACES, KEYS, "array[1, 2]"]),
+    ("FIND_FAILURES", &["array['dead']", IDS]),
     ("MOVE", &["'g'", "'c'", "array['t', 't']", "array[0, 1]", "array[1, 1]", IDS]),
 ];
 

@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use outboxd::config::Config;
+use outboxd::pg::Connector;
+use outboxd::pg::retry::{self, Behind, Filter, WAITING};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -214,4 +217,26 @@ async fn a_replay_that_the_lane_is_not_past_is_published_once() {
         kafka.read_all(&topic).await.iter().map(|record| record.payload_text().len()).collect();
     assert_eq!(lengths, [30_000, 6]);
     stop(producer).await;
+}
+
+#[tokio::test]
+async fn a_list_goes_on_behind_an_entry_that_is_gone() {
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    let topic = kafka.topic(1).await;
+    let parked = park(&database, kafka, &topic, &["a", "b"]).await;
+    let dead = "insert into outboxd.failures (consumer_group, message_id, state, reason, topic, partition, \"offset\", header_names, header_values)
+        select 'g', ('00000000-0000-7000-8000-' || lpad(n::text, 12, '0'))::uuid, 'dead', 'attempts', 't', 0, n, '{}', '{}'
+        from generate_series(1, 3) n";
+    database.execute(dead, &[]).await;
+    let text = format!("postgres.url = \"{}\"", database.agent_url());
+    let config = Config::parse(&text, None, []).unwrap().config;
+    let client = Connector::new(&config.postgres, "outboxd/test").connect().await.unwrap();
+    let filter = Filter { states: WAITING.map(str::to_owned).to_vec(), ..Filter::default() };
+    let (mut seen, mut behind) = (Vec::new(), Behind::Refused(0));
+    while let [entry, ..] = &retry::list_behind(&client, &filter, behind, 1).await.unwrap()[..] {
+        seen.push(entry.id);
+        behind = Behind::from(&entry.place);
+        database.batch(&format!("delete from outboxd.failures where message_id = '{}'", entry.id)).await;
+    }
+    assert_eq!((seen.len(), &seen[..2]), (5, &parked[..]), "{seen:?}");
 }

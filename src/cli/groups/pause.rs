@@ -25,9 +25,9 @@ pub(super) struct Resume {
 impl Pause {
     pub(super) async fn run(&self, global: &Global) -> anyhow::Result<()> {
         let config = global.load()?.config;
-        let client = connect_to_look(&config, "groups").await?;
+        let mut client = connect_to_look(&config, "groups").await?;
         let group = find(&client, &self.group, config.agent.inactive_after).await?.name;
-        let what = if GroupOrder::Pause.carry_out(&client, &group, &operator()).await? {
+        let what = if GroupOrder::Pause.carry_out(&mut client, &group, &operator()).await? {
             "is paused: its agents start nothing more within a second"
         } else {
             "was paused already"
@@ -40,9 +40,9 @@ impl Pause {
 impl Resume {
     pub(super) async fn run(&self, global: &Global) -> anyhow::Result<()> {
         let config = global.load()?.config;
-        let client = connect_to_look(&config, "groups").await?;
+        let mut client = connect_to_look(&config, "groups").await?;
         let group = find(&client, &self.group, config.agent.inactive_after).await?.name;
-        let is_changed = GroupOrder::Resume.carry_out(&client, &group, &operator()).await?;
+        let is_changed = GroupOrder::Resume.carry_out(&mut client, &group, &operator()).await?;
         let what = if is_changed { "goes on" } else { "was not paused" };
         output::line(&format!("group {group} {what}"))?;
         Ok(())

@@ -74,14 +74,14 @@ pub(in crate::http) async fn order(
     id: Uuid,
     peer: Extension<Peer>,
 ) -> Result<Done, Problem> {
-    let client = site.database.lend().await?;
+    let mut client = site.database.lend().await?;
     if !agents::list(&client).await?.iter().any(|agent| agent.id == id) {
         return Err(Problem::not_found(format!("no agent {id} is known here")));
     }
     let by = operator(peer);
     let changed = match order {
-        AgentOrder::Drain => agents::drain(&client, id, &by).await?,
-        AgentOrder::Resume => agents::resume(&client, id, &by).await?,
+        AgentOrder::Drain => agents::drain(&mut client, id, &by).await?,
+        AgentOrder::Resume => agents::resume(&mut client, id, &by).await?,
     };
     Ok(Done { changed })
 }

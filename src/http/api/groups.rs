@@ -69,13 +69,13 @@ pub(in crate::http) async fn order(
     peer: Extension<Peer>,
 ) -> Result<bool, Problem> {
     let by = operator(peer);
-    let client = site.database.lend().await?;
+    let mut client = site.database.lend().await?;
     let group = find(site, &client, name).await?;
     if matches!(order, GroupOrder::Forget { .. }) && !group.agents.is_empty() {
         let agents = group.agents.join(", ");
         return Err(Problem::conflict(format!("it has agents alive ({agents}): stop them first")));
     }
-    Ok(order.carry_out(&client, name, &by).await?)
+    Ok(order.carry_out(&mut client, name, &by).await?)
 }
 
 /// Start nothing more of it until it is resumed

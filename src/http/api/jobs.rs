@@ -79,11 +79,11 @@ pub(in crate::http) async fn order(
     peer: Extension<Peer>,
 ) -> Result<bool, Problem> {
     let by = operator(peer);
-    let client = site.database.lend().await?;
+    let mut client = site.database.lend().await?;
     if history::list(&**client, Some(name)).await?.is_empty() {
         return Err(unknown());
     }
-    order.carry_out(&client, name, &by).await.map_err(|error| match error {
+    order.carry_out(&mut client, name, &by).await.map_err(|error| match error {
         OrderError::Refused(reason) => Problem::conflict(reason),
         OrderError::Database(error) => error.into(),
     })

@@ -97,10 +97,9 @@ impl Run {
         let (job, began) = (Arc::clone(job), Instant::now());
         let task = tokio::spawn(async move {
             let result = match &job.work {
-                Work::Beside(body) | Work::Within { then: Some(body), .. } => {
-                    contained(body(firing), job.timeout).await
-                }
-                Work::Within { then: None, .. } | Work::Service(_) => Result::Nothing,
+                Work::Beside(body) => contained(body(firing), job.timeout).await,
+                Work::Within { then, .. } => after(then.as_ref(), firing, job.timeout + GRACE).await,
+                Work::Service(_) => Result::Nothing,
             };
             // Without anybody who listens the runner is at its end.
             let _ = told.send(Told::Ended(Ended { job, id, result, took: began.elapsed(), is_told: false }));
@@ -212,6 +211,8 @@ fn panic_words(error: tokio::task::JoinError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::firings::Rules;
+    use crate::domain::schedule::Schedule;
 
     async fn run(body: impl Future<Output = Outcome> + Send + 'static) -> (&'static str, Option<String>) {
         let end = contained(body, Duration::from_millis(50)).await.end(false);
@@ -227,6 +228,30 @@ mod tests {
         assert_eq!(run(std::future::pending()).await, ("cut", Some("cut after 50ms".into())));
         let panicked = run(async { panic!("no such {}", "thing") }).await;
         assert_eq!(panicked, ("failed", Some("it panicked: no such thing".into())));
+    }
+
+    /// It limits itself, and ends only after that.
+    #[tokio::test]
+    async fn one_that_is_done_again_has_as_long_to_end_as_the_first_time() {
+        let limit = Duration::from_millis(50);
+        let rules = Rules::forgiving(Schedule::parse("@yearly", chrono_tz::UTC).unwrap());
+        let job = Job {
+            timeout: limit,
+            work: Work::Within {
+                fire: Box::new(|_| Box::pin(async { Ok(Fired::Leased) })),
+                then: Some(Box::new(move |_| {
+                    Box::pin(async move {
+                        tokio::time::sleep(limit * 4).await;
+                        Err("it has ended by itself".into())
+                    })
+                })),
+            },
+            ..Job::new("call", rules, |_| Box::pin(async { Ok(Done::default()) }))
+        };
+        let (told, mut hears) = tokio::sync::mpsc::unbounded_channel();
+        let _run = Run::start(&Arc::new(job), Uuid::new_v4(), None, Utc::now(), None, told);
+        let Some(Told::Ended(ended)) = hears.recv().await else { panic!("no word of its end") };
+        assert_eq!(ended.result.end(true).error.as_deref(), Some("it has ended by itself"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::pg::connect::{Connection, PgError};
 use crate::pg::control;
-use crate::pg::operations::{self, Operator};
+use crate::pg::operations::{OnRecord, Operator};
 use crate::pg::sql::statements;
 
 statements! {
@@ -53,7 +53,12 @@ impl JobOrder {
     }
 
     /// Says whether that changed anything. The job is on the board.
-    pub async fn carry_out(self, client: &Connection, job: &str, by: &Operator) -> Result<bool, OrderError> {
+    pub async fn carry_out(
+        self,
+        client: &mut Connection,
+        job: &str,
+        by: &Operator,
+    ) -> Result<bool, OrderError> {
         let group = job.strip_prefix("consume-");
         if job == "heartbeat" {
             return Err(OrderError::Refused(
@@ -64,16 +69,16 @@ impl JobOrder {
             return Err(OrderError::Refused("it runs all the time, unless it is paused"));
         }
         let selection = json!({ "job": job });
-        let changed = operations::on_record(client, self.command(), &selection, by, async {
-            match (self, group) {
-                (Self::Pause, Some(group)) => control::pause(&**client, group, &by.to_string()).await,
-                (Self::Resume, Some(group)) => control::resume(&**client, group).await,
-                (Self::Run, _) => change(client.execute(RUN, &[&job, &by.to_string()])).await,
-                (Self::Pause, None) => change(client.execute(PAUSE, &[&job, &by.to_string()])).await,
-                (Self::Resume, None) => change(client.execute(RESUME, &[&job])).await,
-            }
-        });
-        match (self, changed.await?) {
+        let order = OnRecord::begin(client, self.command(), &selection, by).await?;
+        let client = &order.transaction;
+        let changed = match (self, group) {
+            (Self::Pause, Some(group)) => control::pause(client, group, &by.to_string()).await,
+            (Self::Resume, Some(group)) => control::resume(client, group).await,
+            (Self::Run, _) => change(client.execute(RUN, &[&job, &by.to_string()])).await,
+            (Self::Pause, None) => change(client.execute(PAUSE, &[&job, &by.to_string()])).await,
+            (Self::Resume, None) => change(client.execute(RESUME, &[&job])).await,
+        };
+        match (self, order.end(changed).await?) {
             (Self::Run, false) => Err(OrderError::Refused("it is switched off in the file")),
             (_, changed) => Ok(changed),
         }

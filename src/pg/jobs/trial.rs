@@ -12,11 +12,17 @@ use crate::pg::connect::{Connection, PgError};
 
 /// What is wrong with it, if something is.
 pub async fn try_out(client: &mut Connection, own: &Own) -> Result<Option<String>, PgError> {
-    let transaction = client.build_transaction().read_only(true).start().await?;
+    let mut transaction = client.build_transaction().read_only(true).start().await?;
     for (what, condition) in [("`on`", &own.on), ("`when`", &own.when)] {
         let Some(condition) = condition else { continue };
-        if let Err(trouble) = asked(&transaction, own, condition).await {
-            return said(trouble, what);
+        // What fails is undone, so that the rest can be tried.
+        let point = transaction.transaction().await?;
+        let asked = asked(&point, own, condition).await;
+        point.rollback().await?;
+        if let Err(trouble) = asked
+            && let Some(words) = said(trouble, what)?
+        {
+            return Ok(Some(words));
         }
     }
     let Action::Sql { statement } = &own.action else { return Ok(None) };
