@@ -64,6 +64,7 @@ impl Store {
         let call = async |client: &mut Lent| {
             retrying::apply(client, self.scope(), dispatch, (function, effect), successor).await
         };
-        self.pool.ask(limit + PATIENCE, call).await
+        let is_lost = |applied: &Applied| matches!(applied, Applied::Lost);
+        self.pool.ask_unless_lost(is_lost, limit + PATIENCE, call).await
     }
 }

@@ -29,6 +29,7 @@ use crate::config::OnDead;
 use crate::domain::breaker::State;
 use crate::domain::delivery::Outcome;
 use crate::domain::dispatch::Dispatch;
+use crate::domain::suspicion::is_culprit;
 use crate::pg::PgError;
 use crate::pg::held::{Next, Successor};
 use crate::pg::retrying::{Ended, Ends, Failed, Named, Verdict};
@@ -295,7 +296,6 @@ impl Retries {
                 finished.duplicate_of = Some(by);
                 self.ends.finished.push(finished);
             }
-            End::Busy => self.ends.handed_back.push((named, NOT_NOW)),
             End::Late => {
                 tell_late(&self.group, named);
                 self.leased.remove(&named);
@@ -303,6 +303,12 @@ impl Retries {
                 return;
             }
             End::Failed(outcome) => self.fail(attempt, outcome),
+            End::Suspect(starts) if is_culprit(starts, self.group.config().retry.max_starts) => {
+                let reason = format!("the connection ended while it ran, {starts} times");
+                self.record_failure(attempt, &reason, self.dead("starts"));
+            }
+            // Nobody's failure: a server that restarts costs no attempt.
+            End::Busy | End::Suspect(_) => self.ends.handed_back.push((named, NOT_NOW)),
         }
         self.gather(named);
     }
@@ -310,20 +316,28 @@ impl Retries {
     fn fail(&mut self, attempt: Box<Attempt>, outcome: Outcome) {
         let policy = self.group.config().retry;
         let failures = u32::try_from(attempt.attempts - attempt.forgiven).unwrap_or(0) + 1;
-        let dead = |reason| Verdict::Dead { reason, release: policy.on_dead == OnDead::Release };
         let (error, verdict) = match outcome {
             Outcome::Done => return,
             Outcome::Permanent { reason } => {
                 self.group.control.answered();
-                (reason, dead("permanent"))
+                (reason, self.dead("permanent"))
             }
             Outcome::Retry { reason, after } => {
                 self.group.control.failed(&reason);
                 let delay = policy.delay(failures, after, fastrand::f64());
-                let verdict = if policy.is_over(failures) { dead("attempts") } else { Verdict::Again(delay) };
+                let verdict =
+                    if policy.is_over(failures) { self.dead("attempts") } else { Verdict::Again(delay) };
                 (reason, verdict)
             }
         };
+        self.record_failure(attempt, &error, verdict);
+    }
+
+    fn dead(&self, reason: &'static str) -> Verdict {
+        Verdict::Dead { reason, release: self.group.config().retry.on_dead == OnDead::Release }
+    }
+
+    fn record_failure(&mut self, attempt: Box<Attempt>, error: &str, verdict: Verdict) {
         self.group.status.count(Tally::Failed, 1);
         let (group, id, number) = (&*self.group.name, attempt.named.message_id, attempt.delivery.attempt);
         match verdict {

@@ -100,7 +100,8 @@ impl Store {
         self.pool.ask(PATIENCE, call).await
     }
 
-    pub(super) async fn count_starts(&self, ids: &[Uuid]) -> Result<(), PgError> {
+    /// See `starts::count`.
+    pub(super) async fn count_starts(&self, ids: &[Uuid]) -> Result<u32, PgError> {
         let call = async |client: &mut Lent| starts::count(client, &self.group, ids).await;
         self.pool.ask(PATIENCE, call).await
     }
@@ -163,7 +164,7 @@ impl Store {
     ) -> Result<Affected, PgError> {
         let limit = Duration::from_millis(u64::try_from(function.statement_timeout).unwrap_or(0));
         let call = async |client: &mut Lent| effect::apply(client, self.scope(), function, effect).await;
-        self.pool.ask(limit + PATIENCE, call).await
+        self.pool.ask_unless_lost(Affected::is_lost, limit + PATIENCE, call).await
     }
 
     /// See `effect::apply_together`; may be repeated.
@@ -171,10 +172,13 @@ impl Store {
         &self,
         function: Function<'_>,
         effects: &[Effect<'_>],
+        most_failures: u32,
     ) -> Result<Option<Vec<Affected>>, PgError> {
         let limit = Duration::from_millis(u64::try_from(function.statement_timeout).unwrap_or(0));
-        let call =
-            async |client: &mut Lent| effect::apply_together(client, self.scope(), function, effects).await;
-        self.pool.ask(limit + PATIENCE, call).await
+        let call = async |client: &mut Lent| {
+            effect::apply_together(client, self.scope(), function, effects, most_failures).await
+        };
+        let is_lost = |ends: &Option<Vec<Affected>>| ends.iter().flatten().any(Affected::is_lost);
+        self.pool.ask_unless_lost(is_lost, limit + PATIENCE, call).await
     }
 }

@@ -96,8 +96,14 @@ pub fn is_connection(error: &tokio_postgres::Error) -> bool {
 pub fn is_cut(error: &tokio_postgres::Error) -> bool {
     match error.code() {
         Some(code) => matches!(code.code(), "57P01" | "57P02"),
-        None => true,
+        None => error.is_closed() || is_of_the_way(error),
     }
+}
+
+/// What cannot be put into a message is an I/O error too, of an invalid input.
+fn is_of_the_way(error: &tokio_postgres::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    source.is_some_and(|error| error.kind() != std::io::ErrorKind::InvalidInput)
 }
 
 /// The server's message with its detail and constraint, or the client's error with its causes.

@@ -13,6 +13,8 @@ use crate::domain::chains::Chain;
 use crate::domain::delivery::Delivery;
 use crate::failpoint;
 
+use self::calling::Then;
+
 pub use together::apply_together;
 
 /// What is called.
@@ -61,10 +63,19 @@ pub enum Affected {
     Busy,
     /// The function refused, by an exception of its own or by its time, or what it did was refused at the commit.
     Failed(tokio_postgres::Error),
-    /// One before it in its chain is not done.
-    Behind,
+    /// One before it in its chain is not done, or too many have failed in a row.
+    Untried,
+    /// It failed behind others of its transaction, which may have left it something: only alone it is judged.
+    Unjudged,
     /// The connection was lost while the function ran: it may be what ends it.
     Lost,
+}
+
+impl Affected {
+    /// Its connection is of no use any more.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost)
+    }
 }
 
 /// Does it. An error of the connection, or of COMMIT, leaves open whether it was done: the next try finds out, for the
@@ -77,7 +88,7 @@ pub async fn apply(
 ) -> Result<Affected, PgError> {
     let transaction = client.transaction().await?;
     completing::be_durable(&transaction).await?;
-    let affected = perform(&transaction, scope, function, effect).await?;
+    let affected = perform_last(&transaction, scope, function, effect).await?;
     if !matches!(affected, Affected::Done) {
         return Ok(affected);
     }
@@ -90,12 +101,23 @@ pub async fn apply(
     }
 }
 
-/// Evidence, keys and effect, in this transaction, which is to be rolled back unless they are done.
-pub(super) async fn perform(
+/// Evidence, keys and effect, in this transaction with nothing else behind them that may be put off. See `perform`.
+pub(super) async fn perform_last(
     transaction: &Transaction<'_>,
     scope: Scope<'_>,
     function: Function<'_>,
     effect: Effect<'_>,
+) -> Result<Affected, PgError> {
+    perform(transaction, scope, function, effect, Then::Commit).await
+}
+
+/// Evidence, keys and effect, in this transaction, which is to be rolled back unless they are done.
+async fn perform(
+    transaction: &Transaction<'_>,
+    scope: Scope<'_>,
+    function: Function<'_>,
+    effect: Effect<'_>,
+    then: Then,
 ) -> Result<Affected, PgError> {
     if completing::write(transaction, scope, &[effect.finished()]).await? == 0 {
         return Ok(Affected::Repeat);
@@ -105,12 +127,17 @@ pub(super) async fn perform(
         let done = claims::find_done(transaction, scope.group, &[effect.wanted()]).await?.pop().flatten();
         return Ok(done.map_or(Affected::Busy, |done| duplicate(&done)));
     }
-    match calling::call(transaction, function, &[effect]).await {
+    match calling::call(transaction, function, &[effect], then).await {
         Ok(()) => Ok(Affected::Done),
         Err(error) if is_cut(&error) => Ok(Affected::Lost),
-        Err(error) if is_refusal(&error) => Ok(Affected::Failed(error)),
+        Err(error) if is_refusal(&error) || is_of_client(&error) => Ok(Affected::Failed(error)),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Of a call that is not cut: what was to be said, or was answered, makes no sense.
+fn is_of_client(error: &tokio_postgres::Error) -> bool {
+    error.code().is_none()
 }
 
 fn duplicate(done: &Claimed) -> Affected {

@@ -33,6 +33,16 @@ impl Pool {
         patience: Duration,
         question: impl AsyncFnOnce(&mut Lent) -> Result<T, PgError>,
     ) -> Result<T, PgError> {
+        self.ask_unless_lost(|_| false, patience, question).await
+    }
+
+    /// Of some answers it is known that they came with the end of their connection.
+    pub async fn ask_unless_lost<T>(
+        &self,
+        is_lost: impl FnOnce(&T) -> bool,
+        patience: Duration,
+        question: impl AsyncFnOnce(&mut Lent) -> Result<T, PgError>,
+    ) -> Result<T, PgError> {
         let mut loan = Loan(Some(self.lend().await?));
         let Some(client) = &mut loan.0 else {
             return Err(self.unreachable(anyhow::anyhow!("no connection")));
@@ -46,6 +56,7 @@ impl Pool {
                 Err(self.unreachable(anyhow::anyhow!(describe(&error))))
             }
             Err(error) if error.is_connection() => Err(error),
+            Ok(answer) if is_lost(&answer) => Ok(answer),
             answer => {
                 loan.give_back();
                 answer

@@ -61,15 +61,19 @@ statements! {
 
     /// There is evidence: whatever becomes of another attempt, these messages are done with.
     CLOSE = "
+        with cleared as (delete from outboxd.starts where consumer_group = $1 and message_id = any($2))
         delete from outboxd.failures where consumer_group = $1 and message_id = any($2)
         returning message_id, topic, key_digest";
 
     CLOSE_FENCED = "
+        with cleared as (delete from outboxd.starts where consumer_group = $1 and message_id = $2)
         delete from outboxd.failures
         where consumer_group = $1 and message_id = $2 and dispatch = $3 and target = $4 and state = 'running'
         returning message_id, topic, key_digest";
 
+    /// It has come to an end, and so is under no suspicion.
     FAIL = "
+        with cleared as (delete from outboxd.starts where consumer_group = $1 and message_id = any($3))
         update outboxd.failures f set state = case when w.reason is null then 'due' else 'dead' end, reason = w.reason,
           error = w.error, last_agent = f.target, target = null, expires_at = null,
           failed_at = coalesce(f.failed_at, clock_timestamp()),
@@ -376,10 +380,10 @@ pub async fn apply(
     let message_id = effect.delivery.message_id;
     let transaction = begin(client).await?;
     completing::be_durable(&transaction).await?;
-    match effect::perform(&transaction, scope, function, effect).await? {
+    match effect::perform_last(&transaction, scope, function, effect).await? {
         Affected::Done => {}
         Affected::Lost => return Ok(Applied::Lost),
-        Affected::Busy | Affected::Behind => return Ok(Applied::Busy),
+        Affected::Busy | Affected::Untried | Affected::Unjudged => return Ok(Applied::Busy),
         Affected::Repeat => return Ok(Applied::Repeat),
         Affected::Duplicate { by, .. } => return Ok(Applied::Duplicate { by }),
         Affected::Failed(error) => return Ok(Applied::Failed(error)),

@@ -24,7 +24,8 @@ statements! {
     COUNT = "
         insert into outboxd.starts as s (consumer_group, message_id, starts)
         select $1, started.id, 1 from unnest($2::uuid[]) as started (id) order by started.id
-        on conflict (consumer_group, message_id) do update set starts = s.starts + 1";
+        on conflict (consumer_group, message_id) do update set starts = s.starts + 1
+        returning starts";
 
     FORGET = "delete from outboxd.starts where consumer_group = $1 and message_id = any($2)";
 }
@@ -45,11 +46,11 @@ pub async fn note(client: &Lent, group: &str, ids: &[Uuid]) -> Result<HashMap<Uu
     Ok(before)
 }
 
-/// Counts a start of each of these, just before they start together.
-pub async fn count(client: &Lent, group: &str, ids: &[Uuid]) -> Result<(), PgError> {
+/// Counts a start of each of these. Returns how many those have that were suspected most.
+pub async fn count(client: &Lent, group: &str, ids: &[Uuid]) -> Result<u32, PgError> {
     let statement = client.prepare_cached(COUNT).await?;
-    client.execute(&statement, &[&group, &ids]).await?;
-    Ok(())
+    let rows = client.query(&statement, &[&group, &ids]).await?;
+    Ok(rows.iter().filter_map(|row| u32::try_from(row.get::<_, i32>(0)).ok()).max().unwrap_or(0))
 }
 
 /// They are finished, or were never started.

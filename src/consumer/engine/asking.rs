@@ -67,7 +67,7 @@ pub(super) async fn count_starts(
     let mut wait = Wait::new(&group.name, &group.status, "starts");
     loop {
         match group.store.count_starts(&all).await {
-            Ok(()) => {
+            Ok(_) => {
                 wait.end();
                 return first;
             }

@@ -8,6 +8,7 @@ use super::turns::take_operations;
 use super::{Engine, Handled};
 use crate::config::group::SqlMode;
 use crate::consumer::handler::Handler;
+use crate::domain::breaker::State;
 use crate::domain::chains::Chain;
 
 /// Bytes of records, or a little more: one transaction is not to hold all there are.
@@ -20,7 +21,7 @@ impl Engine {
             matches!(&self.group.handler, Handler::Sql(handler) if handler.mode == SqlMode::Batch);
         // A breaker that lets one try start does not mean a batch.
         let most = match self.group.config().batch {
-            batch if takes_batch && self.places() == self.group.places.count() => batch,
+            batch if takes_batch && self.group.control.state() == State::Closed => batch,
             _ => 1,
         };
         let (is_counted, mut size, mut chain) = (first.counted, first.size, first.chain);

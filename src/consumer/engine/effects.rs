@@ -17,10 +17,17 @@ pub(super) async fn apply(group: &Group, handler: &SqlHandler, messages: Vec<Box
         return messages.into_iter().zip(ends).collect();
     }
     let mut ended: Vec<Handled> = Vec::with_capacity(messages.len());
+    let mut in_a_row = 0;
     for message in messages {
         let is_behind = message.chain.is_some()
             && ended.iter().any(|(other, end)| other.chain == message.chain && !end.is_done());
-        let end = if is_behind { End::Again } else { apply_alone(group, handler, &message, unclear).await };
+        let is_tried = !is_behind && in_a_row < group.config().breaker.failures;
+        let end = if is_tried { apply_alone(group, handler, &message, unclear).await } else { End::Again };
+        match &end {
+            End::Failed(_) => in_a_row += 1,
+            end if end.is_done() => in_a_row = 0,
+            _ => {}
+        }
         ended.push((message, end));
     }
     ended
@@ -42,10 +49,17 @@ async fn apply_together(
 ) -> Option<Vec<End>> {
     let effects: Vec<Effect<'_>> = messages.iter().map(|message| effect(message)).collect();
     for _ in 0..2 {
-        match group.store.apply_together(handler.function(), &effects).await {
+        match group.store.apply_together(handler.function(), &effects, group.config().breaker.failures).await
+        {
             Ok(affected) => {
-                let ends = affected?.into_iter().map(|affected| end(affected, handler, *unclear));
-                return Some(ends.collect());
+                let mut ends = Vec::with_capacity(messages.len());
+                for (message, affected) in messages.iter().zip(affected?) {
+                    ends.push(match affected {
+                        Affected::Unjudged => apply_alone(group, handler, message, *unclear).await,
+                        affected => end(affected, handler, *unclear),
+                    });
+                }
+                return Some(ends);
             }
             Err(error) if error.is_conflict() => {}
             Err(error) => {
@@ -103,7 +117,7 @@ fn end(affected: Affected, handler: &SqlHandler, unclear: bool) -> End {
         Affected::Duplicate { by, same_payload } => End::Duplicate { by, same_payload },
         Affected::Busy => End::Busy,
         Affected::Failed(error) => End::Failed(handler.failed(&error)),
-        Affected::Behind => End::Again,
+        Affected::Untried | Affected::Unjudged => End::Again,
         Affected::Lost => End::Suspect,
     }
 }

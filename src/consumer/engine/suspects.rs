@@ -100,8 +100,15 @@ impl Engine {
 
     /// Its start is over; whether it is under suspicion now, its end says.
     pub(super) fn let_off(&mut self, message: &mut Message, end: &End) {
-        if !matches!(end, End::Suspect) {
-            return self.acquit(message);
+        match end {
+            End::Suspect => {}
+            // It was not tried: what it was suspected of is as open as before.
+            End::Again if message.counted => {
+                message.starts = message.starts.map(|starts| starts.saturating_sub(1));
+                message.counted = false;
+                return self.suspects.ended(message.id());
+            }
+            _ => return self.acquit(message),
         }
         (message.starts, message.counted) = (Some(message.starts.unwrap_or(0)), false);
         self.suspects.ended(message.id());

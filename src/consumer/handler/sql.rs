@@ -49,11 +49,6 @@ impl SqlHandler {
         }
         reason::retry(describe(error))
     }
-
-    /// Its connection ended while it ran.
-    pub fn lost() -> Outcome {
-        reason::retry("the connection was lost while the function ran")
-    }
 }
 
 #[cfg(test)]

@@ -52,6 +52,8 @@ pub(super) enum End {
     /// Another dispatch is under way: nothing happened.
     Late,
     Failed(Outcome),
+    /// The connection was lost while it ran, which may be its doing: so often by now.
+    Suspect(u32),
 }
 
 pub(super) async fn run(group: &Group, attempt: &Attempt, successor: Successor) -> End {
@@ -90,7 +92,9 @@ async fn apply(group: &Group, handler: &SqlHandler, attempt: &Attempt, successor
         Applied::Busy => End::Busy,
         Applied::Late => End::Late,
         Applied::Failed(error) => End::Failed(handler.failed(&error)),
-        // Counted like silence: the function may be what ended it.
-        Applied::Lost => End::Failed(SqlHandler::lost()),
+        Applied::Lost => {
+            let id = [attempt.named.message_id];
+            End::Suspect(insist(group, || group.store.count_starts(&id)).await)
+        }
     }
 }

@@ -6,11 +6,27 @@ use serde_json::{Map, Value};
 use super::{Effect, Function};
 use crate::domain::delivery::Delivery;
 
+/// What comes behind a call in its transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    Commit,
+    /// Other calls, which may put their own checks off.
+    Others,
+}
+
+/// Makes no check wait for the commit.
+const CHECK: &str = "set constraints all immediate; set local statement_timeout to default";
+
+/// The same, for those put off so far: the setting would outlive the savepoint of a part that is done.
+const CHECK_SO_FAR: &str = "savepoint checked; set constraints all immediate; rollback to savepoint checked;
+    release savepoint checked; set local statement_timeout to default";
+
 /// Within its time, and with everything checked that it has put off until the commit.
 pub(super) async fn call(
     transaction: &Transaction<'_>,
     function: Function<'_>,
     effects: &[Effect<'_>],
+    then: Then,
 ) -> Result<(), tokio_postgres::Error> {
     transaction
         .batch_execute(&format!("set local statement_timeout = {}", function.statement_timeout))
@@ -38,7 +54,7 @@ pub(super) async fn call(
             ],
         )
         .await?;
-    transaction.batch_execute("set constraints all immediate; set local statement_timeout to default").await
+    transaction.batch_execute(if then == Then::Commit { CHECK } else { CHECK_SO_FAR }).await
 }
 
 /// Once for each delivery, or once with all of them, in order.

@@ -6,8 +6,8 @@ use std::collections::{HashSet, VecDeque};
 use deadpool_postgres::Transaction;
 use tokio_postgres::error::SqlState;
 
-use super::calling::call;
-use super::{Affected, Effect, Function, duplicate, is_refusal, perform};
+use super::calling::{Then, call};
+use super::{Affected, Effect, Function, duplicate, is_of_client, is_refusal, perform};
 use crate::failpoint;
 use crate::pg::claims::{self, Claimant, Wanted};
 use crate::pg::completing::{self, Finished, Scope};
@@ -26,13 +26,15 @@ enum Part {
     Lost,
 }
 
-/// Does them, of each chain in order and none behind one that is not done. `None`: nothing is done, and each is to go in
-/// a transaction of its own. Outcomes that are not known are found out as with `apply`.
+/// Does them, of each chain in order and none behind one that is not done, until so many have failed in a row. `None`:
+/// nothing is done, and each is to go in a transaction of its own. Outcomes that are not known are found out as with
+/// `apply`.
 pub async fn apply_together(
     client: &mut Lent,
     scope: Scope<'_>,
     function: Function<'_>,
     effects: &[Effect<'_>],
+    most_failures: u32,
 ) -> Result<Option<Vec<Affected>>, PgError> {
     let mut transaction = client.transaction().await?;
     completing::be_durable(&transaction).await?;
@@ -42,30 +44,41 @@ pub async fn apply_together(
     let open = (0..effects.len()).filter(|place| affected[*place].is_none()).collect();
     let mut parts: VecDeque<Vec<usize>> = VecDeque::from([open]);
     let mut broken = HashSet::new();
-    while let Some(mut part) = parts.pop_front() {
+    let (mut in_a_row, mut is_first) = (0, true);
+    while in_a_row < most_failures
+        && let Some(mut part) = parts.pop_front()
+    {
         let is_behind = |place: usize| effects[place].chain.is_some_and(|chain| broken.contains(&chain));
         for place in part.extract_if(.., |place| is_behind(*place)) {
-            affected[place] = Some(Affected::Behind);
+            affected[place] = Some(Affected::Untried);
         }
         let savepoint = transaction.savepoint("part").await?;
         if let [one] = *part {
-            let end = perform(&savepoint, scope, function, effects[one]).await?;
+            let end = perform(&savepoint, scope, function, effects[one], Then::Others).await?;
             match &end {
                 Affected::Done => savepoint.commit().await?,
                 Affected::Lost => return Ok(Some(lost(effects))),
-                Affected::Busy | Affected::Failed(_) => {
-                    broken.extend(effects[one].chain);
-                    savepoint.rollback().await?;
-                }
                 _ => savepoint.rollback().await?,
             }
-            affected[one] = Some(end);
+            match &end {
+                Affected::Done => (in_a_row, is_first) = (0, false),
+                Affected::Failed(_) => in_a_row += 1,
+                _ => {}
+            }
+            if matches!(end, Affected::Busy | Affected::Failed(_)) {
+                broken.extend(effects[one].chain);
+            }
+            let is_judged = is_first || !matches!(end, Affected::Failed(_));
+            affected[one] = Some(if is_judged { end } else { Affected::Unjudged });
             continue;
         }
         let of_part: Vec<Effect<'_>> = part.iter().map(|place| effects[*place]).collect();
         match perform_all(&savepoint, scope, function, &of_part).await? {
             Part::Done => {
                 savepoint.commit().await?;
+                if !part.is_empty() {
+                    (in_a_row, is_first) = (0, false);
+                }
                 for place in part {
                     affected[place] = Some(Affected::Done);
                 }
@@ -93,7 +106,7 @@ pub async fn apply_together(
         Err(error) if is_refusal(&error) => Ok(None),
         committed => {
             committed?;
-            Ok(affected.into_iter().collect())
+            Ok(Some(affected.into_iter().map(|end| end.unwrap_or(Affected::Untried)).collect()))
         }
     }
 }
@@ -125,11 +138,11 @@ async fn perform_all(
     if !claims::claim_done(transaction, claimant, &wanted).await? {
         return Ok(Part::Refused);
     }
-    match call(transaction, function, effects).await {
+    match call(transaction, function, effects, Then::Others).await {
         Ok(()) => Ok(Part::Done),
         Err(error) if is_cut(&error) => Ok(Part::Lost),
         Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => Ok(Part::Slow),
-        Err(error) if is_refusal(&error) => Ok(Part::Refused),
+        Err(error) if is_refusal(&error) || is_of_client(&error) => Ok(Part::Refused),
         Err(error) => Err(error.into()),
     }
 }

@@ -17,6 +17,10 @@ const ON_ORDERS: &str = "
       foreach d in array all_of_them loop
         insert into public.effects (payload, id, customer)
         values (convert_from(d.payload, 'UTF8'), d.id, case convert_from(d.payload, 'UTF8') when 'late' then 'nobody' end);
+        if convert_from(d.payload, 'UTF8') like 'child %' then
+          update public.effects set customer = payload where id = d.id;
+          insert into public.customers values (convert_from(d.payload, 'UTF8'));
+        end if;
         if convert_from(d.payload, 'UTF8') = 'bad' then raise exception 'no' using errcode = 'P0042'; end if;
         if convert_from(d.payload, 'UTF8') = 'deadly' then
           perform pg_terminate_backend(pg_backend_pid());
@@ -114,6 +118,78 @@ async fn a_message_that_fails_fails_alone_and_only_its_key_waits() {
     assert_eq!(done.len(), 113, "each once: {done:?}");
     let calls = calls(&database).await;
     assert!(calls < 70, "the two are found by halves, and not one by one: {calls} calls");
+}
+
+/// Children before their parents, and a table that is there until the commit.
+#[tokio::test]
+async fn what_a_call_leaves_in_its_transaction_fails_none_behind_it() {
+    let (kafka, database) = (Kafka::shared().await, database().await);
+    database
+        .batch(
+            "create function on_orders_with_table(all_of_them outboxd.delivery[]) returns void language plpgsql
+             security definer as $$
+             begin
+               create temporary table left_behind () on commit drop;
+               perform public.on_orders(all_of_them);
+             end $$",
+        )
+        .await;
+    for function in ["on_orders", "on_orders_with_table"] {
+        let (topic, group) = (kafka.topic(1).await, unique("orders"));
+        for n in 0..40 {
+            let payload = if n == 20 { "bad".to_owned() } else { format!("child {n} of {function}") };
+            kafka.produce(&topic, Some(&format!("k{}", n % 8)), Some(payload.as_bytes()), &[]).await;
+        }
+        let settings = format!(
+            "topics = [\"{topic}\"]\nhandler = {{ kind = \"sql\", function = \"{function}\", mode = \"batch\" }}\n\
+             [groups.{group}.retry]\nbackoff = \"1h\""
+        );
+        let consumer = Consumer::start(&database.agent_url(), kafka, &group, &settings);
+        eventually("all are at their end", PATIENCE, async || {
+            let query = "select next_offset from outboxd.group_positions where consumer_group = $1";
+            let rows = database.query(query, &[&group]).await;
+            rows.first().is_some_and(|row| row.get::<_, i64>(0) == 40)
+        })
+        .await;
+        consumer.drained().await;
+        let failed: Vec<(String, String)> =
+            failures(&database).await.into_iter().map(|(state, _, payload)| (state, payload)).collect();
+        let held = |n: u32| ("held".to_owned(), format!("child {n} of {function}"));
+        assert_eq!(failed, [("due".to_owned(), "bad".to_owned()), held(28), held(36)], "{function}");
+        assert_eq!(payloads(&database).await.len(), 37, "{function}: each once");
+        assert_eq!(database.count("select count(*) from outboxd.attempts").await, 1, "{function}");
+        database.batch("truncate effects; delete from outboxd.failures; delete from outboxd.attempts").await;
+    }
+}
+
+#[tokio::test]
+async fn a_breaker_opens_inside_a_batch_and_lets_one_message_try() {
+    let (kafka, database) = (Kafka::shared().await, database().await);
+    let (topic, group) = (kafka.topic(1).await, unique("orders"));
+    for _ in 0..100 {
+        kafka.produce(&topic, None, Some(b"bad"), &[]).await;
+    }
+    let settings = format!(
+        "topics = [\"{topic}\"]\nconcurrency = 1\n{BATCH}\nbreaker = {{ failures = 3, pause = \"1h\" }}\n\
+         retry = {{ backoff = \"1h\" }}"
+    );
+    let consumer = Consumer::start(&database.agent_url(), kafka, &group, &settings);
+    let is_open = "select count(*) from outboxd.groups where breaker_until > now() + interval '1 min'";
+    eventually("it opens", PATIENCE, async || {
+        database.count(is_open).await == 1 && failures(&database).await.len() == 3
+    })
+    .await;
+    let before = calls(&database).await;
+    for tried in 1..=2 {
+        database.batch("update outboxd.groups set breaker_until = now()").await;
+        eventually("it opens again", PATIENCE, async || {
+            database.count(is_open).await == 1 && failures(&database).await.len() == 3 + tried
+        })
+        .await;
+    }
+    consumer.drained().await;
+    assert_eq!(failures(&database).await.len(), 5, "the others wait");
+    assert_eq!(calls(&database).await - before, 2, "one message each");
 }
 
 #[tokio::test]

@@ -154,3 +154,41 @@ async fn an_agent_that_drains_finishes_what_runs_and_hands_the_rest_back() {
     assert!(evidence.iter().all(|(_, _, attempt)| *attempt == 2));
     assert!(evidence.iter().any(|(_, agent, _)| agent == "comes"), "there was something to hand back");
 }
+
+/// A server that restarts costs no attempt; a function that ends its connection each time is given up.
+#[tokio::test]
+async fn a_connection_lost_in_a_function_counts_as_a_start_and_not_as_an_attempt() {
+    let scene = Scene::new().await;
+    scene
+        .database
+        .batch(
+            "create table outage ();
+             insert into outage default values;
+             create function on_order(d outboxd.delivery) returns void language plpgsql security definer as $$
+             begin
+               if convert_from(d.payload, 'UTF8') = 'deadly' or exists (select from public.outage) then
+                 perform pg_terminate_backend(pg_backend_pid());
+                 perform pg_sleep(5);
+               end if;
+             end $$",
+        )
+        .await;
+    let settings = ["retry.max_starts = 3", "retry.max_attempts = 2"];
+    let function = "kind = \"sql\"\nfunction = \"on_order\"";
+    let _consumer = scene.with(scene.outboxd(), function, &settings).consumer(&[&scene.group]);
+    let _producer = scene.producer(&settings);
+    scene.takers_are(1).await;
+    let id = scene.failure(b"m", None).await;
+    let lost = "select count(*) from outboxd.starts where starts > 0";
+    eventually("its connection is lost", PATIENCE, async || scene.database.count(lost).await == 1).await;
+    scene.database.batch("delete from outage").await;
+    scene.all_done().await;
+    let evidence = scene.evidence().await;
+    assert_eq!((evidence[0].0, evidence[0].2), (id, 2), "no attempt was spent");
+    assert_eq!(scene.database.count("select count(*) from outboxd.attempts").await, 0);
+    assert_eq!(scene.database.count("select count(*) from outboxd.starts").await, 0, "it is cleared");
+    scene.failure(b"deadly", None).await;
+    let dead = "select count(*) from outboxd.failures where state = 'dead' and reason = 'starts'";
+    eventually("it is given up", PATIENCE, async || scene.database.count(dead).await == 1).await;
+    assert_eq!(scene.database.count("select count(*) from outboxd.starts").await, 0);
+}
