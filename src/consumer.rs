@@ -85,6 +85,11 @@ pub enum ConsumerError {
     NoFunction { group: String, function: String },
     #[error("{0}")]
     Refused(String),
+    #[error(
+        "group `{group}`: another agent of the group has joined under this agent's name: with `static_membership` each \
+         needs one of its own (`[agent] name`)"
+    )]
+    Fenced { group: String },
     #[error("group `{group}`: {source}")]
     Kafka { group: String, source: KafkaFailure },
     #[error("group `{group}`: {source}")]
@@ -109,6 +114,8 @@ enum SessionError {
     Kafka(#[from] KafkaFailure),
     #[error("Kafka's client gave up: {0}")]
     Fatal(String),
+    #[error("another agent of the group has joined under this agent's name")]
+    Fenced,
     #[error("the engine has ended")]
     EngineEnded,
 }
@@ -206,17 +213,19 @@ async fn work(context: GroupContext, drain: &CancellationToken) -> Result<(), Co
     };
     let _desk = AbortOnDropHandle::new(tokio::spawn(desk.run(Arc::clone(&group))));
     let retries = AbortOnDropHandle::new(tokio::spawn(retrying::work(Arc::clone(&group), drain.clone())));
-    be_member(&group, drain).await;
-    retries.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+    let ended = be_member(&group, drain).await;
+    if ended.is_ok() {
+        retries.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+    }
     group.handler.close().await;
     if let Err(error) = group.store.leave().await {
         tracing::debug!(group = &*group.name, "no goodbye: {error}");
     }
-    Ok(())
+    ended
 }
 
-/// One membership after the other.
-async fn be_member(group: &Arc<Group>, drain: &CancellationToken) {
+/// One membership after the other. Whoever is fenced does not join again: it would fence the other, which would fence it.
+async fn be_member(group: &Arc<Group>, drain: &CancellationToken) -> Result<(), ConsumerError> {
     let mut failures = 0;
     while !drain.is_cancelled() {
         if group.control.heard.borrow().ordered_out {
@@ -232,6 +241,9 @@ async fn be_member(group: &Arc<Group>, drain: &CancellationToken) {
         }));
         let started = tokio::time::Instant::now();
         let Err(error) = session::work(group, &leave).await else { continue };
+        if matches!(error, SessionError::Fenced) {
+            return Err(ConsumerError::Fenced { group: group.name.to_string() });
+        }
         failures = if started.elapsed() > BACKOFF.max { 1 } else { failures + 1 };
         tracing::error!(group = &*group.name, failures, "the group joins again: {error}");
         group.status.wait_for("membership", &error.to_string());
@@ -240,6 +252,7 @@ async fn be_member(group: &Arc<Group>, drain: &CancellationToken) {
             () = drain.cancelled() => {}
         }
     }
+    Ok(())
 }
 
 /// Until it is in service again: its partitions are others' meanwhile.

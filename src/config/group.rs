@@ -211,6 +211,23 @@ impl Group {
             rate: section.optional("rate", any)?,
         })
     }
+
+    /// Kafka knows a static member by its agent's name, which must be the same after a restart, and is passed on as it is.
+    pub(super) fn check_membership(
+        &self,
+        section: &Section<'_>,
+        agent_name: Option<&str>,
+    ) -> Result<(), ConfigError> {
+        let problem = match agent_name {
+            _ if !self.static_membership => return Ok(()),
+            Some(name) if is_plain_name(name) => return Ok(()),
+            Some(name) => format!(
+                "makes `[agent] name` a name in Kafka, and `{name}` is none: letters, digits, dots, dashes and underscores"
+            ),
+            None => "needs a name that is the same after a restart: set `[agent] name`".to_owned(),
+        };
+        Err(section.wrong("static_membership", &problem))
+    }
 }
 
 impl Default for Retry {

@@ -65,11 +65,13 @@ impl Config {
         let credentials = variable(&environment, "CREDENTIALS_DIRECTORY").map(PathBuf::from);
         let mut entries = Vec::new();
         let config = Section::read_root(&sources, &table, &mut entries, |root| {
+            let postgres =
+                root.table("postgres", |section| Postgres::read(section, credentials.as_deref()))?;
+            let kafka = root.table("kafka", Kafka::read)?;
+            let agent = root.table("agent", Agent::read)?;
             Ok(Self {
-                postgres: root
-                    .table("postgres", |section| Postgres::read(section, credentials.as_deref()))?,
-                kafka: root.table("kafka", Kafka::read)?,
-                agent: root.table("agent", Agent::read)?,
+                postgres,
+                kafka,
                 http: root.table("http", Http::read)?,
                 log: root.table("log", Log::read)?,
                 producer: root.table("producer", Producer::read)?,
@@ -79,11 +81,13 @@ impl Config {
                     let mut kafka_groups = group::KafkaGroups::default();
                     root.each("groups", group::check_name, |section| {
                         let group = Group::read(section)?;
+                        group.check_membership(section, agent.name.as_deref())?;
                         kafka_groups.enter(section, &group)?;
                         Ok(group)
                     })?
                 },
                 jobs: root.each("jobs", job::check_name, Job::read)?,
+                agent,
             })
         })?;
         Ok(Loaded { config, path: path.map(Path::to_owned), entries })

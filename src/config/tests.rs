@@ -194,6 +194,19 @@ fn each_kind_of_handler_has_its_own_keys() {
 }
 
 #[test]
+fn a_static_member_has_a_name_that_is_chosen_and_kafka_takes() {
+    let group = |agent: &str| {
+        format!("{agent}[groups.a]\ntopics = [\"a\"]\nhandler.kind = \"log\"\nstatic_membership = true\n")
+    };
+    assert_eq!(
+        problem(&group("")),
+        "outboxd.toml:6:21: `static_membership` needs a name that is the same after a restart: set `[agent] name`"
+    );
+    assert!(problem(&group("[agent]\nname = \"a@b\"\n")).contains("and `a@b` is none"));
+    assert!(Config::parse(&format!("{URL}{}", group("[agent]\nname = \"a.b\"\n")), None, []).is_ok());
+}
+
+#[test]
 fn two_groups_with_one_name_in_kafka_are_refused() {
     let handler = "topics = [\"a\"]\nhandler.kind = \"log\"\n";
     let problem = problem(&format!("[groups.a]\n{handler}[groups.b]\nkafka_group = \"a\"\n{handler}"));

@@ -243,6 +243,7 @@ impl Session {
                 }
             }
             Polled::Fatal(reason) => return Err(SessionError::Fatal(reason)),
+            Polled::Fenced => return Err(SessionError::Fenced),
         }
         Ok(())
     }

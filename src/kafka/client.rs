@@ -83,15 +83,9 @@ pub fn member_config(
     let mut config = layered(client_id, MEMBER_DEFAULTS, properties, CONSUMER);
     config.set("group.id", kafka_group);
     if let Some(instance) = instance {
-        config.set("group.instance.id", plain(instance));
+        config.set("group.instance.id", instance);
     }
     Ok(config)
-}
-
-/// Of the characters that Kafka allows there.
-fn plain(name: &str) -> String {
-    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '_' | '-');
-    name.chars().map(|letter| if is_plain(letter) { letter } else { '_' }).take(249).collect()
 }
 
 fn layered(

@@ -50,6 +50,8 @@ pub enum Polled {
     Trouble(String),
     /// The client is of no more use.
     Fatal(String),
+    /// Another has joined under this member's name.
+    Fenced,
 }
 
 struct Context {
@@ -319,11 +321,7 @@ impl Copier {
 
 fn trouble(error: &KafkaError) -> Polled {
     match error {
-        KafkaError::MessageConsumptionFatal(RDKafkaErrorCode::FencedInstanceId) => Polled::Fatal(
-            "another agent of the group has joined under this agent's name: with `static_membership` each needs one of \
-             its own (`[agent] name`)"
-                .into(),
-        ),
+        KafkaError::MessageConsumptionFatal(RDKafkaErrorCode::FencedInstanceId) => Polled::Fenced,
         KafkaError::MessageConsumptionFatal(code) => Polled::Fatal(code.to_string()),
         KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => Polled::OutOfRange,
         error => match error.rdkafka_error_code() {

@@ -17,7 +17,7 @@ async fn a_static_member_that_restarts_has_its_partitions_as_before_and_the_othe
             .set(&format!("groups.{group}.static_membership = true"))
             .group(&group, &topic, &handler)
     };
-    let (first, other) = (named("first@of-two"), named("the-other"));
+    let (first, other) = (named("first.of-two"), named("the-other"));
     let daemon = first.consumer(&[&group]);
     daemon.wait_for_line("assigned").await;
     let beside = other.consumer(&[&group]);
@@ -46,6 +46,26 @@ async fn a_static_member_that_restarts_has_its_partitions_as_before_and_the_othe
     assert_eq!(partitions(&again.log()).len(), 2);
     assert_eq!(rebalances(), before, "{}", beside.log());
     assert!(receiver.handled().values().all(|times| *times == 1));
+}
+
+#[tokio::test]
+async fn two_static_members_of_one_name_do_not_fence_each_other_for_ever() {
+    let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
+    let (topic, group) = (kafka.topic(1).await, unique("orders"));
+    let outboxd = Outboxd::new(&database, kafka)
+        .set("agent.name = \"the-same\"")
+        .set(&format!("groups.{group}.static_membership = true"))
+        .group(&group, &topic, "kind = \"log\"");
+    let first = outboxd.consumer(&[&group]);
+    first.wait_for_line("assigned").await;
+    let second = outboxd.consumer(&[&group]);
+    assert_eq!(first.wait_exit().await, Some(2));
+    assert!(first.log().contains("has joined under this agent's name"), "{}", first.log());
+    second.wait_for_line("assigned").await;
+    kafka.produce(&topic, None, Some(b"m"), &[]).await;
+    eventually("it is handled", PATIENCE, async || evidence(&database).await == 1).await;
+    second.terminate();
+    assert_eq!(second.wait_exit().await, Some(0));
 }
 
 /// Rebalances follow so closely that partitions are taken away before anything of them has begun.
