@@ -94,6 +94,9 @@ impl Properties {
             }
             let text = property_value(section.written(&span, value));
             let text = text.map_err(|problem| section.wrong_at(&span, &format!("`{key}` {problem}")))?;
+            if let Some(problem) = refused::by_librdkafka(&property, &text, property != key) {
+                return Err(section.wrong_at(&span, &problem));
+            }
             if let Some((other, earlier, _)) = properties.get(&property)
                 && section.is_variable(earlier) == is_variable
             {

@@ -92,6 +92,7 @@ outboxd.toml:2:7: `url` is not a connection string: invalid value for option `po
         "[postgres]\nurl = \"postgres://u@h/db?password=hunter2&sslmode=maybe\"\n",
         "[kafka.client]\n\"sasl.password\" = \"hunter2\n",
         "[kafka.client]\n\"sasl.password\" = [\"hunter2\"]\n",
+        "[kafka.client]\n\"sasl.pasword\" = \"hunter2\"\n",
         "[kafka.client]\n\"ssl.key.pem\" = \"\"\"\nhunter2 \\q\n\"\"\"\n",
         "[postgres]\nurl = \"\"\"postgres://u:hunter2@h\n/db\"\"\" x\n",
     ] {
@@ -235,6 +236,10 @@ outboxd.toml:4:1: `acks` cannot be set: publishing in order and without gaps sta
         ("consumer", "group.id = \"x\"", "`[groups.NAME] kafka_group`"),
         ("consumer", "enable.auto.commit = true", "behind the work"),
         ("consumer", "rebalance_cb = \"x\"", "takes a function"),
+        ("client", "\"sasl.pasword\" = \"x\"", "librdkafka has no property `sasl.pasword`"),
+        ("client", "\"sasl.pasword_file\" = \"/x\"", "librdkafka has no property `sasl.pasword`"),
+        ("client", "\"security.protocol\" = \"SASL_SSLL\"", "`security.protocol` is wrong: "),
+        ("producer", "batch.size = 0", "`batch.size` is wrong: "),
     ] {
         let problem = problem(&format!("[kafka.{table}]\n{property}"));
         assert!(problem.contains(expected), "{property}\n{problem}");

@@ -29,7 +29,7 @@ pub async fn publish(
     config.set("enable.gapless.guarantee", "false");
     config.set("message.timeout.ms", PATIENCE.as_millis().to_string());
     let producer: FutureProducer = FutureProducer::from_config(&config)
-        .map_err(|error| KafkaFailure::Setup(format!("the producer cannot be made: {error}")))?;
+        .map_err(|error| KafkaFailure::client("the producer", &error))?;
     let sent: Vec<Result<DeliveryFuture, String>> =
         letters.iter().map(|letter| send(&producer, letter)).collect();
     let mut answers = Vec::with_capacity(sent.len());

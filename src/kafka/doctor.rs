@@ -33,8 +33,7 @@ pub struct Doctor {
 
 impl Doctor {
     pub fn new(config: &Config) -> Result<Self, KafkaFailure> {
-        let setup =
-            |error: KafkaError| KafkaFailure::Setup(format!("the Kafka client cannot be made: {error}"));
+        let setup = |error: KafkaError| KafkaFailure::client("the Kafka client", &error);
         let consumer = client::consumer_config(&config.kafka, "outboxd-doctor")?;
         let producer =
             client::producer_config(&config.kafka, "outboxd-doctor", config.producer.buffer_bytes)?;

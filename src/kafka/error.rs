@@ -14,6 +14,15 @@ pub enum KafkaFailure {
 }
 
 impl KafkaFailure {
+    /// A client that cannot be made. librdkafka tells a property that it refuses with its value, which may be a secret.
+    pub fn client(what: &str, error: &KafkaError) -> Self {
+        let reason = match error {
+            KafkaError::ClientConfig(_, reason, ..) => reason.clone(),
+            other => other.to_string(),
+        };
+        Self::Setup(format!("{what} cannot be made: {reason}"))
+    }
+
     /// A file with a secret that cannot be read.
     #[allow(clippy::needless_pass_by_value, reason = "taken by map_err")]
     pub fn secret(error: std::io::Error) -> Self {

@@ -174,12 +174,9 @@ impl Incarnation {
     pub fn start(kafka: &Kafka, client_id: &str, buffer_bytes: u64) -> Result<Self, KafkaFailure> {
         let config = client::producer_config(kafka, client_id, buffer_bytes)?;
         let deliveries = Arc::new(Deliveries::default());
-        let failed = |error: &dyn std::error::Error| {
-            KafkaFailure::Setup(format!("the producer cannot be made: {error}"))
-        };
         let producer: BaseProducer<_, NoCustomPartitioner> =
             BaseProducer::from_config_and_context(&config, Context(Arc::clone(&deliveries)))
-                .map_err(|error| failed(&error))?;
+                .map_err(|error| KafkaFailure::client("the producer", &error))?;
         let producer = Arc::new(producer);
         let listening = Arc::downgrade(&producer);
         let listen = move || {
@@ -187,7 +184,10 @@ impl Incarnation {
                 producer.poll(LISTEN);
             }
         };
-        thread::Builder::new().name("kafka-answers".into()).spawn(listen).map_err(|error| failed(&error))?;
+        thread::Builder::new()
+            .name("kafka-answers".into())
+            .spawn(listen)
+            .map_err(|error| KafkaFailure::Setup(format!("the producer cannot be listened to: {error}")))?;
         Ok(Self { producer, deliveries })
     }
 

@@ -145,7 +145,7 @@ impl Subscription {
         let (events, received) = mpsc::unbounded_channel();
         let context = Context { events, closing: AtomicBool::new(false) };
         let consumer: StreamConsumer<Context> = StreamConsumer::from_config_and_context(&config, context)
-            .map_err(|error| KafkaFailure::Setup(format!("the consumer cannot be made: {error}")))?;
+            .map_err(|error| KafkaFailure::client("the consumer", &error))?;
         let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics)?;
         let copier = Copier::new(&topics);

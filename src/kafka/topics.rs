@@ -60,7 +60,7 @@ impl Topics {
 
     fn from_config(config: &ClientConfig, kafka: &Kafka) -> Result<Self, KafkaFailure> {
         let client = BaseConsumer::from_config_and_context(config, Logged)
-            .map_err(|error| KafkaFailure::Setup(format!("the Kafka client cannot be made: {error}")))?;
+            .map_err(|error| KafkaFailure::client("the Kafka client", &error))?;
         Ok(Self {
             client: Arc::new(client),
             config: config.clone(),

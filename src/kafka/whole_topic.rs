@@ -39,7 +39,7 @@ impl WholeTopic {
     pub fn new(kafka: &Kafka, client_id: &str, kafka_group: &str, topic: &str) -> Result<Self, KafkaFailure> {
         let config = client::group_config(kafka, client_id, kafka_group)?;
         let consumer = StreamConsumer::from_config_and_context(&config, Logged)
-            .map_err(|error| KafkaFailure::Setup(format!("the consumer cannot be made: {error}")))?;
+            .map_err(|error| KafkaFailure::client("the consumer", &error))?;
         Ok(Self {
             consumer: Some(Arc::new(consumer)),
             topic: topic.to_owned(),

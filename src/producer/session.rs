@@ -18,6 +18,7 @@ use super::lease::LeaseKeeper;
 use super::poison::Holding;
 use super::work::{Stop, Work};
 use super::{BACKOFF, Relay, RelayStatus, SessionError, in_time};
+use crate::domain::health::Vitals as _;
 use crate::domain::lane_shares;
 use crate::domain::priority::Priority;
 use crate::kafka::KafkaFailure;
@@ -98,7 +99,7 @@ pub(super) async fn work(
 /// Tells the status whether a broker answers.
 async fn ask_kafka(topics: Topics, status: Arc<RelayStatus>) {
     loop {
-        status.kafka_away(topics.answer().await.err().map(|error| error.to_string()));
+        status.kafka_is_away(topics.answer().await.err().map(|error| error.to_string()));
         tokio::time::sleep(ASK_KAFKA_EVERY).await;
     }
 }
@@ -178,7 +179,9 @@ impl Session<'_> {
         if taken {
             self.tell_owned();
         }
+        // Whoever has no way to Kafka leaves the lanes to those who may have one.
         if self.wished_at.is_none_or(|at| at.elapsed() >= WISH_EVERY)
+            && self.work.relay.status.kafka_away().is_none()
             && let Some(lane) = lane_shares::to_ask_for(self.owned.len(), &others)
         {
             self.wished_at = Some(Instant::now());

@@ -101,7 +101,7 @@ impl RelayStatus {
         }
     }
 
-    pub(super) fn kafka_away(&self, reason: Option<String>) {
+    pub(super) fn kafka_is_away(&self, reason: Option<String>) {
         let mut inner = self.inner();
         inner.kafka_has_answered |= reason.is_none();
         inner.kafka_away = reason;

@@ -59,3 +59,24 @@ async fn two_and_three_producers_share_the_lanes_evenly_while_messages_flow() {
     ledger.published(&database).await;
     assert_eq!(ledger.check(&database, kafka).await.repeats, 0);
 }
+
+/// Its lane would stand still while another could publish it.
+#[tokio::test]
+async fn who_has_no_way_to_kafka_asks_for_no_lane() {
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    let ledger = Ledger::new(&database, &kafka.topic(1).await);
+    let _able = Outboxd::new(&database, kafka).producer();
+    shared_as(&database, &[3]).await;
+    let cut_off = Outboxd::without_kafka(&database).producer();
+    eventually("it says that Kafka is away", PATIENCE, async || {
+        cut_off.get("/readyz").await.is_some_and(|(status, body)| status == 503 && body.contains("kafka"))
+    })
+    .await;
+    // It looks each second at the least: more than one look is behind us once these are through.
+    for _ in 0..3 {
+        ledger.flows(&database).await;
+    }
+    assert_eq!(shares(&database).await, [3]);
+    let wished = "select count(*) from outboxd.lanes where wanted_by is not null";
+    assert_eq!(database.count(wished).await, 0);
+}

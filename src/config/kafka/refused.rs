@@ -1,5 +1,9 @@
 //! The properties of librdkafka that are not the operator's, and why.
 
+use rdkafka::config::ClientConfig;
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaConfRes;
+
 const PUBLISHING: &str = "publishing in order and without gaps stands on it, and outboxd sets it";
 const NEVER_GIVES_UP: &str =
     "a transport failure is never the end of a message: one that timed out would let later ones pass";
@@ -62,4 +66,18 @@ pub fn reason(property: &str) -> Option<&'static str> {
         return Some(CALLBACK);
     }
     REFUSED.iter().find(|(name, _)| *name == property).map(|(_, reason)| *reason)
+}
+
+/// Why librdkafka would not take the property. It tells a name that it does not know with its value: that may be a
+/// secret under a misspelt name, and is left out. What a file holds is not known here.
+pub(super) fn by_librdkafka(property: &str, value: &str, is_file: bool) -> Option<String> {
+    let mut config = ClientConfig::new();
+    config.set(property, value);
+    match config.create_native_config().err()? {
+        KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..) => {
+            Some(format!("librdkafka has no property `{property}`"))
+        }
+        KafkaError::ClientConfig(_, reason, ..) if !is_file => Some(format!("`{property}` is wrong: {reason}")),
+        _ => None,
+    }
 }
