@@ -28,8 +28,8 @@ pub async fn publish(
     // Nothing stands on their order: one that cannot be published does not stop the others.
     config.set("enable.gapless.guarantee", "false");
     config.set("message.timeout.ms", PATIENCE.as_millis().to_string());
-    let producer: FutureProducer = FutureProducer::from_config(&config)
-        .map_err(|error| KafkaFailure::client("the producer", &error))?;
+    let producer: FutureProducer =
+        FutureProducer::from_config(&config).map_err(|error| KafkaFailure::client("the producer", &error))?;
     let sent: Vec<Result<DeliveryFuture, String>> =
         letters.iter().map(|letter| send(&producer, letter)).collect();
     let mut answers = Vec::with_capacity(sent.len());

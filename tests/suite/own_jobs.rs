@@ -57,7 +57,8 @@ async fn is_known(database: &Database, job: &str) {
 /// Every second from the first to the last firing is there, once, at the latest when the lease of a claim is over whose
 /// agent has died. Some agent is there.
 async fn every_firing_has_one_start(database: &Database) {
-    let sql = "select count(*), count(distinct firing), extract(epoch from max(firing) - min(firing))::bigint + 1,
+    let sql =
+        "select count(*), count(distinct firing), extract(epoch from max(firing) - min(firing))::bigint + 1,
           (select count(*) from outboxd.job_runs where job = 'tick' and result = 'done')
         from ticks";
     eventually("no firing is missing", SOON, async || {

@@ -77,7 +77,9 @@ pub(super) fn by_librdkafka(property: &str, value: &str, is_file: bool) -> Optio
         KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..) => {
             Some(format!("librdkafka has no property `{property}`"))
         }
-        KafkaError::ClientConfig(_, reason, ..) if !is_file => Some(format!("`{property}` is wrong: {reason}")),
+        KafkaError::ClientConfig(_, reason, ..) if !is_file => {
+            Some(format!("`{property}` is wrong: {reason}"))
+        }
         _ => None,
     }
 }
