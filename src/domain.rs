@@ -3,6 +3,7 @@
 pub mod acks;
 pub mod backoff;
 pub mod breaker;
+pub mod by_partition;
 pub mod chains;
 pub mod cursor;
 pub mod dead_letter;

@@ -1,19 +1,13 @@
 //! The highest offsets of what was published, and how many records that was, by topic and partition.
 
-use std::collections::HashMap;
+use super::by_partition::{ByPartition, Kept};
 
-/// Written once per acknowledged record: the partition of the record before is looked at first.
+/// Written once per acknowledged record.
 #[derive(Debug, Default)]
-pub struct Offsets {
-    published: Vec<Published>,
-    places: HashMap<(String, i32), usize>,
-    latest: usize,
-}
+pub struct Offsets(ByPartition<Published>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Published {
-    topic: String,
-    partition: i32,
     highest: i64,
     records: u64,
 }
@@ -21,44 +15,33 @@ struct Published {
 impl Offsets {
     /// Notes one. Of a partition the latest counts: in one made anew it may be lower.
     pub fn note(&mut self, topic: &str, partition: i32, offset: i64) {
-        let is_there = |at: &Published| at.partition == partition && at.topic == topic;
-        if !self.published.get(self.latest).is_some_and(is_there) {
-            self.latest = *self.places.entry((topic.to_owned(), partition)).or_insert_with(|| {
-                self.published.push(Published {
-                    topic: topic.to_owned(),
-                    partition,
-                    highest: offset,
-                    records: 0,
-                });
-                self.published.len() - 1
-            });
-        }
-        let latest = &mut self.published[self.latest];
-        latest.highest = offset;
-        latest.records += 1;
+        let published = self.0.at(topic, partition);
+        published.highest = offset;
+        published.records += 1;
     }
 
     /// How many records were noted, by topic; one that took turns with others comes several times.
     pub fn records(&self) -> impl Iterator<Item = (&str, u64)> {
-        let of_one_topic = self.published.chunk_by(|one, next| one.topic == next.topic);
+        let of_one_topic = self.0.all().chunk_by(|one, next| one.topic == next.topic);
         of_one_topic.filter_map(|places| {
-            let records = places.iter().map(|place| place.records).sum();
+            let records = places.iter().map(|place| place.value.records).sum();
             places.first().map(|place| (place.topic.as_str(), records))
         })
     }
 
     /// Takes over what was published after all that is noted here.
     pub fn extend(&mut self, later: &Self) {
-        for Published { topic, partition, highest, records } in &later.published {
-            self.note(topic, *partition, *highest);
-            self.published[self.latest].records += records - 1;
+        for Kept { topic, partition, value: Published { highest, records } } in later.0.all() {
+            let published = self.0.at(topic, *partition);
+            published.highest = *highest;
+            published.records += records;
         }
     }
 
     /// As stored: `topic/partition` and the offset. No topic's name has a slash.
     pub fn to_json(&self) -> serde_json::Value {
-        let named = self.published.iter().map(|Published { topic, partition, highest, .. }| {
-            (format!("{topic}/{partition}"), serde_json::Value::from(*highest))
+        let named = self.0.all().iter().map(|Kept { topic, partition, value }| {
+            (format!("{topic}/{partition}"), serde_json::Value::from(value.highest))
         });
         serde_json::Value::Object(named.collect())
     }

@@ -4,25 +4,19 @@
 //! partition, it takes any number as the first. If it refused the first request there, it would take the next one that
 //! was under way with it, and a later message would stand before an earlier one. So the first record goes alone.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
+
+use super::by_partition::ByPartition;
 
 /// A broker forgets a producer that has been silent for `producer.id.expiration.ms`: a day, unless somebody lowered it.
 const PROOF_AGE: Duration = Duration::from_secs(300);
 
 /// What one lane knows of one incarnation of the producer.
 #[derive(Debug, Default)]
-pub struct Proven {
-    proofs: Vec<Proof>,
-    places: HashMap<String, HashMap<i32, usize>>,
-    /// Asked for each record: the partition of the record before is looked at first.
-    latest: usize,
-}
+pub struct Proven(ByPartition<Proof>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Proof {
-    topic: String,
-    partition: i32,
     /// A record that was sent then has been acknowledged.
     at: Option<Instant>,
     /// The next proof, once that ticket is acknowledged: it was sent then.
@@ -44,7 +38,7 @@ impl Proven {
         now: Instant,
         acknowledged: impl FnOnce() -> u64,
     ) -> Result<(), u64> {
-        let proof = self.proof(topic, partition);
+        let proof = self.0.at(topic, partition);
         let Some((ticket, sent_at)) = proof.coming else { return Ok(()) };
         if acknowledged() > ticket {
             (proof.at, proof.coming) = (Some(sent_at), None);
@@ -55,29 +49,11 @@ impl Proven {
 
     /// That ticket is a record that was sent there.
     pub fn sent(&mut self, topic: &str, partition: i32, ticket: u64, now: Instant) {
-        let proof = self.proof(topic, partition);
+        let proof = self.0.at(topic, partition);
         // Renewed in time, what is busy never waits for it.
         if proof.coming.is_none() && !proof.is_younger(PROOF_AGE / 2, now) {
             proof.coming = Some((ticket, now));
         }
-    }
-
-    fn proof(&mut self, topic: &str, partition: i32) -> &mut Proof {
-        let is_there = |proof: &Proof| proof.partition == partition && proof.topic == topic;
-        if !self.proofs.get(self.latest).is_some_and(is_there) {
-            self.latest = self.place(topic, partition);
-        }
-        &mut self.proofs[self.latest]
-    }
-
-    fn place(&mut self, topic: &str, partition: i32) -> usize {
-        if let Some(place) = self.places.get(topic).and_then(|partitions| partitions.get(&partition)) {
-            return *place;
-        }
-        let place = self.proofs.len();
-        self.proofs.push(Proof { topic: topic.to_owned(), partition, at: None, coming: None });
-        self.places.entry(topic.to_owned()).or_default().insert(partition, place);
-        place
     }
 }
 
