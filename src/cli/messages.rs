@@ -167,10 +167,7 @@ async fn tell_partition(story: &mut MessageStory, kafka: &Kafka) {
     let Ok(topics) = Topics::new(kafka, "outboxd-cli") else { return };
     let asked = tokio::time::timeout(KAFKA_PATIENCE, topics.check(&story.message.topic)).await;
     let Ok(Ok(TopicState::Ready { partitions })) = asked else { return };
-    let partition = match &story.message.key {
-        Some(key) => partition::of_key(key.as_bytes(), partitions),
-        None => partition::of_id(story.message_id, partitions),
-    };
+    let partition = partition::of(story.message.key.as_deref(), story.message_id, partitions);
     if let Some(place) = publication.places.iter().copied().find(|place| place.partition == partition) {
         publication.places = vec![place];
     }

@@ -57,12 +57,9 @@ impl Message {
         }
     }
 
-    /// Where it goes. Without a key by a hash of its id, so that its repeat meets the agent that has it.
+    /// Where it goes.
     pub fn partition(&self, partitions: i32) -> i32 {
-        match &self.key {
-            Some(key) => partition::of_key(key.as_bytes(), partitions),
-            None => partition::of_id(self.message_id, partitions),
-        }
+        partition::of(self.key.as_deref(), self.message_id, partitions)
     }
 }
 

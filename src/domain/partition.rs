@@ -2,14 +2,22 @@
 
 use uuid::Uuid;
 
+/// Of a message: by its key, or without one by its id, so that its repeat meets the agent that has it.
+pub fn of(key: Option<&str>, id: Uuid, partitions: i32) -> i32 {
+    match key {
+        Some(key) => of_key(key.as_bytes(), partitions),
+        None => of_id(id, partitions),
+    }
+}
+
 /// As Java's producers have it.
-pub fn of_key(key: &[u8], partitions: i32) -> i32 {
+fn of_key(key: &[u8], partitions: i32) -> i32 {
     let partitions = u32::try_from(partitions.max(1)).unwrap_or(1);
     i32::try_from((murmur2(key) & 0x7fff_ffff) % partitions).unwrap_or(0)
 }
 
-/// Of a message without a key: a hash of its id.
-pub fn of_id(id: Uuid, partitions: i32) -> i32 {
+/// A hash of it.
+fn of_id(id: Uuid, partitions: i32) -> i32 {
     let partitions = u128::try_from(partitions.max(1)).unwrap_or(1);
     let hash = u128::from(xxhash_rust::xxh3::xxh3_64(id.as_bytes()));
     i32::try_from(hash % partitions).unwrap_or(0)
