@@ -8,7 +8,7 @@ use super::global::{Global, connect, connect_to_look};
 use super::output::{self, maybe};
 use super::retry::operator::operator;
 use crate::failure::{Exit, Failure};
-use crate::pg::agents::{self, Agent};
+use crate::pg::agents::{self, Agent, AgentOrder};
 use crate::pg::connect::Connection;
 
 /// Look at the agents: who is alive, and how well; take one out of service and back; remove the dead
@@ -92,7 +92,7 @@ impl Options {
                 let found = find(agents, agent)?;
                 let said = if ["stopped", "inactive"].contains(&&*found.state) {
                     "has ended: there is nothing to take out of service"
-                } else if agents::drain(&mut client, found.id, &operator()).await? {
+                } else if AgentOrder::Drain.carry_out(&mut client, found.id, &operator()).await? {
                     "goes out of service within a second or two; `outboxd agents list` shows when it has"
                 } else {
                     "was out of service already"
@@ -101,7 +101,7 @@ impl Options {
             }
             Command::Resume { agent } => {
                 let found = find(agents, agent)?;
-                let is_new = agents::resume(&mut client, found.id, &operator()).await?;
+                let is_new = AgentOrder::Resume.carry_out(&mut client, found.id, &operator()).await?;
                 let said = if is_new { "is put back into service" } else { "was in service" };
                 output::line(&format!("agent {} {said}", found.name))?;
             }

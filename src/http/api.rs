@@ -22,7 +22,7 @@ use super::Site;
 use super::problem::{self, Problem};
 use super::server::Peer;
 use crate::pg::operations::Operator;
-pub(super) use agents::{AgentOrder, order as order_agent};
+pub(super) use agents::order as order_agent;
 pub(super) use groups::order;
 pub(super) use input::{Asked, Named};
 pub(super) use jobs::order as order_job;

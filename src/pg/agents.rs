@@ -166,26 +166,26 @@ pub async fn beat(client: &Connection, id: Uuid, status: &str, health: &Value) -
     Ok(client.execute(BEAT, &[&id, &status, &health]).await? > 0)
 }
 
-/// Takes it out of service; false: it was so already.
-pub async fn drain(client: &mut Connection, id: Uuid, by: &Operator) -> Result<bool, PgError> {
-    order(client, "agents drain", DRAIN, id, by).await
+/// What operators order for an agent, from wherever they do.
+#[derive(Clone, Copy, Debug)]
+pub enum AgentOrder {
+    /// It is taken out of service.
+    Drain,
+    /// That is taken back.
+    Resume,
 }
 
-/// Takes that back; false: it was in service.
-pub async fn resume(client: &mut Connection, id: Uuid, by: &Operator) -> Result<bool, PgError> {
-    order(client, "agents resume", RESUME, id, by).await
-}
-
-async fn order(
-    client: &mut Connection,
-    command: &str,
-    sql: &str,
-    id: Uuid,
-    by: &Operator,
-) -> Result<bool, PgError> {
-    let order = OnRecord::begin(client, command, &json!({ "agent": id }), by).await?;
-    let changed = order.transaction.execute(sql, &[&id]).await;
-    order.end(changed.map(|rows| rows > 0).map_err(PgError::from)).await
+impl AgentOrder {
+    /// On record. Says whether that changed anything.
+    pub async fn carry_out(self, client: &mut Connection, id: Uuid, by: &Operator) -> Result<bool, PgError> {
+        let (command, sql) = match self {
+            Self::Drain => ("agents drain", DRAIN),
+            Self::Resume => ("agents resume", RESUME),
+        };
+        let order = OnRecord::begin(client, command, &json!({ "agent": id }), by).await?;
+        let changed = order.transaction.execute(sql, &[&id]).await;
+        order.end(changed.map(|rows| rows > 0).map_err(PgError::from)).await
+    }
 }
 
 /// Marks agents that missed two beats `suspect`, and those silent for `inactive_after` `inactive`; forgets old beats.

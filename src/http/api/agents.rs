@@ -14,7 +14,7 @@ use super::{Page, operator};
 use crate::http::Site;
 use crate::http::problem::Problem;
 use crate::http::server::Peer;
-use crate::pg::agents::{self, Agent};
+use crate::pg::agents::{self, Agent, AgentOrder};
 
 /// All agents with their health
 #[utoipa::path(
@@ -61,12 +61,6 @@ pub(super) async fn resume(
     Ok(Json(order(&site, AgentOrder::Resume, id, peer).await?))
 }
 
-#[derive(Clone, Copy)]
-pub(in crate::http) enum AgentOrder {
-    Drain,
-    Resume,
-}
-
 /// If there is such an agent.
 pub(in crate::http) async fn order(
     site: &Site,
@@ -78,10 +72,5 @@ pub(in crate::http) async fn order(
     if !agents::list(&client).await?.iter().any(|agent| agent.id == id) {
         return Err(Problem::not_found(format!("no agent {id} is known here")));
     }
-    let by = operator(peer);
-    let changed = match order {
-        AgentOrder::Drain => agents::drain(&mut client, id, &by).await?,
-        AgentOrder::Resume => agents::resume(&mut client, id, &by).await?,
-    };
-    Ok(Done { changed })
+    Ok(Done { changed: order.carry_out(&mut client, id, &operator(peer)).await? })
 }

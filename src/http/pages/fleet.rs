@@ -11,10 +11,10 @@ use uuid::Uuid;
 
 use super::{Page, Trouble, layout, overview};
 use crate::http::Site;
-use crate::http::api::{AgentOrder, Named, order as carry_out, order_agent as order_agent_of};
+use crate::http::api::{Named, order as carry_out, order_agent as order_agent_of};
 use crate::http::problem::Problem;
 use crate::http::server::Peer;
-use crate::pg::agents::{self, Agent};
+use crate::pg::agents::{self, Agent, AgentOrder};
 use crate::pg::group_orders::GroupOrder;
 use crate::pg::groups::{self, Shown};
 
