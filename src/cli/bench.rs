@@ -99,6 +99,13 @@ struct Load<const SECONDS: u32> {
     /// How long, in seconds
     #[arg(long, default_value_t = SECONDS, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     seconds: u32,
+    #[command(flatten)]
+    applications: Applications,
+}
+
+/// Who inserts what.
+#[derive(Args, Debug)]
+struct Applications {
     /// Connections that insert
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=1_000))]
     clients: u64,

@@ -29,12 +29,12 @@ pub struct Options {
 impl Options {
     pub async fn run(&self, global: &Global) -> anyhow::Result<Exit> {
         let options = InsertOptions {
-            clients: self.load.clients,
+            clients: self.load.applications.clients,
             duration: self.load.duration(),
             rounds: self.rounds,
             rate: f64::from(self.rate),
-            payload_bytes: self.load.payload_bytes as usize,
-            partitions: self.load.partitions,
+            payload_bytes: self.load.applications.payload_bytes as usize,
+            partitions: self.load.applications.partitions,
         };
         let measure = async |bench: &mut bench::Workbench| bench::insert::run(bench, options).await;
         self.common.run(global, measure, show, InsertReport::is_right).await

@@ -28,9 +28,9 @@ impl Options {
         let options = LatencyOptions {
             rate: f64::from(self.rate),
             duration: self.load.duration(),
-            clients: self.load.clients,
-            payload_bytes: self.load.payload_bytes as usize,
-            partitions: self.load.partitions,
+            clients: self.load.applications.clients,
+            payload_bytes: self.load.applications.payload_bytes as usize,
+            partitions: self.load.applications.partitions,
         };
         let measure = async |bench: &mut bench::Workbench| bench::latency::run(bench, options).await;
         self.common.run(global, measure, show, |report| report.lost == 0).await

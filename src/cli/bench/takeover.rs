@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Common, millis};
+use super::{Applications, Common, millis};
 use crate::bench::{self, TakeoverOptions, TakeoverReport};
 use crate::cli::global::Global;
 use crate::cli::output;
@@ -18,15 +18,8 @@ pub struct Options {
     /// How often each is measured; all are told
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
-    /// Connections that insert
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=1_000))]
-    clients: u64,
-    /// The size of a payload
-    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(16..=900_000))]
-    payload_bytes: u32,
-    /// Of the topic
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(i32).range(1..=1_000))]
-    partitions: i32,
+    #[command(flatten)]
+    applications: Applications,
     #[command(flatten)]
     common: Common,
 }
@@ -36,9 +29,9 @@ impl Options {
         let options = TakeoverOptions {
             rounds: self.rounds,
             rate: f64::from(self.rate),
-            clients: self.clients,
-            payload_bytes: self.payload_bytes as usize,
-            partitions: self.partitions,
+            clients: self.applications.clients,
+            payload_bytes: self.applications.payload_bytes as usize,
+            partitions: self.applications.partitions,
         };
         let measure = async |bench: &mut bench::Workbench| bench::takeover::run(bench, options).await;
         self.common.run(global, measure, show, TakeoverReport::is_right).await
