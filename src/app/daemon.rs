@@ -90,7 +90,7 @@ impl Board {
     }
 
     fn has_config(&self, config: &Config) {
-        *self.fingerprint.lock().unwrap_or_else(PoisonError::into_inner) = fingerprint(config);
+        *locked(&self.fingerprint) = fingerprint(config);
     }
 
     fn report(&self) -> Report {
@@ -150,10 +150,7 @@ impl Board {
                 document.extend(part);
             }
         }
-        document.insert(
-            "config".into(),
-            Value::from(&**self.fingerprint.lock().unwrap_or_else(PoisonError::into_inner)),
-        );
+        document.insert("config".into(), Value::from(&**locked(&self.fingerprint)));
         Value::Object(document)
     }
 }

@@ -60,11 +60,10 @@ impl Store {
         (function, effect): (Function<'_>, Effect<'_>),
         successor: Successor,
     ) -> Result<Applied, PgError> {
-        let limit = Duration::from_millis(u64::try_from(function.statement_timeout).unwrap_or(0));
         let call = async |client: &mut Lent| {
             retrying::apply(client, self.scope(), dispatch, (function, effect), successor).await
         };
         let is_lost = |applied: &Applied| matches!(applied, Applied::Lost);
-        self.pool.ask_unless_lost(is_lost, limit + PATIENCE, call).await
+        self.pool.ask_unless_lost(is_lost, function.limit() + PATIENCE, call).await
     }
 }

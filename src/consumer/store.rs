@@ -162,9 +162,8 @@ impl Store {
         function: Function<'_>,
         effect: Effect<'_>,
     ) -> Result<Affected, PgError> {
-        let limit = Duration::from_millis(u64::try_from(function.statement_timeout).unwrap_or(0));
         let call = async |client: &mut Lent| effect::apply(client, self.scope(), function, effect).await;
-        self.pool.ask_unless_lost(Affected::is_lost, limit + PATIENCE, call).await
+        self.pool.ask_unless_lost(Affected::is_lost, function.limit() + PATIENCE, call).await
     }
 
     /// See `effect::apply_together`; may be repeated.
@@ -174,11 +173,10 @@ impl Store {
         effects: &[Effect<'_>],
         most_failures: u32,
     ) -> Result<Option<Vec<Affected>>, PgError> {
-        let limit = Duration::from_millis(u64::try_from(function.statement_timeout).unwrap_or(0));
         let call = async |client: &mut Lent| {
             effect::apply_together(client, self.scope(), function, effects, most_failures).await
         };
         let is_lost = |ends: &Option<Vec<Affected>>| ends.iter().flatten().any(Affected::is_lost);
-        self.pool.ask_unless_lost(is_lost, limit + PATIENCE, call).await
+        self.pool.ask_unless_lost(is_lost, function.limit() + PATIENCE, call).await
     }
 }

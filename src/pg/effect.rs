@@ -3,6 +3,8 @@
 mod calling;
 mod together;
 
+use std::time::Duration;
+
 use deadpool_postgres::Transaction;
 
 use super::claims::{self, Claimant, Claimed, OperationKey, Wanted};
@@ -26,6 +28,13 @@ pub struct Function<'a> {
     pub takes_batch: bool,
     /// In milliseconds, and never 0, which would be no limit.
     pub statement_timeout: i32,
+}
+
+impl Function<'_> {
+    /// What a call may take.
+    pub fn limit(&self) -> Duration {
+        Duration::from_millis(u64::try_from(self.statement_timeout).unwrap_or(0))
+    }
 }
 
 /// A message whose effect is a function of the database.
