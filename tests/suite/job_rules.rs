@@ -7,24 +7,10 @@ use outboxd::pg::Connector;
 use outboxd::pg::jobs::{Board, Claim, End, Entry};
 use uuid::Uuid;
 
-use crate::support::{Daemon, Database, Kafka, Outboxd, Postgres, eventually, eventually_some};
+use super::own_jobs::{database, ticks};
+use crate::support::{Daemon, Database, Kafka, Outboxd, eventually, eventually_some};
 
 const SOON: Duration = Duration::from_secs(40);
-
-async fn database() -> Database {
-    let database = Postgres::shared().await.database().await;
-    database
-        .batch(
-            "create table ticks (firing timestamptz not null, at timestamptz not null default clock_timestamp());
-             grant all on ticks to public",
-        )
-        .await;
-    database
-}
-
-async fn ticks(database: &Database) -> i64 {
-    database.count("select count(*) from ticks").await
-}
 
 #[tokio::test]
 async fn a_condition_that_becomes_true_within_the_cooldown_runs_the_job_when_that_is_over() {
@@ -58,6 +44,7 @@ async fn firings_that_queue_start_one_behind_the_other_whoever_runs_them() {
         .set("jobs.slow.schedule = \"every 1s\"")
         .set("jobs.slow.overlap = \"queue\"")
         .set("jobs.slow.action.kind = \"sql\"")
+        // Not a wait: a run that is longer than the interval.
         .set("jobs.slow.action.statement = \"insert into ticks (firing) select $1 from pg_sleep(1.7)\"");
     let _daemons = [outboxd.producer(), outboxd.producer()];
     eventually("five have run", SOON, async || ticks(&database).await >= 5).await;

@@ -18,7 +18,7 @@ fn ticking(outboxd: Outboxd, schedule: &str, misfire: &str) -> Outboxd {
         .set("jobs.tick.action = { kind = \"sql\", statement = \"insert into ticks (firing) values ($1)\" }")
 }
 
-async fn database() -> Database {
+pub async fn database() -> Database {
     let database = Postgres::shared().await.database().await;
     make_ticks(&database).await;
     database
@@ -33,7 +33,7 @@ async fn make_ticks(database: &Database) {
         .await;
 }
 
-async fn ticks(database: &Database) -> i64 {
+pub async fn ticks(database: &Database) -> i64 {
     database.count("select count(*) from ticks").await
 }
 

@@ -24,6 +24,7 @@ const ON_ORDERS: &str = "
         if convert_from(d.payload, 'UTF8') = 'bad' then raise exception 'no' using errcode = 'P0042'; end if;
         if convert_from(d.payload, 'UTF8') = 'deadly' then
           perform pg_terminate_backend(pg_backend_pid());
+          -- Not a wait: where it is when it is ended.
           perform pg_sleep(5);
         end if;
       end loop;

@@ -98,7 +98,7 @@ async fn no_more_start_in_a_second_than_the_rate_allows() {
     assert!(took >= 3, "40 at 10 a second, of which one second's worth may come at once: {took} s");
 }
 
-/// Agents of one group, and how often their handlers were called together.
+/// Agents of one group, each with a partition and heard of.
 async fn two_agents(kafka: &Kafka, database: &Database, group: &str, settings: &str) -> [Consumer; 2] {
     let agents = [(); 2].map(|()| Consumer::start(&database.agent_url(), kafka, group, settings));
     for agent in &agents {
