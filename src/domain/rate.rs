@@ -1,4 +1,4 @@
-//! So many a second, and no more than a second's worth at once.
+//! So many a second, and no more than a second's worth at once. The first one need not wait.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ pub struct Pace {
 
 impl Pace {
     pub fn new(per_second: f64, now: Instant) -> Self {
-        Self { per_second, ready: per_second.min(1.0), at: now }
+        Self { per_second, ready: 1.0, at: now }
     }
 
     pub fn set(&mut self, per_second: f64, now: Instant) {
@@ -62,10 +62,12 @@ mod tests {
     #[test]
     fn less_than_one_a_second_is_possible() {
         let start = Instant::now();
-        let mut pace = Pace::new(0.5, start);
-        let wait = pace.take(start).unwrap_err();
-        assert!(wait <= Duration::from_secs(1));
-        assert!(pace.take(start + wait + Duration::from_millis(1)).is_ok());
-        assert!(pace.take(start + wait + Duration::from_millis(2)).is_err());
+        let mut pace = Pace::new(1.0 / 3600.0, start);
+        assert!(pace.take(start).is_ok(), "the first one does not wait for an hour");
+        assert!(pace.take(start).is_err());
+        let hour = Duration::from_secs(3600);
+        assert!(pace.take(start + Duration::from_secs(3599)).is_err());
+        assert!(pace.take(start + hour + Duration::from_millis(1)).is_ok());
+        assert!(pace.take(start + hour + Duration::from_millis(2)).is_err());
     }
 }
