@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::config::{Config, Loaded};
 use crate::consumer::handler::Handler;
 use crate::consumer::{
-    self, ConsumerError, ConsumerStatus, Drained, GroupContext, GroupStatus, Live, handler,
+    self, ConsumerError, ConsumerStatus, Drained, GroupContext, GroupStatus, Live, Solitude, handler,
 };
 use crate::failure::{Exit, Failure, Kind};
 use crate::jobs::services::PROCESS_PENDING;
@@ -129,6 +129,7 @@ async fn run_consumer(
             }
         }
     };
+    let solitude = Solitude::default();
     let mut running = JoinSet::new();
     for ((name, handler), status) in handlers.into_iter().zip(status) {
         let context = GroupContext {
@@ -140,6 +141,8 @@ async fn run_consumer(
             agent_name: member.name.clone(),
             name,
             status,
+            solitude: solitude.clone(),
+            patience: consumer::PATIENCE,
         };
         running.spawn(consumer::run(context, lifecycle.drain.clone(), lifecycle.abort.clone()));
     }

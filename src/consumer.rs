@@ -20,17 +20,19 @@ pub mod status;
 mod store;
 mod wait;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
+pub use places::Solitude;
 pub use status::{ConsumerStatus, GroupStatus};
 
 use crate::config;
 use crate::domain::backoff::Backoff;
+use crate::domain::batch_size::BatchSize;
 use crate::kafka::KafkaFailure;
 use crate::kafka::topics::Topics;
 use crate::pg::{Connector, PgError, Pool};
@@ -40,6 +42,9 @@ use places::Places;
 use status::Tally;
 use store::Store;
 use wait::Wait;
+
+/// How long a group may finish nothing while more and more waits: then it is told.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Between two memberships, after one that could not go on.
 const BACKOFF: Backoff = Backoff { first: Duration::from_secs(1), max: Duration::from_secs(30) };
@@ -69,6 +74,10 @@ pub struct GroupContext {
     pub agent: Uuid,
     pub agent_name: String,
     pub status: Arc<GroupStatus>,
+    /// One for all groups of the process.
+    pub solitude: Solitude,
+    /// `PATIENCE`, for all but tests.
+    pub patience: Duration,
 }
 
 /// How a group came to its end.
@@ -151,6 +160,9 @@ struct Group {
     status: Arc<GroupStatus>,
     control: Control,
     places: Places,
+    /// How many messages go in one call of a function that takes many.
+    batch_size: Mutex<BatchSize>,
+    patience: Duration,
 }
 
 impl Group {
@@ -161,6 +173,10 @@ impl Group {
 
     fn kafka_group(&self) -> String {
         self.config().kafka_group.clone().unwrap_or_else(|| self.name.to_string())
+    }
+
+    fn batch_size(&self) -> MutexGuard<'_, BatchSize> {
+        self.batch_size.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes over how many handlers there may be now.
@@ -271,7 +287,18 @@ async fn stay_out(group: &Group, drain: &CancellationToken) {
 
 /// Everything before the first join. What only the operator can mend is an error, the rest is waited for.
 async fn set_up(context: GroupContext, control: Control) -> Result<Group, ConsumerError> {
-    let GroupContext { name, config: live, handler, connector, kafka, agent, agent_name, status } = context;
+    let GroupContext {
+        name,
+        config: live,
+        handler,
+        connector,
+        kafka,
+        agent,
+        agent_name,
+        status,
+        solitude,
+        patience,
+    } = context;
     let config = live.get();
     let kafka_group = config.kafka_group.as_deref().unwrap_or(&name);
     let topics = Topics::of_group(&kafka, &client_id(&agent_name), kafka_group)
@@ -288,8 +315,10 @@ async fn set_up(context: GroupContext, control: Control) -> Result<Group, Consum
     wait.end();
     let name: Arc<str> = name.into();
     let store = Store { pool, group: Arc::clone(&name), cluster_id, agent, agent_name };
-    let places = Places::new(count_places(&handler, &config, &store.pool));
-    let group = Group { name, live, kafka, handler, topics, store, status, control, places };
+    let places = Places::new(count_places(&handler, &config, &store.pool), solitude);
+    let batch_size = Mutex::default();
+    let group =
+        Group { name, live, kafka, handler, topics, store, status, control, places, batch_size, patience };
     let mut wait = Wait::new(&group.name, &group.status, SET_UP);
     loop {
         match enter(&group).await {

@@ -2,6 +2,7 @@
 
 pub mod acks;
 pub mod backoff;
+pub mod batch_size;
 pub mod breaker;
 pub mod by_partition;
 pub mod chains;

@@ -29,6 +29,7 @@ pub mod operations;
 pub mod parked;
 pub mod pool;
 pub mod rebase;
+mod reopening;
 pub mod retention;
 pub mod retry;
 pub mod retrying;

@@ -21,6 +21,7 @@ mod suite {
     mod enqueue;
     mod evidence;
     mod foreign;
+    mod groups;
     mod guides;
     mod harness;
     mod health;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use super::global::{Global, connect_to_look};
-use super::output;
+use super::output::{self, maybe};
 use super::retry::operator::operator;
 use crate::failure::{Exit, Failure, Kind};
 use crate::pg::connect::Connection;
@@ -37,7 +37,10 @@ enum Command {
     Reset(Reset),
 }
 
-/// Every group that ever started here: its topics, and its agents that are alive
+/// Every group that ever started here: its agents that are alive, what waits for them, what they handle, what failed
+///
+/// Lag and rate are what the agents at work say, a second ago. PAUSED tells who paused the group, or how many of its
+/// partitions are not read because their messages are full up.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  outboxd groups list --json")]
 struct List {
@@ -81,7 +84,8 @@ impl List {
         if self.json {
             output::json(&groups)?;
         } else {
-            let columns = ["NAME", "TOPICS", "KAFKA GROUP", "POSITIONS", "AGENTS"];
+            let columns =
+                ["NAME", "TOPICS", "AGENTS", "LAG", "RATE", "FAILURES", "DEAD", "HELD KEYS", "PAUSED"];
             output::table(columns, groups.iter().map(row))?;
         }
         Ok(())
@@ -120,14 +124,27 @@ async fn find(client: &Connection, name: &str, inactive_after: Duration) -> anyh
     Ok(found.ok_or_else(unknown)?)
 }
 
-fn row(group: &Group) -> [String; 5] {
+fn row(group: &Group) -> [String; 9] {
     [
         group.name.clone(),
         group.topics.join(","),
-        group.kafka_group.clone(),
-        group.positions.to_string(),
         group.agents.join(","),
+        maybe(group.lag.as_ref()),
+        maybe(group.rate.map(|rate| format!("{rate:.1}/s")).as_ref()),
+        group.failures.to_string(),
+        group.dead_letters.to_string(),
+        group.held_keys.to_string(),
+        paused(group),
     ]
+}
+
+/// By whom, or how many of its partitions.
+fn paused(group: &Group) -> String {
+    match (&group.paused_by, group.paused_at, group.paused_partitions) {
+        (by, Some(_), _) => format!("by {}", by.as_deref().unwrap_or("an operator")),
+        (_, None, Some(partitions @ 1..)) => format!("{partitions} partitions"),
+        _ => String::new(),
+    }
 }
 
 fn alive(group: &str, agents: &str) -> Failure {

@@ -19,8 +19,8 @@ use filters::{Filters, Page};
 
 /// Decide about messages that were given up: send them again, or discard them
 ///
-/// States: parked (refused by Kafka for good), failing (a group tries it again), dead (the group gave it up), discarded (by
-/// an operator; kept for a while).
+/// States: parked (refused by Kafka for good), held (waits in the outbox for its topic, or behind a parked one of its key),
+/// failing (a group tries it again), dead (the group gave it up), discarded (by an operator; kept for a while).
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  outboxd retry list --topic orders")]
 pub struct Options {
@@ -35,7 +35,9 @@ enum Command {
     /// Send them again
     ///
     /// A message that holds its key (`on_poison = "hold-key"`) or stops its lane (`"stop"`) goes from its place, and what
-    /// waits behind it follows. Any other becomes a new message that carries the old id.
+    /// waits behind it follows. Any other becomes a new message that carries the old id. What a group failed to handle goes
+    /// to that group alone; of one key the first is handled again, then the next, in the order in which they failed, unless
+    /// the group lets them overtake each other (`on_failure = "continue"`).
     #[command(after_help = "\
 Example:
   outboxd retry run 0199e0c4-35a1-7d27-9a7e-5be91bd1c5f2
@@ -45,11 +47,13 @@ Example:
     /// Give them up for good
     ///
     /// What waits behind one of them goes on without it. They are kept, discarded, for `[retention] discarded`, and can be
-    /// sent again so long.
+    /// sent again so long. Messages for a topic that will never be are discarded with `--state held`, or by their ids; one
+    /// that is just being published is published.
     #[command(after_help = "\
 Example:
   outboxd retry discard 0199e0c4-35a1-7d27-9a7e-5be91bd1c5f2
   outboxd retry discard --type CartAbandoned --until 2026-11-01T00:00:00Z --yes
+  outboxd retry discard --topic ordrs --state held
   outboxd retry discard --all --dry-run")]
     Discard(act::Options),
 }

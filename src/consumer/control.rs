@@ -8,15 +8,18 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 use super::Group;
-use crate::config;
+use crate::config::{self, OnFailure};
 use crate::domain::breaker::{Breaker, Change, State};
-use crate::domain::health::ErrorRate;
-use crate::pg::control::Orders;
+use crate::domain::health::{ErrorRate, Throughput};
+use crate::pg::control::{AtWork, Orders};
 
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Of the last minute.
 const BEATS: usize = 60;
+
+/// The same, of what is handled a second.
+const LATELY: usize = 10;
 
 /// What of the orders matters to those who start handlers.
 #[derive(Clone, Debug)]
@@ -132,7 +135,7 @@ impl Desk {
     pub(super) async fn run(mut self, group: Arc<Group>) {
         let mut tick = tokio::time::interval(EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut rate = ErrorRate::over(BEATS);
+        let (mut rate, mut throughput) = (ErrorRate::over(BEATS), Throughput::over(LATELY));
         let mut changes = 0;
         loop {
             tokio::select! {
@@ -145,8 +148,17 @@ impl Desk {
                 }
             }
             let (in_flight, processed, failed) = group.status.counts();
-            let error_rate = rate.after(processed, failed);
-            match group.store.control(in_flight, error_rate, group.status.takes_retries()).await {
+            let (lag, paused_partitions) = group.status.standing();
+            let at_work = AtWork {
+                in_flight,
+                error_rate: rate.after(processed, failed),
+                rate: throughput.after(processed, std::time::Instant::now()),
+                lag,
+                paused_partitions,
+                takes_retries: group.status.takes_retries(),
+                holds_keys: group.config().retry.on_failure == OnFailure::HoldKey,
+            };
+            match group.store.control(at_work).await {
                 Ok(Some(orders)) => {
                     let breaker = match orders.breaker {
                         None => State::Closed,

@@ -263,7 +263,7 @@ impl Engine {
                     None => return,
                 },
                 counted = answer(&mut self.suspects.counting) => match counted {
-                    Some(messages) => self.free.extend(messages),
+                    Some(counted) => self.counted(counted),
                     None => return,
                 },
                 Some(handled) = self.running.next() => {
@@ -355,6 +355,7 @@ impl Engine {
         if self.suspects.line_or(&mut self.line).startable.is_empty() {
             self.line_for_place = None;
         }
+        self.end_proof();
         self.begin_lineup();
         self.begin_claim();
         self.begin_look_up();

@@ -29,7 +29,6 @@ use crate::config::OnDead;
 use crate::domain::breaker::State;
 use crate::domain::delivery::Outcome;
 use crate::domain::dispatch::Dispatch;
-use crate::domain::suspicion::is_culprit;
 use crate::pg::PgError;
 use crate::pg::held::{Next, Successor};
 use crate::pg::retrying::{Ended, Ends, Failed, Named, Verdict};
@@ -247,8 +246,7 @@ impl Retries {
                     self.leased.insert(named);
                     let (group, successor) = (Arc::clone(&self.group), self.successor());
                     self.running.push(Box::pin(async move {
-                        let end = attempt::run(&group, &attempt, successor).await;
-                        drop(place);
+                        let end = attempt::run(&group, &attempt, place, successor).await;
                         (attempt, end)
                     }));
                 }
@@ -303,8 +301,11 @@ impl Retries {
                 return;
             }
             End::Failed(outcome) => self.fail(attempt, outcome),
-            End::Suspect(starts) if is_culprit(starts, self.group.config().retry.max_starts) => {
-                let reason = format!("the connection ended while it ran, {starts} times");
+            End::Suspect(suspicion) if suspicion.is_proven(self.group.config().retry.max_starts) => {
+                let starts = suspicion.starts;
+                let reason = format!(
+                    "the connection ended while it ran, {starts} times, at last with no other beside it"
+                );
                 self.record_failure(attempt, &reason, self.dead("starts"));
             }
             // Nobody's failure: a server that restarts costs no attempt.

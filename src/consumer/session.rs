@@ -47,8 +47,7 @@ const LOOK_FOR_TOPICS: Duration = Duration::from_secs(15);
 /// How often they are told.
 const TELL_MISSING: Duration = Duration::from_secs(60);
 
-/// A group that finishes nothing for so long, while more and more waits, is told.
-const STANDS_STILL: Duration = Duration::from_secs(60);
+/// Who waits where nothing is finished while more and more comes.
 const WATCHDOG: &str = "watchdog";
 
 /// What the session's tasks tell its loop.
@@ -160,6 +159,7 @@ pub(super) async fn work(group: &Arc<Group>, drain: &CancellationToken) -> Resul
     };
     let result = session.run(&mut received, drain).await;
     group.status.no_assignment();
+    group.status.go_on(WATCHDOG);
     result
 }
 
@@ -201,11 +201,12 @@ impl Session {
 
     /// Assigned, and nothing comes of it: to be told, whatever the cause.
     fn watch(&mut self) {
-        match self.group.status.stands_still(STANDS_STILL) {
+        let patience = self.group.patience;
+        match self.group.status.stands_still(patience) {
             Some(lag) if !self.told.still => {
                 self.told.still = true;
-                let what =
-                    format!("{lag} messages wait, more than before, and none was finished for a minute");
+                let long = humantime::format_duration(patience);
+                let what = format!("{lag} messages wait, more than before, and none was finished for {long}");
                 tracing::warn!(group = &*self.group.name, "{what}");
                 self.group.status.wait_for(WATCHDOG, &what);
             }

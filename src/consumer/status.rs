@@ -228,6 +228,12 @@ impl GroupStatus {
         (in_flight + u64::from(retries), inner.processed, inner.failed)
     }
 
+    /// What waits in its partitions, and how many of them are not read because they are full.
+    pub(super) fn standing(&self) -> (i64, usize) {
+        let inner = self.inner();
+        (inner.lag(), inner.partitions.values().filter(|partition| partition.paused).count())
+    }
+
     /// Said by whoever reads the retry topic: only then is this agent given retries.
     pub(super) fn take_retries(&self, takes: bool) {
         self.takes_retries.store(takes, Ordering::Relaxed);

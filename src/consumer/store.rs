@@ -8,11 +8,12 @@ use uuid::Uuid;
 
 use crate::domain::breaker::Change;
 use crate::domain::delivery::{Delivery, TopicPartition};
+use crate::domain::suspicion::Suspicion;
 use crate::pg::claims::{self, Claimant, Claimed, Wanted};
 use crate::pg::completing::{self, Completion, LookedFor, Scope, Standing};
 use crate::pg::consuming::{self, Declared, Settled, Stored};
-use crate::pg::control::{self, Member, Orders};
-use crate::pg::effect::{self, Affected, Effect, Function};
+use crate::pg::control::{self, AtWork, Member, Orders};
+use crate::pg::effect::{self, Affected, Bounds, Effect, Function, Together};
 use crate::pg::failing;
 use crate::pg::pool::Lent;
 use crate::pg::starts;
@@ -95,26 +96,21 @@ impl Store {
     }
 
     /// See `starts::note`.
-    pub(super) async fn note(&self, ids: &[Uuid]) -> Result<HashMap<Uuid, u32>, PgError> {
+    pub(super) async fn note(&self, ids: &[Uuid]) -> Result<HashMap<Uuid, Suspicion>, PgError> {
         let call = async |client: &mut Lent| starts::note(client, &self.group, ids).await;
         self.pool.ask(PATIENCE, call).await
     }
 
     /// See `starts::count`.
-    pub(super) async fn count_starts(&self, ids: &[Uuid]) -> Result<u32, PgError> {
-        let call = async |client: &mut Lent| starts::count(client, &self.group, ids).await;
+    pub(super) async fn count_starts(&self, ids: &[Uuid], alone: bool) -> Result<u32, PgError> {
+        let call = async |client: &mut Lent| starts::count(client, &self.group, ids, alone).await;
         self.pool.ask(PATIENCE, call).await
     }
 
     /// See `control::control`.
-    pub(super) async fn control(
-        &self,
-        in_flight: u64,
-        error_rate: f64,
-        takes_retries: bool,
-    ) -> Result<Option<Orders>, PgError> {
+    pub(super) async fn control(&self, at_work: AtWork) -> Result<Option<Orders>, PgError> {
         let (group, agent, agent_name) = (&*self.group, self.agent, &*self.agent_name);
-        let member = Member { group, agent, agent_name, in_flight, error_rate, takes_retries };
+        let member = Member { group, agent, agent_name, at_work };
         let call = async |client: &mut Lent| control::control(client, member).await;
         self.pool.ask(PATIENCE, call).await
     }
@@ -171,12 +167,12 @@ impl Store {
         &self,
         function: Function<'_>,
         effects: &[Effect<'_>],
-        most_failures: u32,
-    ) -> Result<Option<Vec<Affected>>, PgError> {
+        bounds: Bounds<'_>,
+    ) -> Result<Together, PgError> {
         let call = async |client: &mut Lent| {
-            effect::apply_together(client, self.scope(), function, effects, most_failures).await
+            effect::apply_together(client, self.scope(), function, effects, bounds).await
         };
-        let is_lost = |ends: &Option<Vec<Affected>>| ends.iter().flatten().any(Affected::is_lost);
-        self.pool.ask_unless_lost(is_lost, function.limit() + PATIENCE, call).await
+        // The last call begins within the limit of the first.
+        self.pool.ask_unless_lost(Together::is_lost, function.limit() * 2 + PATIENCE, call).await
     }
 }

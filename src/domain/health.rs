@@ -1,7 +1,7 @@
 //! What a running agent says of itself, and what of that makes it alive and ready.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -83,9 +83,47 @@ impl ErrorRate {
     }
 }
 
+/// How many a second there were lately, from a count that only rises.
+#[derive(Clone, Debug)]
+pub struct Throughput {
+    beats: usize,
+    counts: VecDeque<(Instant, u64)>,
+}
+
+impl Throughput {
+    /// What is longer ago than so many beats does not count.
+    pub fn over(beats: usize) -> Self {
+        Self { beats, counts: VecDeque::new() }
+    }
+
+    /// Takes the count of another beat.
+    pub fn after(&mut self, count: u64, now: Instant) -> f64 {
+        let (began, before) = self.counts.front().copied().unwrap_or((now, count));
+        self.counts.push_back((now, count));
+        if self.counts.len() > self.beats {
+            self.counts.pop_front();
+        }
+        let passed = now.saturating_duration_since(began).as_secs_f64();
+        let since = f64::from(u32::try_from(count - before).unwrap_or(u32::MAX));
+        if passed > 0.0 { since / passed } else { 0.0 }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_throughput_is_that_of_the_last_beats() {
+        let (begun, mut throughput) = (Instant::now(), Throughput::over(3));
+        let mut after = |seconds, count| throughput.after(count, begun + Duration::from_secs(seconds));
+        assert_eq!(after(0, 100).to_bits(), 0.0_f64.to_bits(), "what was before is of no time");
+        assert!((after(1, 150) - 50.0).abs() < 1e-9);
+        assert!((after(2, 160) - 30.0).abs() < 1e-9);
+        assert!((after(3, 160) - 20.0).abs() < 1e-9);
+        assert!((after(4, 160) - 10.0 / 3.0).abs() < 1e-9);
+        assert!(after(5, 160).abs() < 1e-9);
+    }
 
     #[test]
     fn failures_of_long_ago_do_not_count() {

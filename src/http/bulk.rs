@@ -11,7 +11,7 @@ use super::Site;
 use super::problem::Problem;
 use crate::pg::connect::Connection;
 use crate::pg::operations::{self, Operation, Operator};
-use crate::pg::retry::{self, BATCH, Behind, Decision, Entry, Filter, Place};
+use crate::pg::retry::{self, BATCH, Behind, Decision, Entry, Filter};
 
 /// What is done within this time is answered as done.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -124,8 +124,7 @@ async fn carry_out(
             (Some(filter), Some(last)) => next_page(site, filter, Behind::from(&last.place)).await?,
             _ => Vec::new(),
         };
-        let places: Vec<Place> = page.into_iter().map(|entry| entry.place).collect();
-        for places in places.chunks(BATCH) {
+        for places in retry::in_order(page).chunks(BATCH) {
             if token.is_cancelled() {
                 return Ok(false);
             }

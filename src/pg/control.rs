@@ -12,10 +12,14 @@ use super::sql::{millis, statements};
 statements! {
     CONTROL = "
         with me as (
-          insert into outboxd.members as m (consumer_group, agent_id, agent, in_flight, error_rate, takes_retries)
-          values ($1, $2, $3, $4, $5, $6)
+          insert into outboxd.members as m (consumer_group, agent_id, agent, in_flight, error_rate, takes_retries, lag,
+            rate, paused_partitions)
+          values ($1, $2, $3, $4, $5, $6, $9, $10, $11)
           on conflict (consumer_group, agent_id) do update set agent = excluded.agent, seen_at = clock_timestamp(),
-            in_flight = excluded.in_flight, error_rate = excluded.error_rate, takes_retries = excluded.takes_retries
+            in_flight = excluded.in_flight, error_rate = excluded.error_rate, takes_retries = excluded.takes_retries,
+            lag = excluded.lag, rate = excluded.rate, paused_partitions = excluded.paused_partitions
+        ), policy as (
+          update outboxd.groups set holds_keys = $8 where name = $1 and holds_keys <> $8
         )
         select g.paused_at is not null, g.paused_by,
           (extract(epoch from g.breaker_until - clock_timestamp()) * 1000)::bigint, g.breaker_reason,
@@ -50,10 +54,23 @@ pub struct Member<'a> {
     pub group: &'a str,
     pub agent: Uuid,
     pub agent_name: &'a str,
+    pub at_work: AtWork,
+}
+
+/// How it is getting on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AtWork {
     pub in_flight: u64,
     /// Of the last minute, 0 to 1.
     pub error_rate: f64,
+    /// Handled a second, lately.
+    pub rate: f64,
+    /// Messages of its partitions that are not finished.
+    pub lag: i64,
+    pub paused_partitions: usize,
     pub takes_retries: bool,
+    /// What it does with later messages of a key that failed.
+    pub holds_keys: bool,
 }
 
 /// What is ordered.
@@ -72,16 +89,30 @@ pub struct Orders {
 
 /// Says and hears; `None` if the group is not there any more.
 pub async fn control(client: &Lent, member: Member<'_>) -> Result<Option<Orders>, PgError> {
-    let Member { group, agent, agent_name, in_flight, error_rate, takes_retries } = member;
-    let in_flight = i32::try_from(in_flight).unwrap_or(i32::MAX);
-    #[allow(clippy::cast_possible_truncation, reason = "a share from 0 to 1")]
-    let error_rate = error_rate as f32;
+    let Member { group, agent, agent_name, at_work } = member;
+    let AtWork { takes_retries, holds_keys, lag, .. } = at_work;
+    let in_flight = i32::try_from(at_work.in_flight).unwrap_or(i32::MAX);
+    let paused_partitions = i32::try_from(at_work.paused_partitions).unwrap_or(i32::MAX);
+    #[allow(clippy::cast_possible_truncation, reason = "a share from 0 to 1, and a rate for people")]
+    let (error_rate, rate) = (at_work.error_rate as f32, at_work.rate as f32);
     let silent = millis(SILENT);
     let statement = client.prepare_cached(CONTROL).await?;
     let row = client
         .query_opt(
             &statement,
-            &[&group, &agent, &agent_name, &in_flight, &error_rate, &takes_retries, &silent],
+            &[
+                &group,
+                &agent,
+                &agent_name,
+                &in_flight,
+                &error_rate,
+                &takes_retries,
+                &silent,
+                &holds_keys,
+                &lag,
+                &rate,
+                &paused_partitions,
+            ],
         )
         .await?;
     Ok(row.map(|row| {

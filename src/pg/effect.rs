@@ -17,7 +17,7 @@ use crate::failpoint;
 
 use self::calling::Then;
 
-pub use together::apply_together;
+pub use together::{Bounds, Together, apply_together};
 
 /// What is called.
 #[derive(Clone, Copy, Debug)]

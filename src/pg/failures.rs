@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::connect::{Connection, PgError};
 use super::held::{self, Head, Successor};
+use super::reopening;
 use super::retry::{Decided, Decision, Entry, Filter, Place};
 use super::sql::{millis, statements};
 use crate::domain::payload::Payload;
@@ -27,7 +28,7 @@ statements! {
         ), page as (
           select f.* from known
           cross join lateral (
-            select message_id, stage, consumer_group, topic, key, type, error, changed_at
+            select message_id, stage, consumer_group, topic, key, type, error, changed_at, place
             from (
               select *, case when f.state in ('dead', 'discarded') then f.state else 'failing' end as stage
               from outboxd.failures f where f.state <> 'held' and f.consumer_group = known.name
@@ -51,7 +52,7 @@ statements! {
           select (select min(f.consumer_group) from outboxd.failures f where f.consumer_group > known.name)
           from known where known.name is not null
         )
-        select message_id, stage, consumer_group, topic, key, type, error, changed_at
+        select message_id, stage, consumer_group, topic, key, type, error, changed_at, place
         from known cross join unnest($2::uuid[]) as wanted (id)
         cross join lateral (
           select *, case when f.state in ('dead', 'discarded') then f.state else 'failing' end as stage
@@ -75,23 +76,6 @@ statements! {
     ATTEMPTS = "
         select attempt, agent, error, failed_at from outboxd.attempts
         where consumer_group = $1 and message_id = $2 order by attempt";
-
-    /// Due at once; what it has cost so far is forgiven.
-    REPLAY = "
-        with picked as materialized (
-          select f.consumer_group, f.message_id, f.state from unnest($2::text[], $3::uuid[]) as w (consumer_group, message_id)
-          join outboxd.failures f using (consumer_group, message_id)
-          where outboxd.durable() and f.state in ('due', 'dead', 'discarded')
-          order by 1, 2 for update of f
-        ), replayed as (
-          update outboxd.failures f set state = 'due', reason = null, next_attempt_at = clock_timestamp(),
-            forgiven = case when p.state = 'due' then f.forgiven else f.attempts end, undelivered = 0, copied_at = null,
-            operation = $1, changed_at = clock_timestamp()
-          from picked p where f.consumer_group = p.consumer_group and f.message_id = p.message_id
-        ), noted as (
-          update outboxd.operations set messages = messages + (select count(*) from picked) where id = $1
-        )
-        select count(*) from picked";
 
     /// One that runs is left to run.
     DISCARD = "
@@ -248,7 +232,7 @@ pub async fn decide(
         return Ok(0);
     }
     if decision == Decision::Replay {
-        return Ok(client.query_one(REPLAY, &[&operation, &groups, &ids]).await?.get(0));
+        return reopening::reopen(client, operation, &groups, &ids).await;
     }
     let transaction =
         client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
@@ -285,6 +269,6 @@ fn entry(row: &Row) -> Entry {
         event_type: row.get(5),
         error: row.get(6),
         since: row.get(7),
-        place: Place::Failure { group, message_id: id },
+        place: Place::Failure { group, message_id: id, number: row.get(8) },
     }
 }

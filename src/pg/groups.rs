@@ -19,16 +19,20 @@ statements! {
           (select count(*) from outboxd.group_positions p where p.consumer_group = g.name),
           array(select a.name from outboxd.agents a where g.name = any(a.groups) and a.status not in ('stopped', 'inactive')
             and a.last_heartbeat_at > clock_timestamp() - $1::bigint * interval '1 ms' order by a.name),
-          g.cluster_id
-        from outboxd.groups g order by g.name";
+          g.cluster_id, g.paused_at, g.paused_by, m.lag, m.rate, m.paused_partitions,
+          (select count(*) from outboxd.failure_states f where f.consumer_group = g.name and f.state in ('due', 'retrying', 'running')),
+          (select count(*) from outboxd.failure_states f where f.consumer_group = g.name and f.state = 'dead'),
+          (select count(*) from outboxd.held_keys h where h.consumer_group = g.name)
+        from outboxd.groups g
+        cross join lateral (
+          select sum(m.lag)::bigint as lag, sum(m.rate)::double precision as rate, sum(m.paused_partitions) as paused_partitions
+          from outboxd.members m where m.consumer_group = g.name and m.seen_at > clock_timestamp() - interval '5 s'
+        ) m
+        order by g.name";
 
     SHOWN = "
-        select g.paused_at, g.paused_by, case when g.breaker_until > clock_timestamp() then g.breaker_until end,
-          g.breaker_reason,
-          (select count(*) from outboxd.failures f where f.consumer_group = $1 and f.state in ('due', 'retrying', 'running')),
-          (select count(*) from outboxd.failures f where f.consumer_group = $1 and f.state = 'held'),
-          (select count(*) from outboxd.failures f where f.consumer_group = $1 and f.state = 'dead'),
-          (select count(*) from outboxd.held_keys h where h.consumer_group = $1)
+        select case when g.breaker_until > clock_timestamp() then g.breaker_until end, g.breaker_reason,
+          (select count(*) from outboxd.failure_states f where f.consumer_group = $1 and f.state = 'held')
         from outboxd.groups g where g.name = $1";
 
     STANDS_AT = "
@@ -100,6 +104,18 @@ pub struct Group {
     pub positions: i64,
     /// The names of those that are alive.
     pub agents: Vec<String>,
+    pub paused_at: Option<DateTime<Utc>>,
+    pub paused_by: Option<String>,
+    /// Messages of its partitions that are not finished, as those that are at work say; `None`: nobody is.
+    pub lag: Option<i64>,
+    /// Handled a second, lately.
+    pub rate: Option<f64>,
+    /// Not read, because they are full.
+    pub paused_partitions: Option<i64>,
+    /// To be tried again.
+    pub failures: i64,
+    pub dead_letters: i64,
+    pub held_keys: i64,
 }
 
 /// One group, for `groups show`.
@@ -107,16 +123,10 @@ pub struct Group {
 pub struct Shown {
     #[serde(flatten)]
     pub group: Group,
-    pub paused_at: Option<DateTime<Utc>>,
-    pub paused_by: Option<String>,
     pub breaker_open_until: Option<DateTime<Utc>>,
     pub breaker_reason: Option<String>,
-    /// To be tried again.
-    pub failures: i64,
     /// Behind a failed one of their key.
     pub held: i64,
-    pub dead_letters: i64,
-    pub held_keys: i64,
     pub at_work: Vec<AtWork>,
     pub partitions: Vec<Position>,
 }
@@ -146,14 +156,9 @@ pub async fn show(client: &Connection, group: Group) -> Result<Shown, PgError> {
     let positions = client.query(STANDS_AT, &[&group.name]).await?;
     Ok(Shown {
         group,
-        paused_at: row.get(0),
-        paused_by: row.get(1),
-        breaker_open_until: row.get(2),
-        breaker_reason: row.get(3),
-        failures: row.get(4),
-        held: row.get(5),
-        dead_letters: row.get(6),
-        held_keys: row.get(7),
+        breaker_open_until: row.get(0),
+        breaker_reason: row.get(1),
+        held: row.get(2),
         at_work: members
             .iter()
             .map(|row| AtWork {
@@ -187,6 +192,14 @@ pub async fn list(client: &Connection, inactive_after: Duration) -> Result<Vec<G
             positions: row.get(3),
             agents: row.get(4),
             cluster_id: row.get(5),
+            paused_at: row.get(6),
+            paused_by: row.get(7),
+            lag: row.get(8),
+            rate: row.get(9),
+            paused_partitions: row.get(10),
+            failures: row.get(11),
+            dead_letters: row.get(12),
+            held_keys: row.get(13),
         })
         .collect())
 }

@@ -84,7 +84,7 @@ pub struct Next {
 }
 
 /// By column.
-type Keys<'a> = (Vec<&'a str>, Vec<&'a str>, Vec<&'a [u8]>);
+pub(super) type Keys<'a> = (Vec<&'a str>, Vec<&'a str>, Vec<&'a [u8]>);
 
 /// Lets the next message of each of these keys go now that its head is done with; after the last one the key is free.
 /// Nothing for a key that is not held by this head. The transaction must be READ COMMITTED: each statement has to see what
@@ -138,7 +138,18 @@ pub async fn release(
     }
 }
 
-fn columns<'a>(keys: impl Iterator<Item = (&'a str, &'a str, &'a [u8])>) -> Keys<'a> {
+/// Makes these the heads of their keys, which are held, and locked.
+pub(super) async fn lead<'a>(
+    transaction: &Transaction<'_>,
+    heads: impl Iterator<Item = ((&'a str, &'a str, &'a [u8]), Uuid)>,
+) -> Result<(), PgError> {
+    let (keys, ids): (Vec<_>, Vec<Uuid>) = heads.unzip();
+    let (groups, topics, digests) = columns(keys.into_iter());
+    transaction.execute(LEAD, &[&groups, &topics, &digests, &ids]).await?;
+    Ok(())
+}
+
+pub(super) fn columns<'a>(keys: impl Iterator<Item = (&'a str, &'a str, &'a [u8])>) -> Keys<'a> {
     let mut columns = Keys::default();
     for (group, topic, digest) in keys {
         columns.0.push(group);

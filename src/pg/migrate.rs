@@ -73,6 +73,7 @@ pub const MIGRATIONS: &[Migration] = migrations! {
     11 "0011_jobs" since 11;
     12 "0012_topic_ids" since 11;
     13 "0013_claims_in_place" since 11;
+    14 "0014_replays_and_suspects" since 11;
 };
 
 /// Roles and rights, with places for the configured names.

@@ -1,7 +1,8 @@
-//! Messages that Kafka refused for good, and what an operator decides about them.
+//! Messages that Kafka refused for good, or that wait for a topic that may never be, and what an operator decides about
+//! them.
 //!
 //! One that holds its key or stops its lane goes again from its place: the lane's owner sends it. One that holds nothing
-//! becomes a new message that carries the old id.
+//! becomes a new message that carries the old id. One that waits goes by itself, and can only be discarded.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -73,7 +74,7 @@ statements! {
         with picked as materialized (
           select a.priority, a.seq from unnest($2::smallint[], $3::bigint[]) as wanted (priority, seq)
           join outboxd.set_aside a using (priority, seq)
-          where outboxd.durable() and a.state = 'parked'
+          where outboxd.durable() and a.state in ('parked', 'held')
           order by a.seq for update of a
         ), discarded as (
           update outboxd.set_aside a set state = 'discarded', key_line = null, stops_lane = false,

@@ -15,10 +15,13 @@ statements! {
 }
 
 /// The states that a decision may be made about.
-pub const STATES: [&str; 4] = ["parked", "failing", "dead", "discarded"];
+pub const STATES: [&str; 5] = ["parked", "held", "failing", "dead", "discarded"];
+
+/// Of these, those that may be sent again: what is held goes by itself.
+const REPLAYABLE: [&str; 4] = ["parked", "failing", "dead", "discarded"];
 
 /// Of these, those that may be discarded.
-pub const OPEN: [&str; 3] = ["parked", "failing", "dead"];
+const OPEN: [&str; 4] = ["parked", "held", "failing", "dead"];
 
 /// Those that wait for one.
 pub const WAITING: [&str; 2] = ["parked", "dead"];
@@ -49,8 +52,8 @@ pub struct Entry {
 pub enum Place {
     /// In the outbox: refused by Kafka.
     Aside { priority: i16, seq: i64 },
-    /// With what its group failed to handle.
-    Failure { group: String, message_id: Uuid },
+    /// With what its group failed to handle, so many'th of all that failed.
+    Failure { group: String, message_id: Uuid, number: i64 },
 }
 
 impl Place {
@@ -66,9 +69,19 @@ impl Place {
     pub fn failure(&self) -> Option<(&str, Uuid)> {
         match self {
             Self::Aside { .. } => None,
-            Self::Failure { group, message_id } => Some((group, *message_id)),
+            Self::Failure { group, message_id, .. } => Some((group, *message_id)),
         }
     }
+}
+
+/// In the order in which they were refused, or failed: so they are decided about.
+pub fn in_order(entries: Vec<Entry>) -> Vec<Place> {
+    let mut places: Vec<Place> = entries.into_iter().map(|entry| entry.place).collect();
+    places.sort_by_key(|place| match place {
+        Place::Aside { seq, .. } => (0, *seq),
+        Place::Failure { number, .. } => (1, *number),
+    });
+    places
 }
 
 /// What an operator may do.
@@ -90,7 +103,7 @@ impl Decision {
     /// In which states a message may be named for it.
     pub fn states(self) -> &'static [&'static str] {
         match self {
-            Self::Replay => &STATES,
+            Self::Replay => &REPLAYABLE,
             Self::Discard => &OPEN,
         }
     }
@@ -149,6 +162,19 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// Says why no message that fits can be decided about like that, if it is so.
+    pub fn check(&self, decision: Decision) -> Result<(), String> {
+        let states = decision.states();
+        match self.states.iter().find(|state| !states.contains(&state.as_str())) {
+            Some(state) => Err(format!(
+                "`{}` is for messages that are {}, and not for those that are {state}",
+                decision.command(),
+                states.join(" or ")
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// Does anything narrow them down? A state alone does not.
     pub fn is_narrow(&self) -> bool {
         let Self { group, topic, key, event_type, error, since, until, states: _, after: _, limit: _ } = self;

@@ -23,7 +23,9 @@ statements! {
         select f.message_id, f.dispatch, f.topic, f.partition, f.\"offset\", f.recorded_at, f.key, f.payload, f.header_names,
           f.header_values, f.attempts, f.forgiven,
           exists (select from outboxd.handled h where h.consumer_group = $1 and h.message_id = f.message_id),
-          coalesce(g.paused_at is not null or g.breaker_until > clock_timestamp(), false)
+          coalesce(g.paused_at is not null or g.breaker_until > clock_timestamp(), false),
+          coalesce((select s.starts from outboxd.starts s
+            where s.consumer_group = $1 and s.message_id = f.message_id), 0)
         from unnest($3::uuid[], $4::bigint[]) as w (message_id, dispatch)
         join outboxd.failures f on f.consumer_group = $1 and f.message_id = w.message_id and f.dispatch = w.dispatch
           and f.target = $2 and f.state = 'retrying'
@@ -119,6 +121,8 @@ pub struct Opened {
     pub is_handled: bool,
     /// The group is paused, or its breaker open.
     pub is_stopped: bool,
+    /// That a connection did not outlive, or a process.
+    pub starts: i32,
 }
 
 impl Opened {
@@ -143,6 +147,7 @@ impl Opened {
             forgiven: row.get(11),
             is_handled: row.get(12),
             is_stopped: row.get(13),
+            starts: row.get(14),
         }
     }
 }

@@ -47,6 +47,7 @@ pub fn all() -> Vec<(&'static str, &'static str)> {
         super::messages::SQL,
         super::operations::SQL,
         super::parked::SQL,
+        super::reopening::SQL,
         super::retention::SQL,
         super::retry::SQL,
         super::retrying::SQL,

@@ -2,12 +2,15 @@
 
 #[cfg(feature = "failpoints")]
 mod crashing;
+mod economy;
 mod effects;
 mod failing;
 mod membership;
+mod operations;
 mod ordering;
 mod orders;
 mod poison;
+mod standing_still;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -18,7 +21,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
 use outboxd::config::Config;
-use outboxd::consumer::{self, ConsumerError, ConsumerStatus, Drained, GroupContext, GroupStatus};
+use outboxd::consumer::{self, ConsumerError, ConsumerStatus, Drained, GroupContext, GroupStatus, Solitude};
 use outboxd::domain::health::Vitals;
 use outboxd::pg::Connector;
 use tokio::task::JoinHandle;
@@ -111,9 +114,17 @@ struct Consumer {
 
 impl Consumer {
     fn start(url: &str, kafka: &Kafka, group: &str, settings: &str) -> Self {
+        Self::start_watched(url, kafka, group, settings, consumer::PATIENCE)
+    }
+
+    /// Told to stand still after that time.
+    fn start_watched(url: &str, kafka: &Kafka, group: &str, settings: &str, patience: Duration) -> Self {
+        Self::start_at(url, &kafka.brokers(), group, settings, patience)
+    }
+
+    fn start_at(url: &str, brokers: &str, group: &str, settings: &str, patience: Duration) -> Self {
         let text = format!(
-            "[postgres]\nurl = \"{url}\"\n[kafka]\nbrokers = \"{}\"\n[groups.{group}]\n{settings}\n",
-            kafka.brokers()
+            "[postgres]\nurl = \"{url}\"\n[kafka]\nbrokers = \"{brokers}\"\n[groups.{group}]\n{settings}\n"
         );
         let mut config = Config::parse(&text, None, []).unwrap().config;
         let (drain, abort) = (CancellationToken::new(), CancellationToken::new());
@@ -129,6 +140,8 @@ impl Consumer {
             agent: Uuid::new_v4(),
             agent_name,
             status: Arc::clone(&status),
+            solitude: Solitude::default(),
+            patience,
         };
         let task = tokio::spawn(consumer::run(context, drain.clone(), abort.clone()));
         Self { status, drain, abort, task }

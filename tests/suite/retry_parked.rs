@@ -240,3 +240,46 @@ async fn a_list_goes_on_behind_an_entry_that_is_gone() {
     }
     assert_eq!((seen.len(), &seen[..2]), (5, &parked[..]), "{seen:?}");
 }
+
+/// A topic's name with a fault in it.
+#[tokio::test]
+async fn messages_for_a_topic_that_will_never_be_can_be_discarded_and_later_ones_are_held_and_go() {
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    let topic = format!("never-{:x}", fastrand::u64(..));
+    let send = async |payload: &str| -> Uuid {
+        let sql = "select outboxd.enqueue($1, $2::text, key => 'k')";
+        database.query_one(sql, &[&topic, &payload]).await.get(0)
+    };
+    let producer = Outboxd::new(&database, kafka).producer();
+    let held = [send("a").await, send("b").await, send("c").await];
+    database.reach(&topic, "held", 3).await;
+    let operator = operator(&database);
+    assert_eq!(operator.run(&["retry", "list", "--json"]).await.stdout.trim(), "[]", "they may still go");
+    let listed = operator.run(&["retry", "list", "--state", "held", "--topic", &topic, "--json"]).await;
+    assert_eq!(ids(&listed), held);
+    let again = operator.run(&["retry", "run", "--state", "held", "--topic", &topic, "--yes"]).await;
+    assert!(again.code == 2 && again.stderr.contains("not for those that are held"), "{again:?}");
+    let one = operator.run(&["retry", "discard", &held[0].to_string(), "--yes"]).await;
+    assert_eq!((one.code, one.stdout.trim()), (0, "1 message discarded"), "{one:?}");
+    assert_eq!(database.in_state(&topic, "held").await, 2);
+    let rest = operator.run(&["retry", "discard", "--state", "held", "--topic", &topic, "--yes"]).await;
+    assert_eq!((rest.code, rest.stdout.trim()), (0, "2 messages discarded"), "{rest:?}");
+    let record = "select count(*) from outboxd.operations
+        where command = 'retry discard' and database_user = 'operator' and result = 'done' and messages in (1, 2)";
+    assert_eq!(database.count(record).await, 2);
+    let later = send("later").await;
+    database.reach(&topic, "held", 1).await;
+    stop(producer).await;
+    let producer = Outboxd::new(&database, kafka).set(&format!("topics.{topic}.create = {{}}")).producer();
+    database.reach(&topic, "published", 1).await;
+    let after = send("after").await;
+    database.reach(&topic, "published", 2).await;
+    let records = kafka.read_all(&topic).await;
+    let published: Vec<_> = records.iter().map(|record| record.header("id").unwrap()).collect();
+    assert_eq!(published, [later.to_string(), after.to_string()]);
+    assert_eq!(database.in_state(&topic, "discarded").await, 3);
+    // Who meant the topic after all has them again.
+    assert_eq!(operator.run(&["retry", "run", &held[1].to_string(), "--yes"]).await.code, 0);
+    database.reach(&topic, "published", 3).await;
+    stop(producer).await;
+}

@@ -47,6 +47,9 @@ const SETTINGS: &[&str] = &[
 /// Over these, for measurements: room as on a small server, and no checkpoint in the middle of a run.
 const FOR_LOAD: &[&str] = &["shared_buffers=1GB", "max_wal_size=8GB", "checkpoint_timeout=30min"];
 
+/// Over these, to count statements.
+const COUNTING: &[&str] = &["shared_preload_libraries=pg_stat_statements"];
+
 pub struct Postgres {
     process: Mutex<Option<Process>>,
     more_settings: &'static [&'static str],
@@ -78,6 +81,11 @@ impl Postgres {
     #[allow(dead_code, reason = "only measurements use it")]
     pub async fn for_load() -> Self {
         Self::made(FOR_LOAD).await
+    }
+
+    /// A cluster that counts statements, for whoever creates the extension.
+    pub async fn counting() -> Self {
+        Self::made(COUNTING).await
     }
 
     async fn made(more_settings: &'static [&'static str]) -> Self {

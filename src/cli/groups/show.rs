@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::find;
 use crate::cli::global::{Global, connect_to_look};
-use crate::cli::output;
+use crate::cli::output::{self, maybe};
 use crate::pg::groups::{self, Shown};
 
 /// One group: who works for it, what failed, where it stands
@@ -33,21 +33,25 @@ impl Show {
 }
 
 fn show(shown: &Shown) -> Result<(), output::OutputError> {
-    let paused = shown
+    let group = &shown.group;
+    let paused = group
         .paused_at
-        .map(|at| format!("{} by {}", output::time(at), shown.paused_by.as_deref().unwrap_or("an operator")));
+        .map(|at| format!("{} by {}", output::time(at), group.paused_by.as_deref().unwrap_or("an operator")));
     let breaker = shown.breaker_open_until.map(|until| {
         format!("open until {}: {}", output::time(until), shown.breaker_reason.as_deref().unwrap_or_default())
     });
     let facts = vec![
-        ("group", shown.group.name.clone()),
-        ("topics", shown.group.topics.join(",")),
-        ("kafka group", shown.group.kafka_group.clone()),
+        ("group", group.name.clone()),
+        ("topics", group.topics.join(",")),
+        ("kafka group", group.kafka_group.clone()),
+        ("lag", maybe(group.lag.as_ref())),
+        ("rate", maybe(group.rate.map(|rate| format!("{rate:.1}/s")).as_ref())),
         ("paused", paused.unwrap_or_default()),
+        ("paused partitions", maybe(group.paused_partitions.as_ref())),
         ("breaker", breaker.unwrap_or_default()),
-        ("failures", shown.failures.to_string()),
-        ("held", format!("{} behind {} keys", shown.held, shown.held_keys)),
-        ("dead letters", shown.dead_letters.to_string()),
+        ("failures", group.failures.to_string()),
+        ("held", format!("{} behind {} keys", shown.held, group.held_keys)),
+        ("dead letters", group.dead_letters.to_string()),
     ];
     output::line(&output::facts(facts))?;
     let agents = shown.at_work.iter().map(|agent| {

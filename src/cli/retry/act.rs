@@ -62,6 +62,9 @@ impl Options {
                 "nothing is changed: without an id or a filter that means all of them, which takes --all";
             return Err(Failure::new(Kind::Refused, what).into());
         }
+        if self.ids.is_empty() {
+            self.filters.filter().check(decision).map_err(|why| Failure::new(Kind::Usage, why))?;
+        }
         let config = global.load()?.config;
         let mut client = connect(&config, "retry").await?;
         let (entries, selection) = self.select(&client, decision).await?;
@@ -80,7 +83,8 @@ impl Options {
         confirm(&format!("{verb} {}?", messages(entries.len())), self.yes)?;
         let operation = operations::begin(&client, decision.command(), &selection, &operator()).await?;
         let mut changed = 0;
-        let carried_out = self.carry_out(&mut client, decision, operation, &entries, &mut changed).await;
+        let places = retry::in_order(entries);
+        let carried_out = self.carry_out(&mut client, decision, operation, &places, &mut changed).await;
         let result = match &carried_out {
             Ok(true) => "done".to_owned(),
             Ok(false) => "interrupted".to_owned(),
@@ -121,10 +125,9 @@ impl Options {
         client: &mut Connection,
         decision: Decision,
         operation: i64,
-        entries: &[Entry],
+        places: &[Place],
         changed: &mut i64,
     ) -> Result<bool, crate::pg::PgError> {
-        let places: Vec<Place> = entries.iter().map(|entry| entry.place.clone()).collect();
         let batch = self.rate.map_or(BATCH, batch_for);
         let bar = bar(places.len());
         let interrupt = tokio::signal::ctrl_c();

@@ -7,8 +7,10 @@ use uuid::Uuid;
 
 use super::Asked;
 use super::message::{Message, Taken};
+use super::suspects::Counted;
 use crate::consumer::Group;
 use crate::consumer::wait::Wait;
+use crate::domain::suspicion::Suspicion;
 use crate::pg::PgError;
 use crate::pg::claims::Wanted;
 use crate::pg::completing::{LookedFor, Standing};
@@ -35,7 +37,9 @@ pub(super) async fn look_up(group: Arc<Group>, again: Vec<Box<Message>>, taken: 
                 wait.end();
                 for (message, standing) in messages.iter_mut().zip(&standings) {
                     message.in_doubt &= *standing == Standing::New;
-                    message.starts = noted.get(&message.id()).copied();
+                    message.suspicion = noted.get(&message.id()).copied();
+                    // Each start that is counted was an attempt.
+                    message.delivery.attempt = message.suspicion.unwrap_or_default().starts + 1;
                 }
                 return messages.into_iter().zip(standings).collect();
             }
@@ -49,7 +53,7 @@ async fn look_up_once(
     group: &Group,
     wanted: &[LookedFor<'_>],
     messages: &[Box<Message>],
-) -> Result<(Vec<Standing>, HashMap<Uuid, u32>), PgError> {
+) -> Result<(Vec<Standing>, HashMap<Uuid, Suspicion>), PgError> {
     let standings = group.store.look_up(wanted).await?;
     let new = messages.iter().zip(&standings).filter(|(_, standing)| **standing == Standing::New);
     let in_doubt: Vec<Uuid> =
@@ -58,18 +62,24 @@ async fn look_up_once(
     Ok((standings, noted))
 }
 
-/// Counts a start of each of these, however long that takes. Gives those back that start first.
+/// Counts a start of each of these, however long that takes; the last one of a message once it is alone in its process.
+/// Gives those back that start first.
 pub(super) async fn count_starts(
     group: Arc<Group>,
     first: Vec<Box<Message>>,
     all: Vec<Uuid>,
-) -> Vec<Box<Message>> {
+    is_last: bool,
+) -> Counted {
+    let alone = if is_last { Some(group.places.alone().await) } else { None };
+    if is_last && first.iter().any(|message| message.ending.is_stopping()) {
+        return (first, None);
+    }
     let mut wait = Wait::new(&group.name, &group.status, "starts");
     loop {
-        match group.store.count_starts(&all).await {
+        match group.store.count_starts(&all, is_last).await {
             Ok(_) => {
                 wait.end();
-                return first;
+                return (first, alone);
             }
             Err(error) => wait.pause(&error.to_string()).await,
         }

@@ -21,7 +21,9 @@ impl Engine {
             matches!(&self.group.handler, Handler::Sql(handler) if handler.mode == SqlMode::Batch);
         // A breaker that lets one try start does not mean a batch.
         let most = match self.group.config().batch {
-            batch if takes_batch && self.group.control.state() == State::Closed => batch,
+            batch if takes_batch && self.group.control.state() == State::Closed => {
+                self.group.batch_size().of(batch)
+            }
             _ => 1,
         };
         let (is_counted, mut size, mut chain) = (first.counted, first.size, first.chain);
@@ -56,7 +58,7 @@ impl Engine {
         let (held, operations) = (&self.held, &mut self.operations);
         self.chains.take_along(chain, |next| {
             let is_held = next.hold.is_some_and(|hold| held.contains(&hold));
-            let is_alike = next.counted == is_counted && (is_counted || next.starts.is_none());
+            let is_alike = next.counted == is_counted && (is_counted || next.suspicion.is_none());
             is_alike && !is_held && !next.ending.is_stopping() && take_operations(operations, next)
         })
     }

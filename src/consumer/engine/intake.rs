@@ -40,7 +40,7 @@ impl Engine {
                 match self.partitions.get_mut(&message.slot) {
                     Some(partition) if !message.ending.is_stopping() => drop(partition.noted.insert(id)),
                     // Noted, and never to be started.
-                    _ if message.starts.is_none() => self.gathering.completion.cleared.push(id),
+                    _ if message.suspicion.is_none() => self.gathering.completion.cleared.push(id),
                     _ => {}
                 }
             }

@@ -14,6 +14,7 @@ use crate::consumer::{CLAIM_MARGIN, Group, keys};
 use crate::domain::chains::Chain;
 use crate::domain::delivery::{Delivery, Record};
 use crate::domain::identity;
+use crate::domain::suspicion::Suspicion;
 use crate::domain::watermark::Ticket;
 use crate::pg::claims::{Claim, OperationKey};
 use crate::pg::completing::Finished;
@@ -72,8 +73,8 @@ pub(super) struct Message {
     pub(super) payload_hash: i64,
     /// Noted as one that lies where a process may have died.
     pub(super) in_doubt: bool,
-    /// It was noted already: a process died that had it. How often it has started since.
-    pub(super) starts: Option<u32>,
+    /// It was noted already: a process died that had it. What has happened since.
+    pub(super) suspicion: Option<Suspicion>,
     /// Its next start is counted: it runs with no others but those that were counted with it.
     pub(super) counted: bool,
     /// Its keys are taken within this engine: no other message of the same operation is under way here.
@@ -107,7 +108,7 @@ impl Message {
             keys,
             payload_hash,
             in_doubt,
-            starts: None,
+            suspicion: None,
             counted: false,
             alone: false,
             claims: Vec::new(),

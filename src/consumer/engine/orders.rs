@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::super::places::Place;
 use super::Engine;
 use crate::config::Rate;
 use crate::domain::breaker::State;
@@ -16,11 +17,17 @@ const BREAKER: &str = "breaker";
 impl Engine {
     /// How many may run at a time now.
     pub(super) fn places(&self) -> usize {
-        self.group.control.places(self.group.places.count())
+        let places = self.group.control.places(self.group.places.count());
+        // Others wait for who is alone: it is not kept from its start any more.
+        if self.suspects.alone().is_some() { places.max(1) } else { places }
     }
 
     /// Says whether there is one for the next that starts; if not, it stands in line.
     pub(super) fn take_place(&mut self) -> bool {
+        if let Some(alone) = self.suspects.alone() {
+            self.place = Some(Place::of(alone));
+            return true;
+        }
         let (places, most) = (&self.group.places, self.places());
         // Unless the breaker lets fewer run, whoever finds none free stands in line: those that look now and then would
         // never get one while others do.
@@ -36,6 +43,9 @@ impl Engine {
 
     pub(super) fn is_in_pace(&mut self) -> bool {
         self.next_at = None;
+        if self.suspects.alone().is_some() {
+            return true;
+        }
         let Some(pace) = &mut self.pace else { return true };
         let wait = pace.take(std::time::Instant::now()).err();
         self.next_at = wait.map(|wait| Instant::now() + wait);

@@ -35,7 +35,7 @@ impl Engine {
         if !take_operations(&mut self.operations, &mut message) {
             return self.wait_for_operation(message);
         }
-        if message.starts.is_some() && !message.counted {
+        if message.suspicion.is_some() && !message.counted {
             return self.suspects.waiting.push_back(message);
         }
         let lacks_claims = !message.keys.is_empty() && !message.has_claims();

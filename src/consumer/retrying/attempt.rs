@@ -7,7 +7,9 @@ use uuid::Uuid;
 use super::insist;
 use crate::consumer::Group;
 use crate::consumer::handler::{Handle, Handler, SqlHandler};
+use crate::consumer::places::Place;
 use crate::domain::delivery::{Delivery, Outcome};
+use crate::domain::suspicion::Suspicion;
 use crate::failpoint;
 use crate::pg::claims::{Claim, OperationKey};
 use crate::pg::completing::Finished;
@@ -22,6 +24,8 @@ pub(super) struct Attempt {
     pub(super) attempts: i32,
     /// and how many of them an operator has forgiven.
     pub(super) forgiven: i32,
+    /// Starts that their connection did not outlive.
+    pub(super) starts: u32,
     pub(super) delivery: Delivery,
     pub(super) keys: Vec<OperationKey>,
     pub(super) payload_hash: i64,
@@ -52,16 +56,25 @@ pub(super) enum End {
     /// Another dispatch is under way: nothing happened.
     Late,
     Failed(Outcome),
-    /// The connection was lost while it ran, which may be its doing: so often by now.
-    Suspect(u32),
+    /// The connection was lost while it ran, which may be its doing.
+    Suspect(Suspicion),
 }
 
-pub(super) async fn run(group: &Group, attempt: &Attempt, successor: Successor) -> End {
+pub(super) async fn run(group: &Group, attempt: &Attempt, place: Place, successor: Successor) -> End {
+    let max_starts = group.config().retry.max_starts;
+    let is_last =
+        attempt.starts > 0 && Suspicion { starts: attempt.starts, was_alone: false }.is_last(max_starts);
+    let (alone, _place) = if is_last {
+        drop(place);
+        (Some(group.places.alone().await), None)
+    } else {
+        (None, Some(place))
+    };
     failpoint::hit("retry-before-handle");
     let began = Instant::now();
     let end = match &group.handler {
         Handler::Outside(handler) => handle(handler.as_ref(), attempt, began).await,
-        Handler::Sql(handler) => apply(group, handler, attempt, successor).await,
+        Handler::Sql(handler) => apply(group, handler, attempt, alone.is_some(), successor).await,
     };
     group.status.answered(began.elapsed());
     failpoint::hit("retry-after-handle");
@@ -76,7 +89,13 @@ async fn handle(handler: &dyn Handle, attempt: &Attempt, began: Instant) -> End 
     }
 }
 
-async fn apply(group: &Group, handler: &SqlHandler, attempt: &Attempt, successor: Successor) -> End {
+async fn apply(
+    group: &Group,
+    handler: &SqlHandler,
+    attempt: &Attempt,
+    was_alone: bool,
+    successor: Successor,
+) -> End {
     let effect = Effect {
         delivery: &attempt.delivery,
         chain: None,
@@ -94,7 +113,8 @@ async fn apply(group: &Group, handler: &SqlHandler, attempt: &Attempt, successor
         Applied::Failed(error) => End::Failed(handler.failed(&error)),
         Applied::Lost => {
             let id = [attempt.named.message_id];
-            End::Suspect(insist(group, || group.store.count_starts(&id)).await)
+            let starts = insist(group, || group.store.count_starts(&id, was_alone)).await;
+            End::Suspect(Suspicion { starts, was_alone })
         }
     }
 }

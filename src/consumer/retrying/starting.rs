@@ -60,12 +60,13 @@ pub(super) async fn start(group: Arc<Group>, all: Vec<(Named, Place)>) -> Vec<(N
 }
 
 fn identify(group: &Group, opened: Opened) -> Attempt {
-    let Opened { named, record, attempts, forgiven, .. } = opened;
+    let Opened { named, record, attempts, forgiven, starts, .. } = opened;
     let message_id = named.message_id;
     Attempt {
         named,
         attempts,
         forgiven,
+        starts: u32::try_from(starts).unwrap_or(0),
         keys: keys::operation_keys(&record, message_id, group.config().dedup),
         payload_hash: identity::payload_hash(record.payload.as_deref()),
         claims: Vec::new(),

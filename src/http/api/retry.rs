@@ -34,6 +34,7 @@ const MOST_IDS: usize = 1_000;
 #[serde(rename_all = "lowercase")]
 pub(in crate::http) enum Stage {
     Parked,
+    Held,
     Failing,
     Dead,
     Discarded,
@@ -43,6 +44,7 @@ impl Stage {
     pub(in crate::http) fn name(self) -> &'static str {
         match self {
             Self::Parked => "parked",
+            Self::Held => "held",
             Self::Failing => "failing",
             Self::Dead => "dead",
             Self::Discarded => "discarded",
@@ -278,6 +280,7 @@ pub(in crate::http) async fn select(
         if !filter.is_narrow() && !all {
             return Err(Problem::conflict("that means all of them, which takes `all`"));
         }
+        filter.check(decision).map_err(Problem::conflict)?;
         return Ok(Chosen::AllThatFit(filter));
     };
     if filter.is_some() || *all || ids.is_empty() || ids.len() > MOST_IDS {

@@ -31,10 +31,13 @@ impl Filter {
     }
 
     async fn select(&self, client: &Connection) -> Result<Chosen, Problem> {
-        Ok(match self.id {
-            Some(id) => Chosen::These(retry::find(client, self.decision()?.states(), id).await?),
-            None => Chosen::AllThatFit(self.read(None)),
-        })
+        let decision = self.decision()?;
+        if let Some(id) = self.id {
+            return Ok(Chosen::These(retry::find(client, decision.states(), id).await?));
+        }
+        let filter = self.read(None);
+        filter.check(decision).map_err(Problem::conflict)?;
+        Ok(Chosen::AllThatFit(filter))
     }
 }
 

@@ -109,20 +109,21 @@ fn group_of(site: &Site, shown: &Shown, agents: &[Agent]) -> Markup {
     };
     html! {
         article id=(name) {
-            h2 { (name) @if shown.paused_at.is_some() { " " (layout::state("paused")) } @if shown.breaker_open_until.is_some() { " " (layout::state("breaker")) } }
+            h2 { (name) @if shown.group.paused_at.is_some() { " " (layout::state("paused")) } @if shown.breaker_open_until.is_some() { " " (layout::state("breaker")) } }
             dl.facts {
                 dt { "topics" } dd { (shown.group.topics.join(", ")) }
                 dt { "agents" } dd { @if shown.group.agents.is_empty() { "none alive" } @else { (shown.group.agents.join(", ")) } }
                 dt { "lag" } dd { (overview::of_group(agents, name, "lag")) }
-                dt { "to be retried" } dd { (shown.failures) }
-                dt { "held" } dd { (shown.held) " behind " (shown.held_keys) " keys" }
-                dt { "dead letters" } dd { a href={ "/failures?" (layout::query(&[("state", Some("dead".into())), ("group", Some(name.clone()))])) } { (shown.dead_letters) } }
-                @if let Some(by) = &shown.paused_by { dt { "paused by" } dd { (by) } }
+                @if let Some(rate) = shown.group.rate { dt { "handled" } dd { (format!("{rate:.1} a second")) } }
+                dt { "to be retried" } dd { (shown.group.failures) }
+                dt { "held" } dd { (shown.held) " behind " (shown.group.held_keys) " keys" }
+                dt { "dead letters" } dd { a href={ "/failures?" (layout::query(&[("state", Some("dead".into())), ("group", Some(name.clone()))])) } { (shown.group.dead_letters) } }
+                @if let Some(by) = &shown.group.paused_by { dt { "paused by" } dd { (by) } }
                 @if let Some(reason) = &shown.breaker_reason { dt { "breaker" } dd { (reason) } }
             }
             @if !site.settings.read_only {
                 div.actions {
-                    @if shown.paused_at.is_some() || shown.breaker_open_until.is_some() { (button("resume", "Resume")) } @else { (button("pause", "Pause")) }
+                    @if shown.group.paused_at.is_some() || shown.breaker_open_until.is_some() { (button("resume", "Resume")) } @else { (button("pause", "Pause")) }
                 }
             }
             details { summary { "Positions in " (shown.partitions.len()) " partitions" }

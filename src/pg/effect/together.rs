@@ -2,6 +2,7 @@
 //! goes in halves, until what fails is alone.
 
 use std::collections::{HashSet, VecDeque};
+use std::time::{Duration, Instant};
 
 use deadpool_postgres::Transaction;
 use tokio_postgres::error::SqlState;
@@ -26,16 +27,42 @@ enum Part {
     Lost,
 }
 
-/// Does them, of each chain in order and none behind one that is not done, until so many have failed in a row. `None`:
-/// nothing is done, and each is to go in a transaction of its own. Outcomes that are not known are found out as with
-/// `apply`.
+/// Where a batch ends though not all of it is tried.
+pub struct Bounds<'a> {
+    /// After so many failures in a row.
+    pub failures: u32,
+    /// Somebody waits for its end.
+    pub is_stopping: &'a (dyn Fn() -> bool + Send + Sync),
+}
+
+/// What became of a batch.
+#[derive(Debug)]
+pub enum Together {
+    /// Of each message in it; and how many went in each call that came through, for how long.
+    Ended(Vec<Affected>, Vec<(usize, Duration)>),
+    /// Nothing is done: a call of so many took longer than it may.
+    TooLong(usize),
+    /// Nothing is done, and each is to go in a transaction of its own.
+    Apart,
+}
+
+impl Together {
+    /// Its connection is of no use any more.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Ended(affected, _) if affected.iter().any(Affected::is_lost))
+    }
+}
+
+/// Does them, of each chain in order and none behind one that is not done, for about as long as one call may take. Outcomes
+/// that are not known are found out as with `apply`.
 pub async fn apply_together(
     client: &mut Lent,
     scope: Scope<'_>,
     function: Function<'_>,
     effects: &[Effect<'_>],
-    most_failures: u32,
-) -> Result<Option<Vec<Affected>>, PgError> {
+    bounds: Bounds<'_>,
+) -> Result<Together, PgError> {
+    let begun = Instant::now();
     let mut transaction = client.transaction().await?;
     completing::be_durable(&transaction).await?;
     let wanted: Vec<Wanted<'_>> = effects.iter().map(Effect::wanted).collect();
@@ -45,7 +72,10 @@ pub async fn apply_together(
     let mut parts: VecDeque<Vec<usize>> = VecDeque::from([open]);
     let mut broken = HashSet::new();
     let (mut in_a_row, mut is_first) = (0, true);
-    while in_a_row < most_failures
+    let mut calls = Vec::new();
+    while in_a_row < bounds.failures
+        && begun.elapsed() < function.limit()
+        && !(bounds.is_stopping)()
         && let Some(mut part) = parts.pop_front()
     {
         let is_behind = |place: usize| effects[place].chain.is_some_and(|chain| broken.contains(&chain));
@@ -57,7 +87,7 @@ pub async fn apply_together(
             let end = perform(&savepoint, scope, function, effects[one], Then::Others).await?;
             match &end {
                 Affected::Done => savepoint.commit().await?,
-                Affected::Lost => return Ok(Some(lost(effects))),
+                Affected::Lost => return Ok(lost(effects)),
                 _ => savepoint.rollback().await?,
             }
             match &end {
@@ -73,11 +103,13 @@ pub async fn apply_together(
             continue;
         }
         let of_part: Vec<Effect<'_>> = part.iter().map(|place| effects[*place]).collect();
+        let called = Instant::now();
         match perform_all(&savepoint, scope, function, &of_part).await? {
             Part::Done => {
                 savepoint.commit().await?;
                 if !part.is_empty() {
                     (in_a_row, is_first) = (0, false);
+                    calls.push((part.len(), called.elapsed()));
                 }
                 for place in part {
                     affected[place] = Some(Affected::Done);
@@ -95,25 +127,26 @@ pub async fn apply_together(
                 parts.push_front(second);
                 parts.push_front(part);
             }
-            Part::Slow => return Ok(None),
-            Part::Lost => return Ok(Some(lost(effects))),
+            Part::Slow => return Ok(Together::TooLong(part.len())),
+            Part::Lost => return Ok(lost(effects)),
         }
     }
     failpoint::hit("effect-before-commit");
     let committed = transaction.commit().await;
     failpoint::hit("effect-after-commit");
     match committed {
-        Err(error) if is_refusal(&error) => Ok(None),
+        Err(error) if is_refusal(&error) => Ok(Together::Apart),
         committed => {
             committed?;
-            Ok(Some(affected.into_iter().map(|end| end.unwrap_or(Affected::Untried)).collect()))
+            let affected = affected.into_iter().map(|end| end.unwrap_or(Affected::Untried)).collect();
+            Ok(Together::Ended(affected, calls))
         }
     }
 }
 
 /// Any of them may be what ended it.
-fn lost(effects: &[Effect<'_>]) -> Vec<Affected> {
-    effects.iter().map(|_| Affected::Lost).collect()
+fn lost(effects: &[Effect<'_>]) -> Together {
+    Together::Ended(effects.iter().map(|_| Affected::Lost).collect(), Vec::new())
 }
 
 async fn perform_all(

@@ -2,6 +2,10 @@
 
 use std::collections::HashSet;
 
+use outboxd::domain::dispatch;
+use rdkafka::mocking::{MockCluster, MockCoordinator};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+
 use super::{Consumer, PATIENCE, Receiver, evidence, posting, unique};
 use crate::support::{Kafka, Outboxd, Postgres, eventually};
 
@@ -90,7 +94,7 @@ async fn in_a_storm_of_rebalances_nothing_is_lost_and_each_operation_is_done_onc
             }
         })
     };
-    for round in 0..4 {
+    for round in 0..5 {
         let (first, second) = (start(), start());
         // Some leave as soon as they have partitions, others before anything comes of them.
         if round % 2 == 0 {
@@ -105,4 +109,48 @@ async fn in_a_storm_of_rebalances_nothing_is_lost_and_each_operation_is_done_onc
     let handled = receiver.handled();
     assert_eq!(handled.len(), 150, "one message of each operation");
     assert!(handled.values().all(|times| *times == 1), "whoever leaves finishes what it has begun");
+}
+
+#[tokio::test]
+async fn a_coordinator_that_moves_to_another_broker_costs_nothing() {
+    let database = Postgres::shared().await.database().await;
+    let cluster = MockCluster::new(3).unwrap();
+    let (topic, group) = (unique("topic"), unique("orders"));
+    // It takes no request to make one.
+    for (topic, partitions) in [(topic.clone(), 4), (dispatch::topic(&group), 1)] {
+        cluster.create_topic(&topic, partitions, 3).unwrap();
+    }
+    let brokers = cluster.bootstrap_servers();
+    let producer: BaseProducer =
+        rdkafka::ClientConfig::new().set("bootstrap.servers", &brokers).create().unwrap();
+    let write = |numbers: std::ops::Range<u32>| {
+        for n in numbers {
+            let (key, payload) = (format!("k{n}"), format!("m{n}"));
+            producer.send(BaseRecord::to(&topic).key(&key).payload(&payload)).unwrap();
+        }
+        producer.flush(PATIENCE).unwrap();
+    };
+    let receiver = Receiver::default();
+    let settings = posting(&[&topic], &receiver.clone().listen().await);
+    let of_group = || MockCoordinator::Group(group.clone());
+    cluster.coordinator(of_group(), 1).unwrap();
+    let start = || {
+        Consumer::start_at(&database.agent_url(), &brokers, &group, &settings, outboxd::consumer::PATIENCE)
+    };
+    let consumers = [start(), start()];
+    for consumer in &consumers {
+        consumer.assigned(1).await;
+    }
+    for (round, coordinator) in [(0, 2), (1, 3), (2, 1)] {
+        write(round * 50..round * 50 + 25);
+        cluster.coordinator(of_group(), coordinator).unwrap();
+        write(round * 50 + 25..(round + 1) * 50);
+        let all = i64::from(round + 1) * 50;
+        eventually("all are handled", PATIENCE, async || evidence(&database).await == all).await;
+    }
+    for consumer in consumers {
+        consumer.drained().await;
+    }
+    assert_eq!(receiver.handled().len(), 150);
+    assert!(receiver.handled().values().all(|times| *times == 1));
 }

@@ -44,6 +44,47 @@ async fn a_message_that_kills_its_process_is_given_up_and_no_other() {
     assert_eq!(database.count("select count(*) from outboxd.starts").await, 0, "nothing is left in doubt");
 }
 
+/// Each start of the poison finds others' messages under way, and they are under way when their process dies each time.
+#[tokio::test]
+async fn no_message_is_blamed_for_what_another_group_of_its_process_does() {
+    let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
+    let (topic, other_topic) = (kafka.topic(1).await, kafka.topic(1).await);
+    let (deadly, innocent) = (unique("deadly"), unique("innocent"));
+    kafka.produce(&topic, None, Some(b"poison"), &[]).await;
+    for n in 0..3 {
+        kafka.produce(&other_topic, None, Some(format!("m{n}").as_bytes()), &[]).await;
+    }
+    let slowly = DEADLY.replace("kill -9", "sleep 1; kill -9");
+    let outboxd = Outboxd::new(&database, kafka)
+        .set("kafka.consumer.\"session.timeout.ms\" = \"6000\"")
+        .set(&format!("groups.{deadly}.retry.max_starts = 2"))
+        .set(&format!("groups.{innocent}.retry.max_starts = 2"))
+        .group(&deadly, &topic, &slowly)
+        .group(&innocent, &other_topic, "kind = \"exec\"\ncommand = [\"sleep\", \"2\"]");
+    let mut deaths = 0;
+    loop {
+        let daemon = outboxd.consumer(&[&deadly, &innocent]);
+        let done = "select count(*) from outboxd.failures where state = 'dead'";
+        eventually("it dies, or all is at its end", PATIENCE, async || {
+            !daemon.is_running() || database.count(done).await > 0 && evidence(&database).await == 3
+        })
+        .await;
+        if daemon.is_running() {
+            daemon.terminate();
+            assert_eq!(daemon.wait_exit().await, Some(0));
+            break;
+        }
+        deaths += 1;
+        assert!(deaths < 8, "it is never given up");
+    }
+    let dead = database.query("select consumer_group from outboxd.failures", &[]).await;
+    let dead: Vec<String> = dead.iter().map(|row| row.get(0)).collect();
+    assert_eq!(dead, [deadly]);
+    let attempts = "select count(*) from outboxd.handled where attempt > 1";
+    assert!(database.count(attempts).await > 0, "they were under suspicion: {deaths} deaths");
+    assert_eq!(database.count("select count(*) from outboxd.starts").await, 0, "nothing is left in doubt");
+}
+
 /// Of few keys, whose messages wait for each other.
 #[tokio::test]
 async fn what_a_process_left_in_doubt_starts_together_and_not_one_by_one() {
@@ -78,5 +119,7 @@ async fn what_a_process_left_in_doubt_starts_together_and_not_one_by_one() {
     })
     .await;
     assert_eq!(database.count("select count(*) from outboxd.failures").await, 0, "nobody is blamed");
+    let second = "select count(*) from outboxd.handled where attempt >= 2";
+    assert_eq!(database.count(second).await, 200, "a start that was counted is an attempt");
     consumer.drained().await;
 }

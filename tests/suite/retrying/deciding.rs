@@ -114,5 +114,110 @@ async fn what_is_discarded_lets_its_key_go_and_can_be_replayed() {
     assert_eq!(scene.database.count(due).await, 1);
     assert_eq!(operator.run(&["retry", "discard", &head.to_string(), "--yes"]).await.code, 4);
     assert_eq!(operator.run(&["retry", "run", &head.to_string(), "--yes"]).await.code, 0);
-    assert_eq!(scene.database.count("select count(*) from outboxd.failures where state = 'due'").await, 2);
+    let by_place = scene.database.query("select state from outboxd.failures order by place", &[]).await;
+    let states: Vec<String> = by_place.iter().map(|row| row.get(0)).collect();
+    assert_eq!((states, scene.heads().await), (words("due held"), vec![head]), "it has its place again");
+}
+
+impl Scene {
+    /// Of one key, by their offsets in this order, though their ids are in none.
+    async fn dead_of_one_key(&self, count: i64) -> Vec<Uuid> {
+        let mut ids = Vec::new();
+        for n in 0..count {
+            let id = self.dead("k", "no").await;
+            let numbered = "update outboxd.failures set \"offset\" = $2 where message_id = $1";
+            self.database.execute(numbered, &[&id, &n]).await;
+            ids.push(id);
+        }
+        ids
+    }
+
+    /// What has become of each, in their order.
+    async fn states(&self) -> Vec<String> {
+        let rows = self.database.query("select state from outboxd.failures order by \"offset\"", &[]).await;
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+
+    async fn heads(&self) -> Vec<Uuid> {
+        let rows = self.database.query("select message_id from outboxd.held_keys", &[]).await;
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+}
+
+#[tokio::test]
+async fn dead_letters_of_one_key_are_handled_in_their_order_whatever_their_ids_say() {
+    // More than are decided about in one transaction.
+    const COUNT: i64 = 150;
+    let scene = Scene::new().await;
+    let handlers = [Handler::answering(StatusCode::OK), Handler::answering(StatusCode::OK)];
+    let _consumers =
+        (scene.consumer("a", &handlers[0], &[]).await, scene.consumer("b", &handlers[1], &[]).await);
+    let _producer = scene.producer(&[]);
+    scene.takers_are(2).await;
+    scene.dead_of_one_key(COUNT).await;
+    let replayed = scene.operator().run(&["retry", "run", "--group", &scene.group, "--yes"]).await;
+    assert_eq!((replayed.code, replayed.stdout.trim()), (0, "150 messages sent again"), "{replayed:?}");
+    scene.all_done().await;
+    let done = scene.database.query("select \"offset\" from outboxd.handled order by handled_at", &[]).await;
+    let done: Vec<i64> = done.iter().map(|row| row.get(0)).collect();
+    assert_eq!(done, (0..COUNT).collect::<Vec<_>>());
+    assert_eq!(handlers[0].count() + handlers[1].count(), 150, "each once");
+    assert!(scene.heads().await.is_empty(), "the key is free");
+}
+
+#[tokio::test]
+async fn a_replay_goes_before_later_ones_of_its_key_that_wait_and_behind_one_that_runs() {
+    let scene = Scene::new().await;
+    let operator = scene.operator();
+    let ids = scene.dead_of_one_key(4).await;
+    // As the third is due in an hour, and the last waits behind it.
+    let failing = "update outboxd.failures set reason = null, state = case \"offset\" when 2 then 'due' else 'held' end,
+        next_attempt_at = case \"offset\" when 2 then now() + interval '1 hour' end where \"offset\" in (2, 3)";
+    scene.database.execute(failing, &[]).await;
+    scene
+        .database
+        .execute(
+            "insert into outboxd.held_keys (consumer_group, topic, key_digest, message_id) values ($1, $2, sha256('k'), $3)",
+            &[&scene.group, &scene.topic, &ids[2]],
+        )
+        .await;
+    let replay = async |n: usize| {
+        let replayed = operator.run(&["retry", "run", &ids[n].to_string(), "--yes"]).await;
+        assert_eq!((replayed.code, replayed.stdout.trim()), (0, "1 message sent again"), "{replayed:?}");
+    };
+    replay(1).await;
+    assert_eq!((scene.states().await, scene.heads().await), (words("dead due held held"), vec![ids[1]]));
+    let runs =
+        "update outboxd.failures set state = 'running', target = gen_random_uuid(), next_attempt_at = null,
+        expires_at = now() + interval '1 hour' where state = 'due'";
+    scene.database.execute(runs, &[]).await;
+    replay(0).await;
+    assert_eq!((scene.states().await, scene.heads().await), (words("held running held held"), vec![ids[1]]));
+    scene
+        .database
+        .execute("update outboxd.failures set expires_at = now() where state = 'running'", &[])
+        .await;
+    let handler = Handler::answering(StatusCode::OK);
+    let _consumer = scene.consumer("a", &handler, &[]).await;
+    let _producer = scene.producer(&[]);
+    scene.all_done().await;
+    let done = scene.database.query("select \"offset\" from outboxd.handled order by handled_at", &[]).await;
+    assert_eq!(done.iter().map(|row| row.get(0)).collect::<Vec<i64>>(), [1, 0, 2, 3]);
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split(' ').map(Into::into).collect()
+}
+
+#[tokio::test]
+async fn where_messages_overtake_a_failed_one_of_their_key_replays_do_not_wait_either() {
+    let scene = Scene::new().await;
+    let handler = Handler::answering(StatusCode::OK);
+    let _consumer = scene.consumer("a", &handler, &["retry.on_failure = \"continue\""]).await;
+    let policy = "select count(*) from outboxd.groups where not holds_keys";
+    eventually("its policy is known", PATIENCE, async || scene.database.count(policy).await == 1).await;
+    scene.dead_of_one_key(3).await;
+    let replayed = scene.operator().run(&["retry", "run", "--group", &scene.group, "--yes"]).await;
+    assert_eq!(replayed.code, 0, "{replayed:?}");
+    assert_eq!((scene.states().await, scene.heads().await), (words("due due due"), vec![]));
 }

@@ -67,6 +67,28 @@ async fn a_dispatch_that_is_not_started_in_time_is_anothers_and_costs_no_attempt
 }
 
 #[tokio::test]
+async fn while_all_agents_of_the_group_are_dead_retries_wait_and_cost_nothing() {
+    let scene = Scene::new().await;
+    let handlers = [Handler::answering(StatusCode::OK), Handler::answering(StatusCode::OK)];
+    let dies = scene.consumer("dies", &handlers[0], &[]).await;
+    scene.takers_are(1).await;
+    dies.kill();
+    let heard_of = "select count(*) from outboxd.members where seen_at > now() - interval '6 s'";
+    eventually("nobody is heard of", PATIENCE, async || scene.database.count(heard_of).await == 0).await;
+    let _producer = scene.producer(&["retry.deadline = \"1s\""]);
+    scene.many_are_due(20).await;
+    let untouched = "select count(*) from outboxd.failures
+        where state = 'due' and dispatch = 0 and attempts = 1 and next_attempt_at < now() - interval '4 s'";
+    eventually("time passes", PATIENCE, async || scene.database.count(untouched).await == 20).await;
+    let _lives = scene.consumer("lives", &handlers[1], &[]).await;
+    scene.all_done().await;
+    assert!(
+        scene.evidence().await.iter().all(|(_, agent, attempt)| (agent.as_str(), *attempt) == ("lives", 2))
+    );
+    assert_eq!((handlers[0].count(), handlers[1].count()), (0, 20));
+}
+
+#[tokio::test]
 async fn a_broker_that_is_away_costs_no_attempt_and_no_second_dispatch_however_much_is_due() {
     let scene = Scene::new().await;
     let handler = Handler::answering(StatusCode::OK);
