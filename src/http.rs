@@ -9,6 +9,7 @@ mod database;
 mod flow;
 mod guard;
 mod health;
+mod input;
 mod pages;
 mod problem;
 mod server;
@@ -19,7 +20,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
@@ -115,7 +116,9 @@ fn routes(site: Arc<Site>) -> Router {
         .merge(guarded)
         .method_not_allowed_fallback(problem::method_not_allowed)
         .fallback(problem::not_found)
-        .layer(axum::middleware::from_fn(guard::limit_time))
+        .layer(from_fn(guard::limit_time))
+        .layer(from_fn(pages::tell_browsers))
+        .layer(map_response(guard::confine))
         .layer(DefaultBodyLimit::max(MOST_BYTES))
         .with_state(site)
 }

@@ -2,7 +2,6 @@
 
 mod agents;
 mod groups;
-mod input;
 mod jobs;
 mod messages;
 mod operations;
@@ -10,22 +9,25 @@ mod retry;
 
 use std::sync::Arc;
 
+use axum::middleware::from_fn;
 use axum::response::Json;
 use axum::routing::{get, post};
 use axum::{Extension, Router};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, Ref, ResponseBuilder};
-use utoipa::{Modify, OpenApi, ToSchema};
+use utoipa::{IntoParams, Modify, OpenApi, ToSchema};
 
 use super::Site;
+use super::input::{limit, no_query};
 use super::problem::{self, Problem};
 use super::server::Peer;
 use crate::pg::operations::Operator;
 pub(super) use agents::order as order_agent;
 pub(super) use groups::order;
-pub(super) use input::{Asked, Named};
 pub(super) use jobs::order as order_job;
+pub(super) use messages::Stage;
+pub(super) use retry::Stage as Waiting;
 
 /// A page of a list.
 #[derive(Serialize, ToSchema)]
@@ -43,9 +45,25 @@ impl<T: ToSchema> Page<T> {
         Self { items, next }
     }
 
-    fn all(items: Vec<T>) -> Self {
-        Self { items, next: None }
+    /// Of those that are few enough to be looked up as a whole, in the order of what names them.
+    fn among(mut all: Vec<T>, paged: &Paged, cursor: impl Fn(&T) -> String) -> Result<Self, Problem> {
+        let limit = limit(paged.limit)?;
+        all.sort_by_cached_key(&cursor);
+        all.retain(|item| paged.after.as_ref().is_none_or(|after| cursor(item) > *after));
+        all.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+        Ok(Self::of(all, limit, cursor))
     }
+}
+
+/// Which page of a list.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Paged {
+    /// The next page: the `next` of the one before
+    after: Option<String>,
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<u32>,
 }
 
 #[derive(OpenApi)]
@@ -101,29 +119,33 @@ impl Modify for Common {
 }
 
 pub(super) fn routes() -> Router<Arc<Site>> {
-    Router::new()
-        .route("/api/openapi.json", get(document))
-        .route("/api/messages", get(messages::list).post(messages::insert))
-        .route("/api/messages/{id}", get(messages::show))
+    let asked = Router::new()
+        .route("/api/messages", get(messages::list))
         .route("/api/agents", get(agents::list))
+        .route("/api/groups", get(groups::list))
+        .route("/api/retry", get(retry::list))
+        .route("/api/jobs", get(jobs::list))
+        .route("/api/jobs/{name}/runs", get(jobs::runs));
+    let plain = Router::new()
+        .route("/api/openapi.json", get(document))
+        .route("/api/messages", post(messages::insert))
+        .route("/api/messages/{id}", get(messages::show))
         .route("/api/agents/{id}/drain", post(agents::drain))
         .route("/api/agents/{id}/resume", post(agents::resume))
-        .route("/api/groups", get(groups::list))
         .route("/api/groups/{name}", get(groups::show))
         .route("/api/groups/{name}/pause", post(groups::pause))
         .route("/api/groups/{name}/resume", post(groups::resume))
         .route("/api/groups/{name}/forget", post(groups::forget))
-        .route("/api/retry", get(retry::list))
         .route("/api/retry/{id}", get(retry::show))
         .route("/api/retry/run", post(retry::run))
         .route("/api/retry/discard", post(retry::discard))
-        .route("/api/jobs", get(jobs::list))
-        .route("/api/jobs/{name}/runs", get(jobs::runs))
         .route("/api/jobs/{name}/run", post(jobs::run))
         .route("/api/jobs/{name}/pause", post(jobs::pause))
         .route("/api/jobs/{name}/resume", post(jobs::resume))
         .route("/api/operations/{id}", get(operations::show))
         .route("/api/operations/{id}/cancel", post(operations::cancel))
+        .route_layer(from_fn(no_query));
+    asked.merge(plain)
 }
 
 async fn document() -> Json<utoipa::openapi::OpenApi> {

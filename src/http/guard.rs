@@ -14,6 +14,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 
 use super::Site;
+use super::pages::is_wanted;
 use super::problem::Problem;
 
 /// A request that has not come, or not been answered, within this time is given up.
@@ -38,15 +39,19 @@ pub(super) async fn limit_time(request: Request, next: Next) -> Response {
 /// For all but health and metrics.
 pub(super) async fn check(State(site): State<Arc<Site>>, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
-    let accepts = text(&parts.headers, header::ACCEPT).unwrap_or_default();
-    let wants_page = accepts.contains("text/html") && !parts.uri.path().starts_with("/api/");
-    let mut response = match judge(&site, &parts).await {
+    match judge(&site, &parts).await {
         Ok(()) => next.run(Request::from_parts(parts, body)).await,
-        Err(problem) if wants_page && problem.status() == StatusCode::UNAUTHORIZED => {
+        Err(problem)
+            if problem.status() == StatusCode::UNAUTHORIZED && is_wanted(&parts.uri, &parts.headers) =>
+        {
             Redirect::to(LOGIN).into_response()
         }
         Err(problem) => problem.into_response(),
-    };
+    }
+}
+
+/// What a browser may do with an answer, whatever is in it.
+pub(super) async fn confine(mut response: Response) -> Response {
     let headers = response.headers_mut();
     for (name, value) in [
         (header::CONTENT_SECURITY_POLICY, POLICY),

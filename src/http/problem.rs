@@ -1,4 +1,4 @@
-//! What went wrong, as `application/problem+json`.
+//! What went wrong, as `application/problem+json`; for people, as a page.
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -65,6 +65,8 @@ impl IntoResponse for Problem {
         if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        // For who tells it by a page.
+        response.extensions_mut().insert(self);
         response
     }
 }

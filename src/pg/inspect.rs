@@ -329,7 +329,8 @@ async fn publication(client: &Connection, message: &MessageState) -> Result<Opti
     let same = rows.iter().take_while(|row| row.get::<_, DateTime<Utc>>(1) == began_at);
     Ok(Some(Publication {
         agent: first.get(0),
-        began_at,
+        // What it was published with may have begun before it came.
+        began_at: began_at.max(message.created_at),
         ended_at: first.get(2),
         places: same.filter_map(place).collect(),
     }))

@@ -68,6 +68,10 @@ async fn every_page_is_there_by_keyboard_dark_and_on_a_phone() {
     browser.resize(1280, 900).await;
     let sql = "select id::text from outboxd.message_states where topic = $1 and key = 'customer-5'";
     let id: String = scene.database.query_one(sql, &[&scene.topic]).await.get(0);
+    // A decision on record, about what Kafka refused.
+    let discard = format!("decision=discard&state=parked&topic={}", scene.topic);
+    let decided = request(scene.producer.listen, "POST /failures/decide").form(&discard).send().await;
+    let operation = decided.header("location").unwrap().to_owned();
     let pages = [
         ("overview", "/".to_owned(), vec!["oldest pending", scene.group.as_str(), "refused <b>"]),
         ("messages", format!("/messages?topic={}", scene.topic), vec!["customer-20", "published"]),
@@ -76,14 +80,16 @@ async fn every_page_is_there_by_keyboard_dark_and_on_a_phone() {
             format!("/messages/{id}"),
             vec!["Time line", "failed, attempt 1", "Show headers and payload"],
         ),
-        ("failures", "/failures".to_owned(), vec!["Replay all that fit", "parked", "dead"]),
+        ("failures", "/failures".to_owned(), vec!["Replay all that fit", "dead", "Replay…"]),
         (
             "preview",
             format!("/failures/decide?decision=replay&group={}", scene.group),
             vec!["Replay 4 messages", "Send again"],
         ),
+        ("operation", operation, vec!["retry discard", "1 message so far; done."]),
+        ("problem", "/messages/none".to_owned(), vec!["Bad Request", "Back to the overview"]),
         ("groups", "/groups".to_owned(), vec![scene.group.as_str(), "Pause"]),
-        ("agents", "/agents".to_owned(), vec!["producer", "resident bytes"]),
+        ("agents", "/agents".to_owned(), vec!["producer", "resident"]),
         ("jobs", "/jobs".to_owned(), vec!["cleanup", "Run now"]),
     ];
     for (name, path, shown) in pages {
@@ -119,6 +125,8 @@ async fn a_replay_is_clicked_through_and_a_script_is_only_text() {
     let site = format!("http://{}", scene.producer.listen);
     std::fs::remove_file(&scene.broken).unwrap();
     let mut browser = Browser::start().await;
+    // All of it works without the one script.
+    browser.run_no_scripts().await;
     browser.open(&format!("{site}/failures?group={}&state=dead", scene.group)).await;
     browser.follow("a[href*='decision=replay'].button").await;
     assert!(browser.text().await.contains("Replay 4 messages"));

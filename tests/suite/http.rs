@@ -152,20 +152,145 @@ async fn a_decision_about_many_comes_to_all_of_them_and_a_preview_to_no_more_tha
 }
 
 #[tokio::test]
-async fn a_name_in_the_address_that_means_nothing_is_refused_and_not_passed_over() {
-    let (_database, _kafka, daemon) = producer(&[]).await;
-    for path in ["/failures?stat=dead", "/messages?topics=a", "/failures/decide?decision=replay&topics=a"] {
-        let page = request(daemon.listen, &format!("GET {path}")).send().await;
-        assert_eq!(page.status, 400, "{path}");
-        assert!(
-            page.header("content-type").unwrap().contains("text/html") && page.body.contains("unknown field"),
-            "{page:?}"
-        );
+async fn each_list_comes_in_pages_that_leave_nothing_out() {
+    let (database, _kafka, daemon) = producer(&[]).await;
+    database
+        .batch(
+            "insert into outboxd.groups (name, kafka_group, cluster_id) select 'Group ' || n, 'g' || n, 'c' from generate_series(1, 7) n;
+             insert into outboxd.agents (id, name, role, groups, host, pid, version, http, heartbeat, status, health)
+             select gen_random_uuid(), 'gone', 'consumer', '{}', 'h', 1, 'v', 'h:1', '1 s', 'stopped', '{}' from generate_series(1, 4)",
+        )
+        .await;
+    for (list, named, least) in [("groups", "name", 7), ("agents", "id", 5), ("jobs", "name", 5)] {
+        let page = async |query: &str| {
+            request(daemon.listen, &format!("GET /api/{list}?{query}")).send().await.json()
+        };
+        let names = |page: &Value| -> Vec<String> {
+            page["items"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|item| item[named].as_str().unwrap().to_owned())
+                .collect()
+        };
+        let whole = names(&page("limit=1000").await);
+        assert!(whole.len() >= least, "{list}: {whole:?}");
+        let (mut seen, mut after) = (Vec::new(), String::new());
+        loop {
+            let page = page(&format!("limit=2{after}")).await;
+            assert!(page["items"].as_array().unwrap().len() <= 2, "{list}: {page}");
+            seen.extend(names(&page));
+            let Some(next) = page["next"].as_str() else { break };
+            after = format!("&after={}", next.replace(' ', "%20"));
+        }
+        assert_eq!(seen, whole, "{list}");
     }
-    for path in ["/api/agents?limit=1", "/api/groups?name=a", "/api/jobs?after=1", "/api/messages?topics=a"] {
+}
+
+#[tokio::test]
+async fn what_an_address_asks_for_and_there_is_not_is_refused_and_not_passed_over() {
+    let (_database, _kafka, daemon) = producer(&[]).await;
+    let id = "00000000-0000-7000-8000-000000000000";
+    for (path, says) in [
+        ("/?x=1", "unknown field"),
+        ("/agents?x=1", "unknown field"),
+        ("/groups?name=a", "unknown field"),
+        ("/jobs?x=1", "unknown field"),
+        ("/operations/1?x=1", "unknown field"),
+        ("/failures?stat=dead", "unknown field"),
+        ("/messages?topics=a", "unknown field"),
+        ("/failures/decide?decision=replay&topics=a", "unknown field"),
+        ("/messages?state=bogus", "unknown variant"),
+        ("/failures?state=bogus", "unknown variant"),
+        ("/failures?decision=bogus&after=1", "UUID"),
+        ("/failures/decide?decision=bogus", "replay or discard"),
+        ("/messages?after=x", "invalid digit"),
+        ("/messages/xyz", "UUID"),
+        ("/operations/x", "i64"),
+        (&format!("/messages/{id}?payload=bogus"), "unknown variant"),
+    ] {
+        let page = request(daemon.listen, &format!("GET {path}")).send().await;
+        assert_eq!(page.status, 400, "{path}: {page:?}");
+        assert!(page.is_page(says), "{path}: {page:?}");
+    }
+    for path in [
+        "/api/agents?limits=1",
+        "/api/groups?name=a",
+        "/api/jobs?x=1",
+        "/api/messages?topics=a",
+        "/api/openapi.json?x=1",
+        &format!("/api/messages/{id}?payload=show"),
+    ] {
         let answer = request(daemon.listen, &format!("GET {path}")).send().await;
         assert!(answer.is_problem(400, "unknown field"), "{path}: {answer:?}");
     }
+    let tried =
+        request(daemon.listen, "POST /api/retry/run?dry_run=true").json("{\"all\":true}").send().await;
+    assert!(tried.is_problem(400, "unknown field"), "{tried:?}");
+    let empty = request(daemon.listen, "GET /messages?topic=&key=&state=").send().await;
+    assert_eq!(empty.status, 200, "a form sends the fields that were left empty: {empty:?}");
+}
+
+#[tokio::test]
+async fn a_browser_is_told_by_a_page_and_a_program_by_a_problem() {
+    let (_database, _kafka, daemon) = producer(&["http.read_only = true"]).await;
+    let ask = |line: &'static str| request(daemon.listen, line).header("accept", "text/html,*/*;q=0.8");
+    for (line, status, says) in [
+        ("GET /nothing", 404, "nothing here"),
+        ("DELETE /messages", 403, "read_only"),
+        ("PUT /login", 405, "not by this method"),
+        ("GET /messages/00000000-0000-7000-8000-000000000000", 404, "no message"),
+        ("POST /jobs/cleanup/run", 403, "read_only"),
+    ] {
+        let page = ask(line).send().await;
+        assert_eq!(page.status, status, "{line}: {page:?}");
+        assert!(page.is_page(says), "{line}: {page:?}");
+        assert!(page.header("content-security-policy").is_some(), "{line}: {page:?}");
+    }
+    let foreign = ask("GET /jobs").header("host", "evil.example").send().await;
+    assert!(foreign.status == 403 && foreign.is_page("allowed_hosts"), "{foreign:?}");
+    let no_form = ask("POST /login").json("{}").send().await;
+    assert!(no_form.status == 415 && no_form.is_page("Content-Type"), "{no_form:?}");
+    let other_form = ask("POST /login").form("token=x&next=/").send().await;
+    assert!(other_form.status == 422 && other_form.is_page("unknown field"), "{other_form:?}");
+    assert!(ask("GET /api/nothing").send().await.is_problem(404, "nothing here"));
+    assert!(ask("GET /api/messages/7").send().await.is_problem(400, "UUID"));
+    assert!(request(daemon.listen, "GET /nothing").send().await.is_problem(404, "nothing here"));
+}
+
+#[tokio::test]
+async fn what_the_page_of_jobs_offers_can_be_done() {
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    let topic = kafka.topic(1).await;
+    let outboxd = Outboxd::new(&database, kafka)
+        .group("orders", &topic, "kind = \"log\"")
+        .set("jobs.off = { schedule = \"every 1h\", enabled = false, action = { kind = \"sql\", statement = \"select 1\" } }");
+    let (producer, consumer) = (outboxd.producer(), outboxd.consumer(&["orders"]));
+    producer.ready().await;
+    consumer.ready().await;
+    let offers = async || {
+        let page = request(producer.listen, "GET /jobs").send().await.body;
+        let actions = page.split("action=\"").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned());
+        actions.collect::<Vec<_>>()
+    };
+    let offered = |offers: &[String], path: &str| offers.iter().any(|offer| offer == path);
+    eventually("all jobs are on the board", Duration::from_secs(30), async || {
+        let offers = offers().await;
+        offered(&offers, "/jobs/off/pause") && offered(&offers, "/jobs/consume-orders/pause")
+    })
+    .await;
+    let first = offers().await;
+    for path in ["/jobs/heartbeat/run", "/jobs/heartbeat/pause", "/jobs/consume-orders/run", "/jobs/off/run"]
+    {
+        assert!(!offered(&first, path), "{path} answers 409");
+    }
+    assert!(offered(&first, "/jobs/cleanup/run"), "{first:?}");
+    for path in &first {
+        let done = request(producer.listen, &format!("POST {path}")).send().await;
+        assert_eq!(done.status, 303, "{path}: {done:?}");
+    }
+    let then = offers().await;
+    assert!(offered(&then, "/jobs/consume-orders/resume") && !offered(&then, "/jobs/consume-orders/pause"));
 }
 
 #[tokio::test]

@@ -112,6 +112,11 @@ impl Browser {
         self.evaluate("document.body.innerText").await.as_str().unwrap().to_owned()
     }
 
+    /// Those of pages, that is.
+    pub async fn run_no_scripts(&mut self) {
+        self.call("Emulation.setScriptExecutionDisabled", json!({ "value": true })).await;
+    }
+
     pub async fn resize(&mut self, width: u32, height: u32) {
         let params = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
         self.call("Emulation.setDeviceMetricsOverride", params).await;

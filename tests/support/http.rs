@@ -24,6 +24,13 @@ impl Answer {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
+    /// A page for people, with that on it.
+    pub fn is_page(&self, says: &str) -> bool {
+        self.header("content-type").is_some_and(|kind| kind.starts_with("text/html"))
+            && self.body.starts_with("<!DOCTYPE html>")
+            && self.body.contains(says)
+    }
+
     /// A problem of that status, with that in its detail.
     pub fn is_problem(&self, status: u16, detail: &str) -> bool {
         self.status == status

@@ -9,26 +9,27 @@ use axum::Extension;
 use uuid::Uuid;
 
 use super::groups::Done;
-use super::input::{Asked, Named, Nothing};
-use super::{Page, operator};
+use super::{Page, Paged, operator};
 use crate::http::Site;
+use crate::http::input::{Asked, Named};
 use crate::http::problem::Problem;
 use crate::http::server::Peer;
 use crate::pg::agents::{self, Agent, AgentOrder};
 
 /// All agents with their health
 #[utoipa::path(
-    get, path = "/api/agents",
+    get, path = "/api/agents", params(Paged),
     responses(
         (status = 200, body = Page<Agent>)
     )
 )]
 pub(super) async fn list(
     State(site): State<Arc<Site>>,
-    _: Asked<Nothing>,
+    Asked(paged): Asked<Paged>,
 ) -> Result<Json<Page<Agent>>, Problem> {
     let client = site.database.lend().await?;
-    Ok(Json(Page::all(agents::list(&client).await?)))
+    let all = agents::list(&client).await?;
+    Page::among(all, &paged, |agent| format!("{} {} {}", agent.role, agent.name, agent.id)).map(Json)
 }
 
 /// Have it take nothing new on, until it is taken back

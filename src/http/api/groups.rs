@@ -8,9 +8,9 @@ use axum::{Extension, http::StatusCode};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::input::{Asked, Named, Nothing};
-use super::{Page, operator};
+use super::{Page, Paged, operator};
 use crate::http::Site;
+use crate::http::input::{Asked, Named};
 use crate::http::problem::Problem;
 use crate::http::server::Peer;
 use crate::pg::connect::Connection;
@@ -26,17 +26,18 @@ pub(in crate::http) struct Done {
 
 /// All groups that this database knows
 #[utoipa::path(
-    get, path = "/api/groups",
+    get, path = "/api/groups", params(Paged),
     responses(
         (status = 200, body = Page<Group>)
     )
 )]
 pub(super) async fn list(
     State(site): State<Arc<Site>>,
-    _: Asked<Nothing>,
+    Asked(paged): Asked<Paged>,
 ) -> Result<Json<Page<Group>>, Problem> {
     let client = site.database.lend().await?;
-    Ok(Json(Page::all(groups::list(&client, site.inactive_after).await?)))
+    let all = groups::list(&client, site.inactive_after).await?;
+    Page::among(all, &paged, |group| group.name.clone()).map(Json)
 }
 
 /// One group: who is at work, what failed, where it stands

@@ -9,9 +9,9 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::groups::Done;
-use super::input::{Asked, Named, Nothing, limit};
-use super::{Page, operator};
+use super::{Page, Paged, operator};
 use crate::http::Site;
+use crate::http::input::{Asked, Named, limit};
 use crate::http::problem::Problem;
 use crate::http::server::Peer;
 use crate::pg::jobs::history::{self, Job, Run};
@@ -19,17 +19,18 @@ use crate::pg::jobs::orders::{JobOrder, OrderError};
 
 /// All jobs: what runs when, and how it went
 #[utoipa::path(
-    get, path = "/api/jobs",
+    get, path = "/api/jobs", params(Paged),
     responses(
         (status = 200, body = Page<Job>)
     )
 )]
 pub(super) async fn list(
     State(site): State<Arc<Site>>,
-    _: Asked<Nothing>,
+    Asked(paged): Asked<Paged>,
 ) -> Result<Json<Page<Job>>, Problem> {
     let client = site.database.lend().await?;
-    Ok(Json(Page::all(history::list(&**client, None).await?)))
+    let all = history::list(&**client, None).await?;
+    Page::among(all, &paged, |job| job.name.clone()).map(Json)
 }
 
 #[derive(Deserialize, IntoParams)]

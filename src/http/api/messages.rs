@@ -14,9 +14,9 @@ use utoipa::{IntoParams, PartialSchema, ToSchema};
 use uuid::Uuid;
 
 use super::Page;
-use super::input::{Asked, Named, Text, limit};
 use crate::domain::new_message::NewMessage;
 use crate::http::Site;
+use crate::http::input::{Asked, Named, Text, limit};
 use crate::http::problem::Problem;
 use crate::pg::inspect::{self, MessageFilter, MessageState, MessageStory};
 use crate::pg::messages;
@@ -165,6 +165,16 @@ pub(in crate::http) enum Stage {
 }
 
 impl Stage {
+    pub(in crate::http) const ALL: [Self; 7] = [
+        Self::Pending,
+        Self::Scheduled,
+        Self::Published,
+        Self::Parked,
+        Self::Held,
+        Self::Discarded,
+        Self::Replayed,
+    ];
+
     pub(in crate::http) fn name(self) -> &'static str {
         match self {
             Self::Pending => "pending",

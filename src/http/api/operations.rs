@@ -5,8 +5,8 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::Json;
 
-use super::input::Named;
 use crate::http::Site;
+use crate::http::input::Named;
 use crate::http::problem::Problem;
 use crate::pg::operations::{self, Operation};
 

@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::input::{Asked, Body, Named, limit};
 use super::{Page, operator};
 use crate::http::Site;
 use crate::http::bulk::{self, Chosen};
+use crate::http::input::{Asked, Body, Named, limit};
 use crate::http::problem::Problem;
 use crate::http::server::Peer;
 use crate::pg::connect::Connection;
@@ -30,7 +30,7 @@ const PREVIEW: usize = 20;
 const MOST_IDS: usize = 1_000;
 
 /// Where a message stands about which a decision may be made.
-#[derive(Clone, Copy, PartialEq, Deserialize, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(in crate::http) enum Stage {
     Parked,

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use axum::Extension;
-use axum::extract::{Form, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::html;
 
 use super::failures::{Filter, rows};
-use super::{AskedHere, Page, Trouble, layout};
+use super::{Page, layout};
 use crate::http::Site;
-use crate::http::api::{Named, operator};
+use crate::http::api::operator;
 use crate::http::bulk::{self, Chosen};
+use crate::http::input::{Asked, Filled, Named};
 use crate::http::problem::Problem;
 use crate::http::server::Peer;
 use crate::pg::connect::Connection;
@@ -41,7 +42,7 @@ impl Filter {
     }
 }
 
-pub(super) async fn preview(State(site): State<Arc<Site>>, AskedHere(filter): AskedHere<Filter>) -> Page {
+pub(super) async fn preview(State(site): State<Arc<Site>>, Asked(filter): Asked<Filter>) -> Page {
     let decision = filter.decision()?;
     let client = site.database.lend().await?;
     let entries = filter.select(&client).await?.counted(&client).await?;
@@ -67,7 +68,7 @@ pub(super) async fn preview(State(site): State<Arc<Site>>, AskedHere(filter): As
                     a href={ "/failures?" (layout::query(&filter.pairs())) } { "Back" }
                 }
             }
-            section { (rows(&entries[..count.min(PREVIEW)])) }
+            section { (rows(&entries[..count.min(PREVIEW)], false)) }
             @if count > PREVIEW { p { "These are the first " (PREVIEW) " of them." } }
         }
     };
@@ -77,8 +78,8 @@ pub(super) async fn preview(State(site): State<Arc<Site>>, AskedHere(filter): As
 pub(super) async fn carry_out(
     State(site): State<Arc<Site>>,
     peer: Extension<Peer>,
-    Form(filter): Form<Filter>,
-) -> Result<Response, Trouble> {
+    Filled(filter): Filled<Filter>,
+) -> Result<Response, Problem> {
     let decision = filter.decision()?;
     let client = site.database.lend().await?;
     let chosen = filter.select(&client).await?;
@@ -117,9 +118,9 @@ pub(super) async fn show(State(site): State<Arc<Site>>, Named(id): Named<i64>) -
 pub(super) async fn cancel(
     State(site): State<Arc<Site>>,
     Named(id): Named<i64>,
-) -> Result<Redirect, Trouble> {
+) -> Result<Redirect, Problem> {
     if !site.bulk.cancel(id) {
-        return Err(Problem::conflict("it is not under way in this agent").into());
+        return Err(Problem::conflict("it is not under way in this agent"));
     }
     Ok(Redirect::to(&format!("/operations/{id}")))
 }

@@ -7,9 +7,10 @@ use maud::{Markup, html};
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::messages::given;
-use super::{AskedHere, Page, layout};
+use super::{Page, layout};
 use crate::http::Site;
+use crate::http::api::Waiting;
+use crate::http::input::{Asked, given};
 use crate::pg::retry::{self, Entry, STATES, WAITING};
 
 const PAGE: i64 = 50;
@@ -18,13 +19,18 @@ const PAGE: i64 = 50;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Filter {
+    #[serde(default, deserialize_with = "given")]
     pub(super) group: Option<String>,
+    #[serde(default, deserialize_with = "given")]
     pub(super) topic: Option<String>,
+    #[serde(default, deserialize_with = "given")]
     pub(super) key: Option<String>,
-    #[serde(rename = "type")]
+    #[serde(default, rename = "type", deserialize_with = "given")]
     pub(super) event_type: Option<String>,
+    #[serde(default, deserialize_with = "given")]
     pub(super) error: Option<String>,
-    pub(super) state: Option<String>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) state: Option<Waiting>,
     pub(super) after: Option<Uuid>,
     /// Of the form that decides.
     pub(super) decision: Option<String>,
@@ -33,19 +39,17 @@ pub(super) struct Filter {
 
 impl Filter {
     pub(super) fn read(&self, limit: Option<i64>) -> retry::Filter {
-        let field = |field: &Option<String>| given(field.clone());
-        // One that there is not finds nothing: to widen it would decide about what nobody named.
-        let states = match field(&self.state) {
-            Some(state) => vec![state],
+        let states = match self.state {
+            Some(state) => vec![state.name().to_owned()],
             None => WAITING.map(str::to_owned).to_vec(),
         };
         retry::Filter {
             states,
-            group: field(&self.group),
-            topic: field(&self.topic),
-            key: field(&self.key),
-            event_type: field(&self.event_type),
-            error: field(&self.error),
+            group: self.group.clone(),
+            topic: self.topic.clone(),
+            key: self.key.clone(),
+            event_type: self.event_type.clone(),
+            error: self.error.clone(),
             after: self.after,
             limit,
             ..retry::Filter::default()
@@ -60,7 +64,7 @@ impl Filter {
             ("key", self.key.clone()),
             ("type", self.event_type.clone()),
             ("error", self.error.clone()),
-            ("state", self.state.clone()),
+            ("state", self.state.map(|state| state.name().to_owned())),
         ]
     }
 
@@ -71,7 +75,7 @@ impl Filter {
     }
 }
 
-pub(super) async fn list(State(site): State<Arc<Site>>, AskedHere(filter): AskedHere<Filter>) -> Page {
+pub(super) async fn list(State(site): State<Arc<Site>>, Asked(filter): Asked<Filter>) -> Page {
     let client = site.database.lend().await?;
     let entries = retry::list(&client, &filter.read(Some(PAGE))).await?;
     drop(client);
@@ -85,7 +89,7 @@ pub(super) async fn list(State(site): State<Arc<Site>>, AskedHere(filter): Asked
             (layout::field("key", "Key", filter.key.as_deref()))
             (layout::field("type", "Type", filter.event_type.as_deref()))
             (layout::field("error", "Error contains", filter.error.as_deref()))
-            (layout::choice("state", "State", "waiting", &STATES, filter.state.as_deref()))
+            (layout::choice("state", "State", "waiting", &STATES, filter.state.map(Waiting::name)))
             button { "Filter" }
             a href="/failures" { "Clear" }
         }
@@ -96,14 +100,15 @@ pub(super) async fn list(State(site): State<Arc<Site>>, AskedHere(filter): Asked
                     a.button.quiet href={ "/failures/decide?" (filter.with("decision", "discard".into())) } { "Discard all that fit…" }
                 }
             }
-            section { (rows(&entries)) }
+            section { (rows(&entries, !site.settings.read_only)) }
         }
         @if let Some(next) = next { p.pages { a href={ "/failures?" (next) } rel="next" { "Next" } } }
     };
     Ok(layout::page(&site, "/failures", "Failures", false, &body))
 }
 
-pub(super) fn rows(entries: &[Entry]) -> Markup {
+/// With a way to decide about each, where there is one.
+pub(super) fn rows(entries: &[Entry], decide: bool) -> Markup {
     let rows = html! {
         @for entry in entries {
             tr {
@@ -114,9 +119,10 @@ pub(super) fn rows(entries: &[Entry]) -> Markup {
                 td.key title=[entry.key.as_deref()] { (entry.key.as_deref().unwrap_or_default()) }
                 td { (layout::ago(entry.since)) }
                 td.wide { (entry.error.as_deref().unwrap_or_default()) }
-                td { a href={ "/failures/decide?decision=replay&id=" (entry.id) } aria-label={ "Replay " (entry.id) } { "Replay…" } }
+                @if decide { td { a href={ "/failures/decide?decision=replay&id=" (entry.id) } aria-label={ "Replay " (entry.id) } { "Replay…" } } }
             }
         }
     };
-    layout::table("Failures", &["Id", "State", "Group", "Topic", "Key", "Since", "Error", "Decide"], &rows)
+    let columns = ["Id", "State", "Group", "Topic", "Key", "Since", "Error", "Decide"];
+    layout::table("Failures", &columns[..columns.len() - usize::from(!decide)], &rows)
 }

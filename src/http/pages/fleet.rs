@@ -9,9 +9,10 @@ use maud::{Markup, html};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Page, Trouble, layout, overview};
+use super::{Page, layout, overview};
 use crate::http::Site;
-use crate::http::api::{Named, order as carry_out, order_agent as order_agent_of};
+use crate::http::api::{order as carry_out, order_agent as order_agent_of};
+use crate::http::input::Named;
 use crate::http::problem::Problem;
 use crate::http::server::Peer;
 use crate::pg::agents::{self, Agent, AgentOrder};
@@ -31,12 +32,10 @@ pub(super) async fn agents(State(site): State<Arc<Site>>) -> Page {
 }
 
 fn agent_of(site: &Site, agent: &Agent) -> Markup {
-    let facts: Vec<(&String, String)> = match &agent.health {
+    let facts: Vec<(String, String)> = match &agent.health {
         Value::Object(health) => {
             let simple = health.iter().filter(|(_, value)| !value.is_object() && !value.is_null());
-            simple
-                .map(|(name, value)| (name, value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
-                .collect()
+            simple.map(|(name, value)| fact(name, value)).collect()
         }
         _ => Vec::new(),
     };
@@ -45,9 +44,25 @@ fn agent_of(site: &Site, agent: &Agent) -> Markup {
             h2 { (agent.name) " " (layout::state(&agent.state)) @if agent.config_mismatch { " " span.state.differs title="Its file says other things than those of most of its role" { "config differs" } } }
             p { (agent.role) @if !agent.groups.is_empty() { " of " (agent.groups.join(", ")) } ", process " (agent.pid) " on " (agent.host) ", version " (agent.version)
                 ", heard " (layout::ago(agent.last_heartbeat_at)) ", started " (layout::ago(agent.started_at)) }
-            dl.facts { @for (name, value) in facts { dt { (name.replace('_', " ")) } dd { (value) } } }
+            dl.facts { @for (name, value) in facts { dt { (name) } dd { (value) } } }
             @if overview::is_live(agent) && !site.settings.read_only { (orders_to(agent)) }
         }
+    }
+}
+
+/// A line of its health for people: units of the name go to the value.
+fn fact(name: &str, value: &Value) -> (String, String) {
+    let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let text = match value {
+        Value::Array(values) if values.is_empty() => "none".to_owned(),
+        Value::Array(values) => values.iter().map(plain).collect::<Vec<_>>().join(", "),
+        value => plain(value),
+    };
+    let name_of = |unit| name.strip_suffix(unit).map(|name| name.replace('_', " "));
+    match (name_of("_bytes"), name_of("_seconds"), value.as_f64()) {
+        (Some(name), _, Some(bytes)) => (name, format!("{:.1} MiB", bytes / f64::from(1 << 20))),
+        (_, Some(name), Some(seconds)) => (name, layout::duration(seconds)),
+        _ => (name.replace('_', " "), text),
     }
 }
 
@@ -71,11 +86,11 @@ pub(super) async fn order_agent(
     State(site): State<Arc<Site>>,
     Named((id, wanted)): Named<(Uuid, String)>,
     peer: Extension<Peer>,
-) -> Result<Redirect, Trouble> {
+) -> Result<Redirect, Problem> {
     let wanted = match wanted.as_str() {
         "drain" => AgentOrder::Drain,
         "resume" => AgentOrder::Resume,
-        _ => return Err(Problem::not_found("an agent can be drained and resumed here").into()),
+        _ => return Err(Problem::not_found("an agent can be drained and resumed here")),
     };
     order_agent_of(&site, wanted, id, peer).await?;
     Ok(Redirect::to("/agents"))
@@ -136,12 +151,32 @@ pub(super) async fn order(
     State(site): State<Arc<Site>>,
     Named((name, wanted)): Named<(String, String)>,
     peer: Extension<Peer>,
-) -> Result<Redirect, Trouble> {
+) -> Result<Redirect, Problem> {
     let wanted = match wanted.as_str() {
         "pause" => GroupOrder::Pause,
         "resume" => GroupOrder::Resume,
-        _ => return Err(Problem::not_found("a group can be paused and resumed here").into()),
+        _ => return Err(Problem::not_found("a group can be paused and resumed here")),
     };
     carry_out(&site, wanted, &name, peer).await?;
     Ok(Redirect::to("/groups"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn health_is_told_in_units_that_people_read() {
+        let told = |name: &str, value: Value| {
+            let (name, value) = fact(name, &value);
+            format!("{name}: {value}")
+        };
+        assert_eq!(told("resident_bytes", json!(48_234_496)), "resident: 46.0 MiB");
+        assert_eq!(told("uptime_seconds", json!(3_725)), "uptime: 1h 2m");
+        assert_eq!(told("owned_lanes", json!(["high", "low"])), "owned lanes: high, low");
+        assert_eq!(told("jobs_running", json!([])), "jobs running: none");
+        assert_eq!(told("in_flight", json!(3)), "in flight: 3");
+    }
 }

@@ -7,9 +7,10 @@ use axum::extract::State;
 use axum::response::Redirect;
 use maud::{Markup, html};
 
-use super::{Page, Trouble, layout};
+use super::{Page, layout};
 use crate::http::Site;
-use crate::http::api::{Named, order_job};
+use crate::http::api::order_job;
+use crate::http::input::Named;
 use crate::http::problem::Problem;
 use crate::http::server::Peer;
 use crate::pg::jobs::history::{self, Job, Run};
@@ -31,8 +32,8 @@ pub(super) async fn list(State(site): State<Arc<Site>>) -> Page {
 }
 
 fn rows(site: &Site, jobs: &[Job]) -> Markup {
-    let button = |job: &Job, order: &str, label: &str, class: &str| {
-        html! { form method="post" action={ "/jobs/" (job.name) "/" (order) } { button class=(class) aria-label={ (label) " " (job.name) } { (label) } } }
+    let button = |job: &Job, order: JobOrder, label: &str, class: &str| {
+        html! { form method="post" action={ "/jobs/" (job.name) "/" (order.name()) } { button class=(class) aria-label={ (label) " " (job.name) } { (label) } } }
     };
     let rows = html! {
         @for job in jobs {
@@ -44,13 +45,25 @@ fn rows(site: &Site, jobs: &[Job]) -> Markup {
                 td { @if let Some(ended) = job.ended_at { (layout::ago(ended)) " " (job.result.as_deref().unwrap_or_default()) } }
                 td.wide { (job.error.as_deref().unwrap_or_default()) }
                 td { @if !site.settings.read_only { div.actions {
-                    (button(job, "run", "Run now", ""))
-                    @if job.paused_at.is_some() { (button(job, "resume", "Resume", "quiet")) } @else { (button(job, "pause", "Pause", "quiet")) }
+                    @if is_open(job, JobOrder::Run) { (button(job, JobOrder::Run, "Run now", "")) }
+                    @if is_open(job, JobOrder::Resume) { (button(job, JobOrder::Resume, "Resume", "quiet")) }
+                    @if is_open(job, JobOrder::Pause) { (button(job, JobOrder::Pause, "Pause", "quiet")) }
                 } } }
             }
         }
     };
     layout::table("Jobs", &["Job", "State", "Schedule", "Next", "Last", "Error", "Order"], &rows)
+}
+
+/// It would change something.
+fn is_open(job: &Job, order: JobOrder) -> bool {
+    let (is_paused, schedule, state) = (job.paused_at.is_some(), job.schedule.as_str(), job.state.as_str());
+    order.refusal(&job.name).is_none()
+        && match order {
+            JobOrder::Run => state != "disabled" && (schedule, state) != ("continuous", "running"),
+            JobOrder::Pause => !is_paused,
+            JobOrder::Resume => is_paused,
+        }
 }
 
 fn run_rows(runs: &[Run]) -> Markup {
@@ -73,12 +86,12 @@ pub(super) async fn order(
     State(site): State<Arc<Site>>,
     Named((name, wanted)): Named<(String, String)>,
     peer: Extension<Peer>,
-) -> Result<Redirect, Trouble> {
+) -> Result<Redirect, Problem> {
     let wanted = match wanted.as_str() {
         "run" => JobOrder::Run,
         "pause" => JobOrder::Pause,
         "resume" => JobOrder::Resume,
-        _ => return Err(Problem::not_found("a job can be run, paused and resumed").into()),
+        _ => return Err(Problem::not_found("a job can be run, paused and resumed")),
     };
     order_job(&site, wanted, &name, peer).await?;
     Ok(Redirect::to("/jobs"))

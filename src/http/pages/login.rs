@@ -2,16 +2,19 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Form, State};
+use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
 use serde::Deserialize;
 
-use super::{Trouble, layout};
+use super::layout;
+use crate::http::input::Filled;
+use crate::http::problem::Problem;
 use crate::http::{Site, guard};
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Entry {
     token: String,
 }
@@ -34,8 +37,8 @@ pub(super) async fn show() -> Markup {
 
 pub(super) async fn enter(
     State(site): State<Arc<Site>>,
-    Form(entry): Form<Entry>,
-) -> Result<Response, Trouble> {
+    Filled(entry): Filled<Entry>,
+) -> Result<Response, Problem> {
     let Some(cookie) = guard::enter(&site, entry.token.trim()).await? else {
         return Ok(
             (axum::http::StatusCode::UNAUTHORIZED, form(Some("That is not the token."))).into_response()

@@ -3,36 +3,35 @@
 use std::sync::Arc;
 
 use axum::extract::State;
+use chrono::Utc;
 use maud::{Markup, html};
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::{AskedHere, Page, layout};
+use super::{Page, layout};
 use crate::domain::payload::Payload;
 use crate::http::Site;
-use crate::http::api::Named;
+use crate::http::api::Stage;
+use crate::http::input::{Asked, Named, given};
 use crate::http::problem::Problem;
-use crate::pg::inspect::{self, MessageFilter, MessageState, MessageStory};
+use crate::pg::inspect::{self, MessageFilter, MessageState, MessageStory, Publication};
 
 const PAGE: i64 = 50;
-const STATES: [&str; 7] = ["pending", "scheduled", "published", "parked", "held", "discarded", "replayed"];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Filter {
+    #[serde(default, deserialize_with = "given")]
     topic: Option<String>,
+    #[serde(default, deserialize_with = "given")]
     key: Option<String>,
-    state: Option<String>,
+    #[serde(default, deserialize_with = "given")]
+    state: Option<Stage>,
     after: Option<i64>,
 }
 
-/// A field that was left empty.
-pub(super) fn given(field: Option<String>) -> Option<String> {
-    field.filter(|text| !text.is_empty())
-}
-
-pub(super) async fn list(State(site): State<Arc<Site>>, AskedHere(filter): AskedHere<Filter>) -> Page {
-    let (topic, key, state) = (given(filter.topic), given(filter.key), given(filter.state));
+pub(super) async fn list(State(site): State<Arc<Site>>, Asked(filter): Asked<Filter>) -> Page {
+    let (topic, key, state) = (filter.topic, filter.key, filter.state.map(|state| state.name().to_owned()));
     let filter = MessageFilter {
         topic: topic.clone(),
         key: key.clone(),
@@ -58,7 +57,7 @@ pub(super) async fn list(State(site): State<Arc<Site>>, AskedHere(filter): Asked
         form.filters method="get" action="/messages" {
             (layout::field("topic", "Topic", topic.as_deref()))
             (layout::field("key", "Key", key.as_deref()))
-            (layout::choice("state", "State", "any", &STATES, state.as_deref()))
+            (layout::choice("state", "State", "any", &Stage::ALL.map(Stage::name), state.as_deref()))
             button { "Filter" }
             @if topic.is_some() || key.is_some() || state.is_some() { a href="/messages" { "Clear" } }
         }
@@ -88,13 +87,19 @@ fn rows(messages: &[MessageState]) -> Markup {
 #[serde(deny_unknown_fields)]
 pub(super) struct Look {
     /// Asked for: a payload is nothing to be seen by accident.
-    payload: Option<String>,
+    payload: Option<Seen>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Seen {
+    Show,
 }
 
 pub(super) async fn show(
     State(site): State<Arc<Site>>,
     Named(id): Named<Uuid>,
-    AskedHere(look): AskedHere<Look>,
+    Asked(look): Asked<Look>,
 ) -> Page {
     let client = site.database.lend().await?;
     let story = inspect::message(&client, id).await?;
@@ -135,11 +140,7 @@ fn time_line(story: &MessageStory) -> Markup {
         ol.line {
             li { (layout::ago(story.message.created_at)) " inserted" }
             @if let Some(due) = story.message.deliver_after { li { "to be published after " (due.to_rfc3339()) } }
-            @if let Some(publication) = &story.publication {
-                li { (layout::ago(publication.began_at)) " published"
-                    @if let Some(agent) = &publication.agent { " by " (agent) }
-                    @for place in &publication.places { ", partition " (place.partition) ", offset at most " (place.offset_at_most) } }
-            }
+            @if let Some(publication) = &story.publication { (published(publication)) }
             @for attempt in &story.failed_attempts {
                 li.bad { (layout::ago(attempt.failed_at)) " group " strong { (attempt.group) } " failed, attempt " (attempt.attempt) " by " (attempt.agent) ": " (attempt.error) }
             }
@@ -152,6 +153,23 @@ fn time_line(story: &MessageStory) -> Markup {
             @for failing in &story.failing {
                 li.bad { "group " strong { (failing.group) } ": " (layout::state(&failing.state)) ", attempts: " (failing.attempts)
                     @if let Some(error) = &failing.error { ": " (error) } }
+            }
+        }
+    }
+}
+
+/// At some time of a span, to one of some places: nothing is written per message.
+fn published(publication: &Publication) -> Markup {
+    let (from, to) = (publication.began_at, publication.ended_at.unwrap_or_else(Utc::now));
+    html! {
+        li {
+            (layout::ago(to))
+            @if (to - from).num_milliseconds() >= 1_000 { ", or up to " (layout::duration((to - from).as_seconds_f64())) " before," }
+            " published"
+            @if let Some(agent) = &publication.agent { " by " (agent) }
+            @for (place, at) in publication.places.iter().enumerate() {
+                @if place == 0 { " to " } @else { ", or " }
+                "partition " (at.partition) ", offset at most " (at.offset_at_most)
             }
         }
     }

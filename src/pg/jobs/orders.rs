@@ -23,6 +23,9 @@ statements! {
         where name = $1 and enabled and outboxd.durable()";
 }
 
+/// What the job of a group's consumers is called, before the group's name.
+const CONSUMER: &str = "consume-";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobOrder {
     /// As soon as it does not run; paused or not.
@@ -44,6 +47,26 @@ pub enum OrderError {
 }
 
 impl JobOrder {
+    /// As commands, paths and the record call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Run => "run",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+        }
+    }
+
+    /// Why it makes no sense for that job, however it stands.
+    pub fn refusal(self, job: &str) -> Option<&'static str> {
+        match (self, job) {
+            (_, "heartbeat") => Some("an agent without a heartbeat counts as dead: it cannot be ordered"),
+            (Self::Run, job) if job.starts_with(CONSUMER) => {
+                Some("it runs all the time, unless it is paused")
+            }
+            _ => None,
+        }
+    }
+
     fn command(self) -> &'static str {
         match self {
             Self::Run => "jobs run",
@@ -59,15 +82,10 @@ impl JobOrder {
         job: &str,
         by: &Operator,
     ) -> Result<bool, OrderError> {
-        let group = job.strip_prefix("consume-");
-        if job == "heartbeat" {
-            return Err(OrderError::Refused(
-                "an agent without a heartbeat counts as dead: it cannot be ordered",
-            ));
+        if let Some(reason) = self.refusal(job) {
+            return Err(OrderError::Refused(reason));
         }
-        if group.is_some() && self == Self::Run {
-            return Err(OrderError::Refused("it runs all the time, unless it is paused"));
-        }
+        let group = job.strip_prefix(CONSUMER);
         let selection = json!({ "job": job });
         let order = OnRecord::begin(client, self.command(), &selection, by).await?;
         let client = &order.transaction;

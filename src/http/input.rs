@@ -1,21 +1,24 @@
 //! What requests bring: a query, a body, a name in the path. What is wrong with it is a problem, in words.
 
-use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::extract::rejection::{BytesRejection, FormRejection, PathRejection, QueryRejection};
+use axum::extract::{Form, FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
 use bytes::Bytes;
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::value::StringDeserializer;
+use serde::de::{DeserializeOwned, IntoDeserializer};
+use serde::{Deserialize, Deserializer};
 
-use crate::http::problem::Problem;
+use super::problem::Problem;
 
 /// A page without a limit of its own has so many, and none has more.
 pub(super) const PAGE: u32 = 50;
 pub(super) const MOST: u32 = 1_000;
 
 /// The query, as a whole: a name that is not known is an error.
-pub(in crate::http) struct Asked<T>(pub(in crate::http) T);
+pub(super) struct Asked<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
     type Rejection = Problem;
@@ -31,8 +34,24 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
 #[serde(deny_unknown_fields)]
 pub(super) struct Nothing {}
 
+/// For paths that take none: whoever asks for something in particular is not given something else.
+pub(super) async fn no_query(_: Asked<Nothing>, request: Request, next: Next) -> Response {
+    next.run(request).await
+}
+
+/// A field of a form that was left empty is not given.
+pub(super) fn given<'de, D, T>(field: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: DeserializeOwned,
+{
+    let text = Option::<String>::deserialize(field)?.filter(|text| !text.is_empty());
+    let read = |text: String| -> StringDeserializer<D::Error> { text.into_deserializer() };
+    text.map(|text| T::deserialize(read(text))).transpose()
+}
+
 /// What the path names.
-pub(in crate::http) struct Named<T>(pub(in crate::http) T);
+pub(super) struct Named<T>(pub(super) T);
 
 impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Named<T> {
     type Rejection = Problem;
@@ -40,6 +59,18 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Named<T
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let wrong = |rejection: PathRejection| Problem::new(rejection.status(), rejection.body_text());
         Path::from_request_parts(parts, state).await.map(|Path(named)| Self(named)).map_err(wrong)
+    }
+}
+
+/// A form that was filled in.
+pub(super) struct Filled<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Filled<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let wrong = |rejection: FormRejection| Problem::new(rejection.status(), rejection.body_text());
+        Form::from_request(request, state).await.map(|Form(filled)| Self(filled)).map_err(wrong)
     }
 }
 
