@@ -15,6 +15,8 @@ PEERS_LIB := target/peers/lib
 # Tests wait for daemons more than they work.
 TEST_THREADS ?= $(shell expr $$(nproc) + 1)
 SCHEMATHESIS := target/schemathesis
+CARGO_DEB := target/cargo-deb
+CARGO_DEB_VERSION := 3.8.0
 
 .PHONY: help
 help: ## List the targets
@@ -48,6 +50,14 @@ $(SCHEMATHESIS)/.complete: tests/services/requirements.txt | setup
 	$(@D)/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
 
+.PHONY: cargo-deb
+cargo-deb: $(CARGO_DEB)/.complete ## Fetch and build what makes the Debian package
+
+$(CARGO_DEB)/.complete: Makefile | setup
+	@echo "Building cargo-deb $(CARGO_DEB_VERSION)"
+	cargo install --quiet --locked --version $(CARGO_DEB_VERSION) --root $(CARGO_DEB) cargo-deb
+	touch $@
+
 .PHONY: build
 build: setup ## Build the release binary, target/release/outboxd
 	@cargo build --release --locked
@@ -61,31 +71,31 @@ record: build ## Record the demo anew, for the picture in the README
 	@scripts/record-terminal.py docs/images/terminal.svg target/release/outboxd dev --demo
 
 .PHONY: lint
-lint: setup ## Check form: rustfmt, clippy, the systemd units, and cargo-deny where it is installed
+lint: setup alerts ## Check form: rustfmt, clippy, units, alerts, and cargo-deny where it is installed
 	@cargo fmt --check
 	cargo clippy --locked --all-targets --features failpoints -- -D warnings
 	scripts/check-units.sh
 	if command -v cargo-deny >/dev/null; then cargo deny --locked check; fi
 
 .PHONY: test
-test: lint kafka schemathesis ## Run every test, against a real Postgres and a real Kafka
+test: lint kafka schemathesis cargo-deb ## Run every test, against a real Postgres and a real Kafka
 	@cargo test --locked --features failpoints -- --test-threads $(TEST_THREADS)
 
 .PHONY: deb
-deb: setup ## Build the Debian package; PROFILE=dev for a quick one
+deb: cargo-deb ## Build the Debian package; PROFILE=dev for a quick one
 	@packaging/debian/build.sh
 
 .PHONY: deb-check
-deb-check: setup ## Build it, and install, upgrade, remove and purge it in a scratch root
+deb-check: cargo-deb ## Build it, and install, upgrade, remove and purge it in a scratch root
 	@packaging/debian/check.sh "$$(packaging/debian/build.sh)"
 
 .PHONY: alerts
-alerts: ## Hold alerts and dashboard against promtool and the metrics that there are
+alerts: setup ## Hold alerts and dashboard against promtool and the metrics that there are
 	@packaging/prometheus/check.sh
 
 .PHONY: examples
-examples: setup ## Run the programs of docs/languages whose language is installed
-	@EXAMPLES=1 cargo test --locked --features failpoints --test suite the_example_ -- --nocapture --test-threads 1
+examples: setup ## Run the programs of docs/languages alone, those whose language is installed
+	@cargo test --locked --features failpoints --test suite the_example_ -- --nocapture --test-threads 1
 
 .PHONY: soak
 soak: setup kafka ## Break things in random order for SOAK_SECONDS (600), by SOAK_SEED

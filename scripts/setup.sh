@@ -38,6 +38,10 @@ missing_packages() {
     has_postgres || echo postgresql
     [[ -x /usr/sbin/pgbouncer ]] || echo pgbouncer
     python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv
+    has dpkg-shlibdeps || echo dpkg-dev
+    has systemd-sysusers || echo systemd-standalone-sysusers
+    has systemd-tmpfiles || echo systemd-standalone-tmpfiles
+    ((EUID == 0)) || has fakeroot || echo fakeroot
 }
 
 as_root() {

@@ -37,6 +37,7 @@ mod suite {
     mod no_holes;
     mod oversize;
     mod own_jobs;
+    mod packaging;
     mod pgbouncer;
     mod plans;
     mod plans_consuming;

@@ -1,22 +1,19 @@
 #!/usr/bin/env bash
-# Builds the Debian package into target/debian and prints its path.
+# Builds the Debian package into target/debian and prints its path; with --no-build, of the program that is built already.
 #
 # PROFILE=release (the default) or dev, which is quick and large.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 PROFILE=${PROFILE:-release}
-CARGO_DEB_VERSION=3.8.0
-tools=$PWD/target/tools
 made=target/packaging
+cargo_deb=target/cargo-deb/bin/cargo-deb
+[[ -x $cargo_deb ]] || {
+    echo "$cargo_deb is missing: run \`make cargo-deb\`" >&2
+    exit 1
+}
 
-if ! command -v cargo-deb >/dev/null && [[ ! -x $tools/bin/cargo-deb ]]; then
-    echo "Building cargo-deb $CARGO_DEB_VERSION" >&2
-    cargo install --quiet --locked --version "$CARGO_DEB_VERSION" --root "$tools" cargo-deb >&2
-fi
-export PATH=$PATH:$tools/bin
-
-cargo build --quiet --locked --profile "$PROFILE" --bin outboxd >&2
+[[ ${1:-} == --no-build ]] || cargo build --quiet --locked --profile "$PROFILE" --bin outboxd >&2
 folder=$([[ $PROFILE == dev ]] && echo debug || echo "$PROFILE")
 outboxd=target/$folder/outboxd
 
@@ -28,5 +25,5 @@ for shell in bash zsh fish; do
     "$outboxd" completions "$shell" >"$made/completions/outboxd.$shell"
 done
 
-cargo deb --quiet --locked --no-build --profile "$PROFILE" --output target/debian/ >&2
+"$cargo_deb" deb $([[ $PROFILE != dev ]] || echo --fast) --quiet --locked --no-build --profile "$PROFILE" --output target/debian/ >&2
 ls -t target/debian/outboxd_*.deb | head --lines=1

@@ -5,6 +5,7 @@
 #
 # Needs root, or fakeroot, but no container: `dpkg --root` with maintainer scripts that honour DPKG_ROOT.
 set -euo pipefail
+((EUID == 0)) || exec fakeroot "$0" "$@"
 
 package=$(realpath "${1:?the package}")
 root=$(mktemp --directory)
