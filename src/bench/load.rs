@@ -74,16 +74,17 @@ impl Load {
     /// Runs it to its end. A client whose insert fails stops, and it counts.
     pub async fn run(self, outbox: &Outbox) -> anyhow::Result<Outcome> {
         let watcher = outbox.connect().await?;
-        let mut clients = Vec::new();
+        let (mut clients, mut sessions) = (Vec::new(), Vec::new());
         for _ in 0..self.clients {
             let client = outbox.connect().await?;
+            sessions.push(benching::backend(&client).await?.0);
             let insert = benching::prepare_insert(&client, self.table).await?;
             clients.push((client, insert));
         }
         let lock_waits = Arc::new(AtomicI64::new(0));
         let counted = Arc::clone(&lock_waits);
         let watching = AbortOnDropHandle::new(tokio::spawn(async move {
-            while let Ok(waiting) = benching::waiting(&watcher).await {
+            while let Ok(waiting) = benching::waiting(&watcher, &sessions).await {
                 counted.fetch_add(waiting.min(1), Ordering::Relaxed);
                 tokio::time::sleep(LOOK_EVERY).await;
             }

@@ -98,6 +98,7 @@ impl Source {
     }
 }
 
+/// A broker that has just started compiles what it runs: one drain before the first round is not counted.
 pub async fn run(bench: &mut Workbench, options: RelayOptions) -> anyhow::Result<RelayReport> {
     let source = Source::filled(bench, options.shape, options.messages).await?;
     let bound_topic = bench.topic(options.shape.partitions).await?;
@@ -106,13 +107,15 @@ pub async fn run(bench: &mut Workbench, options: RelayOptions) -> anyhow::Result
         options.scenarios.iter().copied().filter(|scenario| scenario.is_held()).collect();
     let (mut relay, mut bound) = (Vec::new(), Vec::new());
     let mut beside: Vec<Vec<Drain>> = held.iter().map(|_| Vec::new()).collect();
+    bench.progress.say("warming up");
+    let to_bound = ["bench", "bound", "--topic", &bound_topic];
+    source.backlog().drain(&to_bound, &bound_sink).await?;
     for round in 1..=options.rounds {
         let say = |what: &str| bench.progress.say(format!("round {round} of {}: {what}", options.rounds));
         say("the relay");
         relay.push(source.drain().await?);
         say("the upper bound");
-        let arguments = ["bench", "bound", "--topic", &bound_topic];
-        bound.push(source.backlog().drain(&arguments, &bound_sink).await?);
+        bound.push(source.backlog().drain(&to_bound, &bound_sink).await?);
         for (scenario, drains) in held.iter().zip(&mut beside) {
             say(scenario.name());
             drains.push(scenario::beside(*scenario, &source).await?);

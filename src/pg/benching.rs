@@ -40,9 +40,7 @@ statements! {
 
     /// Sessions that wait for a lock of another. Growing a file is Postgres's own affair.
     WAITING = "
-        select count(*) from pg_locks
-        where not granted and locktype <> 'extend' and pid in (
-          select pid from pg_stat_activity where datname = current_database())";
+        select count(*) from pg_locks where not granted and locktype <> 'extend' and pid = any($1)";
 
     SESSIONS = "
         select pid from pg_stat_activity
@@ -166,9 +164,9 @@ pub async fn lane_owners(client: &Client) -> Result<Vec<(i16, i32)>, PgError> {
     Ok(client.query(LANE_OWNERS, &[]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// How many sessions of this database wait for a lock.
-pub async fn waiting(client: &Client) -> Result<i64, PgError> {
-    Ok(client.query_one(WAITING, &[]).await?.get(0))
+/// How many of these sessions wait for a lock.
+pub async fn waiting(client: &Client, sessions: &[i32]) -> Result<i64, PgError> {
+    Ok(client.query_one(WAITING, &[&sessions]).await?.get(0))
 }
 
 /// The processes that serve this database's producer.

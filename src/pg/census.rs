@@ -151,17 +151,17 @@ pub async fn bound(client: &Connection) -> Result<(), PgError> {
 
 /// The name of the agent that tells of the whole database.
 pub async fn teller(client: &Connection) -> Result<Option<String>, PgError> {
-    Ok(client.query_one(TELLER, &[]).await?.get(0))
+    Ok(client.query_one(&client.prepare_once(TELLER).await?, &[]).await?.get(0))
 }
 
 /// By topic.
 pub async fn parked(client: &Connection) -> Result<Vec<(String, i64)>, PgError> {
-    let rows = client.query(PARKED, &[&LIMIT]).await?;
+    let rows = client.query(&client.prepare_once(PARKED).await?, &[&LIMIT]).await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 pub async fn groups(client: &Connection) -> Result<Vec<GroupCounts>, PgError> {
-    let rows = client.query(GROUPS, &[&LIMIT]).await?;
+    let rows = client.query(&client.prepare_once(GROUPS).await?, &[&LIMIT]).await?;
     Ok(rows
         .iter()
         .map(|row| GroupCounts {
@@ -176,61 +176,61 @@ pub async fn groups(client: &Connection) -> Result<Vec<GroupCounts>, PgError> {
 
 /// Of the newest dead letters, the most frequent errors first.
 pub async fn dead_by_error(client: &Connection) -> Result<Vec<DeadBy>, PgError> {
-    let rows = client.query(DEAD_BY_ERROR, &[&LIMIT]).await?;
+    let rows = client.query(&client.prepare_once(DEAD_BY_ERROR).await?, &[&LIMIT]).await?;
     let dead =
         |row: &Row| DeadBy { group: row.get(0), error: row.get(1), messages: row.get(2), newest: row.get(3) };
     Ok(rows.iter().map(dead).collect())
 }
 
 pub async fn counted(client: &Connection) -> Result<Counted, PgError> {
-    let sequence = client.query_one(SEQUENCE, &[]).await?.get(0);
-    let rows = client.query(PROCESSED, &[]).await?;
+    let sequence = client.query_one(&client.prepare_once(SEQUENCE).await?, &[]).await?.get(0);
+    let rows = client.query(&client.prepare_once(PROCESSED).await?, &[]).await?;
     Ok(Counted { sequence, processed: rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect() })
 }
 
 /// Messages that wait while nobody moves the cursor of their lane: the lane, how long, and whether the relay is paused.
 pub async fn standing(client: &Connection) -> Result<Option<(String, f64, bool)>, PgError> {
-    if !client.query_one(MAY_STAND, &[]).await?.get::<_, bool>(0) {
+    if !client.query_one(&client.prepare_once(MAY_STAND).await?, &[]).await?.get::<_, bool>(0) {
         return Ok(None);
     }
-    let row = client.query_opt(STANDING, &[]).await?;
+    let row = client.query_opt(&client.prepare_once(STANDING).await?, &[]).await?;
     Ok(row.map(|row| (row.get(0), row.get(1), row.get(2))))
 }
 
 /// Retries that are due while nobody owns a lane: the group, and how long.
 pub async fn stranded(client: &Connection) -> Result<Option<(String, f64)>, PgError> {
-    let row = client.query_opt(STRANDED, &[]).await?;
+    let row = client.query_opt(&client.prepare_once(STRANDED).await?, &[]).await?;
     Ok(row.map(|row| (row.get(0), row.get(1))))
 }
 
 /// Role, state, how many.
 pub async fn agents(client: &Connection) -> Result<Vec<(String, String, i64)>, PgError> {
-    let rows = client.query(AGENTS, &[]).await?;
+    let rows = client.query(&client.prepare_once(AGENTS).await?, &[]).await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
 }
 
 /// Live agents whose file differs from that of most.
 pub async fn mismatch(client: &Connection) -> Result<i64, PgError> {
-    Ok(client.query_one(MISMATCH, &[]).await?.get(0))
+    Ok(client.query_one(&client.prepare_once(MISMATCH).await?, &[]).await?.get(0))
 }
 
 /// Of the agent that has been silent for longest without having said goodbye, in seconds.
 pub async fn silence(client: &Connection) -> Result<f64, PgError> {
-    Ok(client.query_one(SILENCE, &[]).await?.get(0))
+    Ok(client.query_one(&client.prepare_once(SILENCE).await?, &[]).await?.get(0))
 }
 
 /// The age of the oldest open transaction, in seconds, as far as this user may see.
 pub async fn oldest_transaction(client: &Connection) -> Result<f64, PgError> {
-    Ok(client.query_one(OLDEST_TRANSACTION, &[]).await?.get(0))
+    Ok(client.query_one(&client.prepare_once(OLDEST_TRANSACTION).await?, &[]).await?.get(0))
 }
 
 /// The database's clock, as it writes it.
 pub async fn now(client: &Connection) -> Result<String, PgError> {
-    Ok(client.query_one(NOW, &[]).await?.get(0))
+    Ok(client.query_one(&client.prepare_once(NOW).await?, &[]).await?.get(0))
 }
 
 pub async fn replayed_since(client: &Connection, since: &str) -> Result<Replayed, PgError> {
-    let rows = client.query(REPLAYED, &[&since]).await?;
+    let rows = client.query(&client.prepare_once(REPLAYED).await?, &[&since]).await?;
     Ok(Replayed {
         ended: rows.iter().map(|row| (row.get(0), row.get(1))).collect(),
         until: rows.first().map(|row| row.get(2)),

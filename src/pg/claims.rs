@@ -21,7 +21,7 @@ statements! {
         select $1, w.namespace, w.key, w.message_id, w.payload_hash, 'claimed', $6,
           clock_timestamp() + $7::bigint * interval '1 ms'
         from unnest($2::text[], $3::text[], $4::uuid[], $5::bigint[]) as w (namespace, key, message_id, payload_hash)
-        where (select outboxd.durable()) order by w.namespace, w.key
+        where (select outboxd.durable()) order by w.namespace, w.key collate \"C\"
         on conflict (consumer_group, namespace, key) do update set message_id = excluded.message_id,
           payload_hash = excluded.payload_hash, claim = excluded.claim, owner = excluded.owner,
           expires_at = excluded.expires_at
@@ -34,7 +34,7 @@ statements! {
           (consumer_group, namespace, key, message_id, payload_hash, state, owner, done_at)
         select $1, w.namespace, w.key, w.message_id, w.payload_hash, 'done', $6, clock_timestamp()
         from unnest($2::text[], $3::text[], $4::uuid[], $5::bigint[]) as w (namespace, key, message_id, payload_hash)
-        order by w.namespace, w.key
+        order by w.namespace, w.key collate \"C\"
         on conflict (consumer_group, namespace, key) do update set message_id = excluded.message_id,
           payload_hash = excluded.payload_hash, state = 'done', claim = excluded.claim, owner = excluded.owner,
           expires_at = null, done_at = excluded.done_at

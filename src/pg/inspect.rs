@@ -378,7 +378,7 @@ pub struct LaneStatus {
 }
 
 pub async fn lanes(client: &Connection) -> Result<Vec<LaneStatus>, PgError> {
-    let rows = client.query(LANES, &[]).await?;
+    let rows = client.query(&client.prepare_once(LANES).await?, &[]).await?;
     Ok(rows
         .iter()
         .map(|row| LaneStatus {

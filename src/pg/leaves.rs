@@ -78,7 +78,7 @@ pub async fn connect(connector: &Connector) -> Result<Connection, PgError> {
 /// In order; without the default partition.
 pub async fn leaves(client: &Connection) -> Result<Vec<Found>, PgError> {
     let found = |row: &Row| Found { leaf: Leaf { from: row.get(0), to: row.get(1) }, is_empty: row.get(2) };
-    Ok(client.query(LEAVES, &[]).await?.iter().map(found).collect())
+    Ok(client.query(&client.prepare_once(LEAVES).await?, &[]).await?.iter().map(found).collect())
 }
 
 pub async fn sequence(client: &Connection) -> Result<Sequence, PgError> {

@@ -74,6 +74,7 @@ pub const MIGRATIONS: &[Migration] = migrations! {
     12 "0012_topic_ids" since 11;
     13 "0013_claims_in_place" since 11;
     14 "0014_replays_and_suspects" since 11;
+    15 "0015_keys_by_bytes" since 11;
 };
 
 /// Roles and rights, with places for the configured names.
