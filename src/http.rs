@@ -116,7 +116,7 @@ fn routes(site: Arc<Site>) -> Router {
         .merge(guarded)
         .method_not_allowed_fallback(problem::method_not_allowed)
         .fallback(problem::not_found)
-        .layer(from_fn(guard::limit_time))
+        .layer(from_fn_with_state(guard::PATIENCE, guard::limit_time))
         .layer(from_fn(pages::tell_browsers))
         .layer(map_response(guard::confine))
         .layer(DefaultBodyLimit::max(MOST_BYTES))

@@ -25,5 +25,8 @@ for shell in bash zsh fish; do
     "$outboxd" completions "$shell" >"$made/completions/outboxd.$shell"
 done
 
-"$cargo_deb" deb $([[ $PROFILE != dev ]] || echo --fast) --quiet --locked --no-build --profile "$PROFILE" --output target/debian/ >&2
-ls -t target/debian/outboxd_*.deb | head --lines=1
+compression=()
+[[ $PROFILE != dev ]] || compression=(--fast)
+rm -rf target/debian
+"$cargo_deb" deb "${compression[@]}" --quiet --locked --no-build --profile "$PROFILE" --output target/debian/ >&2
+echo target/debian/outboxd_*.deb

@@ -102,19 +102,13 @@ impl Options {
 
 /// Each of these ids, in one of these states; one that is not there is an error that names it.
 async fn find(client: &Connection, states: &[&str], ids: &[Uuid]) -> anyhow::Result<Vec<Entry>> {
-    let mut found = Vec::new();
-    for id in ids {
-        let entries = retry::find(client, states, *id).await?;
-        if entries.is_empty() {
-            let states = states.join(" or ");
-            return Err(Failure::not_found(format!(
-                "no message {id} is {states}; `outboxd messages show {id}` tells what became of it"
-            ))
-            .into());
-        }
-        found.extend(entries);
-    }
-    Ok(found)
+    let missing = |id| {
+        let states = states.join(" or ");
+        Failure::not_found(format!(
+            "no message {id} is {states}; `outboxd messages show {id}` tells what became of it"
+        ))
+    };
+    Ok(retry::find_each(client, states, ids).await?.map_err(missing)?)
 }
 
 impl List {

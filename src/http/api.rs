@@ -156,3 +156,25 @@ async fn document() -> Json<utoipa::openapi::OpenApi> {
 pub(super) fn operator(Extension(Peer(address)): Extension<Peer>) -> Operator {
     Operator { os_user: "http".to_owned(), host: address.to_string() }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_document_has_every_path_that_is_answered_and_no_other() {
+        // axum does not tell its routes.
+        let answered = include_str!("api.rs")
+            .split("route(\"")
+            .skip(1)
+            .filter(|rest| rest.starts_with("/api/"))
+            .filter_map(|rest| rest.split('"').next());
+        let answered: BTreeSet<&str> = answered.filter(|path| *path != "/api/openapi.json").collect();
+        let document = Document::openapi();
+        let described: BTreeSet<&str> = document.paths.paths.keys().map(String::as_str).collect();
+        assert!(described.len() > 10);
+        assert_eq!(answered, described);
+    }
+}

@@ -18,7 +18,7 @@ use super::pages::is_wanted;
 use super::problem::Problem;
 
 /// A request that has not come, or not been answered, within this time is given up.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
      form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
@@ -29,11 +29,11 @@ const COOKIE: &str = "outboxd";
 /// Where a browser gives the token.
 const LOGIN: &str = "/login";
 
-pub(super) async fn limit_time(request: Request, next: Next) -> Response {
-    match tokio::time::timeout(PATIENCE, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => Problem::new(StatusCode::REQUEST_TIMEOUT, "it took longer than a minute").into_response(),
-    }
+pub(super) async fn limit_time(State(patience): State<Duration>, request: Request, next: Next) -> Response {
+    tokio::time::timeout(patience, next.run(request)).await.unwrap_or_else(|_| {
+        let detail = format!("it took longer than {}", humantime::format_duration(patience));
+        Problem::new(StatusCode::REQUEST_TIMEOUT, detail).into_response()
+    })
 }
 
 /// For all but health and metrics.
@@ -175,6 +175,21 @@ fn session(token: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_body_that_stops_in_the_middle_is_given_up() {
+        let patience = Duration::from_millis(20);
+        let routes = axum::Router::new()
+            .route("/", axum::routing::post(async |_: bytes::Bytes| ()))
+            .layer(axum::middleware::from_fn_with_state(patience, limit_time));
+        let stopped = futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>();
+        let request = Request::post("/").body(axum::body::Body::from_stream(stopped)).unwrap();
+        let service = hyper_util::service::TowerToHyperService::new(routes);
+        let response = hyper::service::Service::call(&service, request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::REQUEST_TIMEOUT);
+        let problem = response.extensions().get::<Problem>().unwrap();
+        assert_eq!(problem.detail(), "it took longer than 20ms");
+    }
 
     #[test]
     fn only_our_own_names_and_addresses_are_ours() {

@@ -1,5 +1,7 @@
 //! What waits for an operator's decision, whoever gave it up: the words that `outboxd retry` has for it.
 
+use std::collections::BTreeSet;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tokio_postgres::Row;
@@ -234,10 +236,31 @@ pub async fn until_now(client: &Connection, filter: Filter) -> Result<Filter, Pg
 }
 
 /// Of that id, with each group that failed to handle it, in one of these states.
-pub async fn find(client: &Connection, states: &[&str], id: Uuid) -> Result<Vec<Entry>, PgError> {
-    let mut entries = parked::find(client, states, &[id]).await?;
-    entries.extend(failures::find(client, states, &[id]).await?);
+pub async fn find(client: &Connection, states: &[&str], ids: &[Uuid]) -> Result<Vec<Entry>, PgError> {
+    let mut entries = parked::find(client, states, ids).await?;
+    entries.extend(failures::find(client, states, ids).await?);
     Ok(entries)
+}
+
+/// All of these, each once; or one of them that is not there.
+pub async fn find_each(
+    client: &Connection,
+    states: &[&str],
+    ids: &[Uuid],
+) -> Result<Result<Vec<Entry>, Uuid>, PgError> {
+    let mut missing: BTreeSet<Uuid> = ids.iter().copied().collect();
+    let ids: Vec<Uuid> = missing.iter().copied().collect();
+    let entries = find(client, states, &ids).await?;
+    for entry in &entries {
+        missing.remove(&entry.id);
+    }
+    // One that has an id of its own is found by the derived one too.
+    for id in missing {
+        if find(client, states, &[id]).await?.is_empty() {
+            return Ok(Err(id));
+        }
+    }
+    Ok(Ok(entries))
 }
 
 /// Carries a decision out on these, in a transaction for either kind; says for how many.

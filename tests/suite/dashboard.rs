@@ -86,7 +86,7 @@ async fn every_page_is_there_by_keyboard_dark_and_on_a_phone() {
             format!("/failures/decide?decision=replay&group={}", scene.group),
             vec!["Replay 4 messages", "Send again"],
         ),
-        ("operation", operation, vec!["retry discard", "1 message so far; done."]),
+        ("operation", operation, vec!["retry discard", "1 message; done."]),
         ("problem", "/messages/none".to_owned(), vec!["Bad Request", "Back to the overview"]),
         ("groups", "/groups".to_owned(), vec![scene.group.as_str(), "Pause"]),
         ("agents", "/agents".to_owned(), vec!["producer", "resident"]),
@@ -131,7 +131,7 @@ async fn a_replay_is_clicked_through_and_a_script_is_only_text() {
     browser.follow("a[href*='decision=replay'].button").await;
     assert!(browser.text().await.contains("Replay 4 messages"));
     browser.follow("main button").await;
-    assert!(browser.text().await.contains("4 messages so far; done."), "{}", browser.text().await);
+    assert!(browser.text().await.contains("4 messages; done."), "{}", browser.text().await);
     let handled = "select count(*) from outboxd.handled";
     eventually("all are handled", PATIENCE, async || scene.database.count(handled).await == 20).await;
     let recorded = scene
@@ -190,13 +190,15 @@ async fn a_browser_signs_in_with_the_token_and_a_site_that_only_reads_offers_not
     browser.open(&format!("{site}/jobs")).await;
     assert!(browser.text().await.contains("Sign in"));
     browser.screenshot("login").await;
+    assert_eq!(browser.without_a_name().await, Vec::<String>::new());
+    assert_eq!(browser.out_of_reach().await, Vec::<String>::new());
     browser.evaluate("document.querySelector('input').value = 'wrong'").await;
     browser.follow("button").await;
     assert!(browser.text().await.contains("That is not the token."));
     browser.evaluate("document.querySelector('input').value = 'open-sesame'").await;
     browser.follow("button").await;
     assert!(browser.text().await.contains("read only"));
-    for path in ["/", "/jobs", "/groups", "/failures"] {
+    for path in ["/", "/jobs", "/groups", "/failures", "/agents"] {
         browser.open(&format!("{site}{path}")).await;
         assert_eq!(
             browser.evaluate("document.querySelectorAll('form[method=post]').length").await,

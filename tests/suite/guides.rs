@@ -124,8 +124,37 @@ fn metrics_in(text: &str) -> BTreeSet<String> {
     metrics.map(histogram).collect()
 }
 
+/// The labels that queries group by, match or print.
+fn labels_in(text: &str) -> BTreeSet<String> {
+    let between = |open: &str, close: char| -> Vec<String> {
+        let parts = text.split(open).skip(1).filter_map(|rest| rest.split(close).next().map(str::to_owned));
+        parts.collect()
+    };
+    let grouped = ["by (", "on (", "without ("].iter().flat_map(|open| between(open, ')'));
+    let matched = text
+        .split("outboxd_")
+        .skip(1)
+        .filter_map(|rest| {
+            rest.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_').strip_prefix('{')
+        })
+        .filter_map(|rest| rest.split('}').next().map(str::to_owned));
+    let names = grouped.chain(matched).flat_map(|list| {
+        let names = list
+            .split(',')
+            .map(|one| one.split(['=', '!', '~']).next().unwrap_or_default().trim().to_owned());
+        names.collect::<Vec<_>>()
+    });
+    let printed = between("$labels.", ' ')
+        .into_iter()
+        .map(|name| name.trim_end_matches(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).to_owned());
+    names.chain(printed).filter(|name| !name.is_empty()).collect()
+}
+
 #[test]
 fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
+    // What Prometheus adds, and a histogram's own.
+    let mut labels: BTreeSet<&str> = ["instance", "job", "exported_job", "le"].into();
+    labels.extend(metrics::ALL.iter().flat_map(|metric| metric.labels));
     let told = metrics::ALL.iter().map(|metric| metric.name);
     let known: BTreeSet<String> = told.map(str::to_owned).collect();
     let mut shown = BTreeSet::new();
@@ -137,6 +166,10 @@ fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
         let named = metrics_in(&read(file));
         assert!(named.len() > 5, "{file}");
         assert_eq!(named.difference(&known).collect::<Vec<_>>(), Vec::<&String>::new(), "{file}");
+        let asked = labels_in(&read(file));
+        assert!(asked.len() > 3, "{file}: {asked:?}");
+        let unknown: Vec<&String> = asked.iter().filter(|label| !labels.contains(label.as_str())).collect();
+        assert_eq!(unknown, Vec::<&String>::new(), "{file}");
         shown.extend(named);
     }
     assert_eq!(known.difference(&shown).collect::<Vec<_>>(), Vec::<&String>::new(), "nobody shows these");

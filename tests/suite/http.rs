@@ -104,7 +104,7 @@ async fn a_decision_is_previewed_carried_out_and_on_record() {
     assert_eq!((&operation["command"], &operation["os_user"]), (&json!("retry discard"), &json!("http")));
     let number = operation["id"].as_i64().unwrap();
     assert_eq!(get(&format!("GET /api/operations/{number}")).await["messages"], 1);
-    let replayed = post("POST /api/retry/run", json!({ "ids": [ids[0], ids[1]] })).await;
+    let replayed = post("POST /api/retry/run", json!({ "ids": [ids[0], ids[1], ids[0]] })).await;
     assert_eq!(replayed.json()["messages"], 2, "{replayed:?}");
     let unknown =
         post("POST /api/retry/run", json!({ "ids": ["00000000-0000-0000-0000-000000000000"] })).await;
@@ -157,10 +157,13 @@ async fn each_list_comes_in_pages_that_leave_nothing_out() {
     database
         .batch(
             "insert into outboxd.groups (name, kafka_group, cluster_id) select 'Group ' || n, 'g' || n, 'c' from generate_series(1, 7) n;
-             insert into outboxd.agents (id, name, role, groups, host, pid, version, http, heartbeat, status, health)
-             select gen_random_uuid(), 'gone', 'consumer', '{}', 'h', 1, 'v', 'h:1', '1 s', 'stopped', '{}' from generate_series(1, 4)",
+             insert into outboxd.agents (id, name, role, host, pid, version, heartbeat, status, last_heartbeat_at)
+             select gen_random_uuid(), 'gone', 'consumer', 'h', 1, 'v', '1 s', 'stopped', now() - n * interval '10 h' from generate_series(1, 4) n",
         )
         .await;
+    let page = request(daemon.listen, "GET /agents").send().await;
+    assert_eq!(page.body.matches("<article").count(), 3, "one works, two left today: {page:?}");
+    assert!(page.body.contains("2 more have been gone for longer than a day"), "{page:?}");
     for (list, named, least) in [("groups", "name", 7), ("agents", "id", 5), ("jobs", "name", 5)] {
         let page = async |query: &str| {
             request(daemon.listen, &format!("GET /api/{list}?{query}")).send().await.json()

@@ -63,6 +63,18 @@ async fn a_daemon_waits_for_its_schema_and_for_kafka_by_name() {
 }
 
 #[tokio::test]
+async fn a_heartbeat_that_cannot_be_written_is_told() {
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    let producer = Outboxd::new(&database, kafka).set("agent.heartbeat = \"1s\"").producer();
+    producer.ready().await;
+    let client = database.connect().await;
+    client.batch_execute("begin; lock table outboxd.agents in share mode").await.unwrap();
+    turns_red(&producer, "heartbeat", "ago", &["database", "work"]).await;
+    client.batch_execute("rollback").await.unwrap();
+    producer.ready().await;
+}
+
+#[tokio::test]
 async fn it_is_told_that_messages_are_pending_and_nobody_moves_a_cursor() {
     let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
     let topic = kafka.topic(1).await;

@@ -204,7 +204,7 @@ pub(super) async fn show(
 ) -> Result<Json<Value>, Problem> {
     let client = site.database.lend().await?;
     let mut items: Vec<Value> = Vec::new();
-    for entry in retry::find(&client, &STATES, id).await? {
+    for entry in retry::find(&client, &STATES, &[id]).await? {
         items.extend(parked::show(&client, &entry).await?.map(|story| json!(story)));
         items.extend(failures::show(&client, &entry).await?.map(|story| json!(story)));
     }
@@ -286,13 +286,8 @@ pub(in crate::http) async fn select(
     if filter.is_some() || *all || ids.is_empty() || ids.len() > MOST_IDS {
         return Err(Problem::bad(format!("either 1 to {MOST_IDS} `ids`, or `filter`, or `all`")));
     }
-    let mut entries = Vec::new();
-    for id in ids {
-        let found = retry::find(client, decision.states(), *id).await?;
-        if found.is_empty() {
-            return Err(Problem::not_found(format!("no message {id} is {}", decision.states().join(" or "))));
-        }
-        entries.extend(found);
-    }
-    Ok(Chosen::These(entries))
+    let states = decision.states();
+    let entries = retry::find_each(client, states, ids).await?;
+    let missing = |id| Problem::not_found(format!("no message {id} is {}", states.join(" or ")));
+    entries.map(Chosen::These).map_err(missing)
 }

@@ -34,7 +34,7 @@ impl Filter {
     async fn select(&self, client: &Connection) -> Result<Chosen, Problem> {
         let decision = self.decision()?;
         if let Some(id) = self.id {
-            return Ok(Chosen::These(retry::find(client, decision.states(), id).await?));
+            return Ok(Chosen::These(retry::find(client, decision.states(), &[id]).await?));
         }
         let filter = self.read(None);
         filter.check(decision).map_err(Problem::conflict)?;
@@ -98,7 +98,7 @@ pub(super) async fn show(State(site): State<Arc<Site>>, Named(id): Named<i64>) -
     let body = html! {
         h1 { (operation.command) }
         p role="status" {
-            strong { (operation.messages) @if operation.messages == 1 { " message" } @else { " messages" } } " so far; "
+            strong { (operation.messages) @if operation.messages == 1 { " message" } @else { " messages" } @if is_open { " so far" } } "; "
             @if let Some(result) = &operation.result { (result) } @else { "it goes on" }
             "."
         }

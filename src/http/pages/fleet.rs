@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::extract::State;
 use axum::response::Redirect;
+use chrono::{TimeDelta, Utc};
 use maud::{Markup, html};
 use serde_json::Value;
 use uuid::Uuid;
@@ -19,14 +20,23 @@ use crate::pg::agents::{self, Agent, AgentOrder};
 use crate::pg::group_orders::GroupOrder;
 use crate::pg::groups::{self, Shown};
 
+/// Who has been gone for longer is counted, and not shown.
+const GONE_FOR: TimeDelta = TimeDelta::days(1);
+
 pub(super) async fn agents(State(site): State<Arc<Site>>) -> Page {
     let client = site.database.lend().await?;
     let agents = agents::list(&client).await?;
     drop(client);
+    let (shown, old): (Vec<_>, Vec<_>) = agents
+        .iter()
+        .partition(|agent| overview::is_live(agent) || Utc::now() - agent.last_heartbeat_at < GONE_FOR);
     let body = html! {
         h1 { "Agents" }
         @if agents.is_empty() { p.none { "No agent has ever joined." } }
-        @for agent in &agents { (agent_of(&site, agent)) }
+        @for agent in shown { (agent_of(&site, agent)) }
+        @if !old.is_empty() {
+            p.none { (old.len()) " more have been gone for longer than a day; " code { "outboxd agents prune" } " forgets them." }
+        }
     };
     Ok(layout::page(&site, "/agents", "Agents", true, &body))
 }
