@@ -6,6 +6,15 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 tools=target/tools/prometheus
+
+as_root() {
+    if ((EUID == 0)); then "$@"; else sudo "$@"; fi
+}
+
+fetch() {
+    (cd "$tools" && apt-get download --quiet --quiet prometheus && dpkg-deb --extract prometheus_*.deb .) 2>/dev/null
+}
+
 if command -v promtool >/dev/null; then
     promtool=promtool
 else
@@ -13,7 +22,7 @@ else
     if [[ ! -x $promtool ]]; then
         echo "Fetching promtool"
         mkdir -p "$tools"
-        (cd "$tools" && apt-get download --quiet --quiet prometheus 2>/dev/null && dpkg-deb --extract prometheus_*.deb .) || {
+        fetch || { as_root apt-get update --quiet --quiet && fetch; } || {
             echo "promtool is missing: install the package prometheus" >&2
             exit 1
         }
