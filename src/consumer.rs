@@ -227,7 +227,13 @@ async fn work(context: GroupContext, drain: &CancellationToken) -> Result<(), Co
         group = set_up(context, control) => Arc::new(group?),
         () = drain.cancelled() => return Ok(()),
     };
+    let mut heard = group.control.heard.clone();
     let _desk = AbortOnDropHandle::new(tokio::spawn(desk.run(Arc::clone(&group))));
+    // It may be paused.
+    tokio::select! {
+        _ = heard.changed() => {}
+        () = drain.cancelled() => {}
+    }
     let retries = AbortOnDropHandle::new(tokio::spawn(retrying::work(Arc::clone(&group), drain.clone())));
     let ended = be_member(&group, drain).await;
     if ended.is_ok() {

@@ -25,7 +25,7 @@ pub struct Options {
 enum Command {
     /// Every job: when it runs, how it went last, when it is due next
     ///
-    /// States: waiting, running, paused, disabled (in the file), absent (no agent has it any more).
+    /// States: waiting, running, paused, disabled (in the file, or gone from it), absent (no agent has it any more).
     #[command(after_help = "Example:\n  outboxd jobs list --json")]
     List {
         /// One array of objects, with the next 5 firings of each

@@ -168,7 +168,8 @@ impl Desk {
                     group.control.hear(breaker, changes);
                     self.heard.send_replace(Heard::new(orders));
                 }
-                Ok(None) => {}
+                // Of a group that is forgotten.
+                Ok(None) => self.heard.send_modify(|_| {}),
                 Err(error) => tracing::debug!(group = &*group.name, "no orders: {error}"),
             }
         }

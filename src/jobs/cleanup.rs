@@ -61,6 +61,7 @@ async fn work(client: &mut Connection, logs: &mut Logs<'_>, rules: &Retention, w
         Ceiling::After(age) => count(failures::forget_dead(client, age, BATCH).await?),
     };
     let operations = count(operations::forget(client, rules.audit, BATCH).await?);
+    let lost = count(history::tell_lost(&**client).await?);
     let runs = count(history::forget(&**client, rules.runs, BATCH).await?);
     let counts = [
         (reclaimed, "leaves emptied"),
@@ -71,6 +72,7 @@ async fn work(client: &mut Connection, logs: &mut Logs<'_>, rules: &Retention, w
         (failures, "discarded failures forgotten"),
         (dead, "dead letters deleted, as `[retention] dead_letters` says"),
         (operations, "operations forgotten"),
+        (lost, "runs lost with their job"),
         (runs, "runs of jobs forgotten"),
     ];
     Ok(Done::counted(counts.into_iter().chain(evidence::clean(client, rules, walk, until).await?)))

@@ -149,8 +149,8 @@ impl Runner {
             };
             self.slots.insert(slot.job.name.clone(), slot);
         }
-        for (name, mut slot) in former.into_iter().filter(|(_, slot)| slot.run.is_some()) {
-            slot.is_leaving = true;
+        for (name, mut slot) in former {
+            (slot.is_leaving, slot.is_entered) = (true, false);
             self.slots.insert(name, slot);
         }
         // The board is told when it is opened.
@@ -200,6 +200,7 @@ impl Runner {
         board.enter(&entries).await?;
         self.slots.values_mut().for_each(|slot| slot.is_entered = true);
         self.touched_at = Instant::now();
+        self.let_go();
         Ok(board)
     }
 
@@ -400,9 +401,9 @@ impl Runner {
         self.tell_running();
     }
 
-    /// Forgets what is not configured any more, once it has ended.
+    /// Forgets what is not configured any more, once it has ended and the board knows.
     fn let_go(&mut self) {
-        self.slots.retain(|_, slot| !slot.is_leaving || slot.run.is_some());
+        self.slots.retain(|_, slot| !slot.is_leaving || slot.run.is_some() || !slot.is_entered);
     }
 
     /// Cuts those whose lease has ended without an answer of the board.

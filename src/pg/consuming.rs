@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use deadpool_postgres::GenericClient;
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
@@ -14,9 +15,17 @@ use super::sql::statements;
 use crate::domain::delivery::TopicPartition;
 
 statements! {
+    /// What was ordered of its job before the group began. Locked: an order that comes now finds the group.
+    PAUSED_BEFORE = "select paused_at, paused_by from outboxd.jobs where name = 'consume-' || $1 for update";
+
     DECLARE = "
-        insert into outboxd.groups (name, kafka_group, cluster_id) values ($1, $2, $3)
+        insert into outboxd.groups (name, kafka_group, cluster_id, paused_at, paused_by) values ($1, $2, $3, $4, $5)
         on conflict (name) do nothing returning name";
+
+    /// From now on the group itself is paused.
+    PAUSED_BY_GROUP = "
+        update outboxd.jobs set paused_at = null, paused_by = null
+        where name = 'consume-' || $1 and paused_at is not null";
 
     DECLARED = "select kafka_group, cluster_id from outboxd.groups where name = $1";
 
@@ -101,9 +110,15 @@ pub async fn declare(
     starts: &[(TopicPartition, i64)],
 ) -> Result<Declared, PgError> {
     let transaction = client.transaction().await?;
-    if transaction.query_opt(DECLARE, &[&group, &kafka_group, &cluster_id]).await?.is_none() {
+    let job = transaction.query_opt(PAUSED_BEFORE, &[&group]).await?;
+    let (paused_at, paused_by): (Option<DateTime<Utc>>, Option<String>) =
+        job.map(|job| (job.get(0), job.get(1))).unwrap_or_default();
+    let entered =
+        transaction.query_opt(DECLARE, &[&group, &kafka_group, &cluster_id, &paused_at, &paused_by]).await?;
+    if entered.is_none() {
         return standing(&transaction, group, kafka_group, cluster_id).await;
     }
+    transaction.execute(PAUSED_BY_GROUP, &[&group]).await?;
     let topics: Vec<&str> = starts.iter().map(|((topic, _), _)| &**topic).collect();
     let partitions: Vec<i32> = starts.iter().map(|((_, partition), _)| *partition).collect();
     let offsets: Vec<i64> = starts.iter().map(|(_, offset)| *offset).collect();

@@ -171,6 +171,12 @@ async fn an_agent_that_drains_finishes_its_runs_and_names_those_that_outlast_the
     assert_eq!(other.count(done).await, 0);
 }
 
+fn take_from_file(outboxd: &Outboxd, start: &str) {
+    let text = std::fs::read_to_string(outboxd.config()).unwrap();
+    let without: Vec<&str> = text.lines().filter(|line| !line.starts_with(start)).collect();
+    std::fs::write(outboxd.config(), without.join("\n") + "\n").unwrap();
+}
+
 #[tokio::test]
 async fn a_job_that_left_the_file_finishes_its_run_and_is_no_more() {
     let (database, kafka) = (database().await, Kafka::shared().await);
@@ -182,9 +188,7 @@ async fn a_job_that_left_the_file_finishes_its_run_and_is_no_more() {
     eventually("it is ordered", SOON, async || run().await == 0).await;
     let leased = "select count(*) from outboxd.jobs where name = 'works' and lease is not null";
     eventually("it is under way", SOON, async || database.count(leased).await == 1).await;
-    let text = std::fs::read_to_string(outboxd.config()).unwrap();
-    let without: Vec<&str> = text.lines().filter(|line| !line.starts_with("jobs.works")).collect();
-    std::fs::write(outboxd.config(), without.join("\n")).unwrap();
+    take_from_file(&outboxd, "jobs.works");
     producer.reload();
     producer.wait_for_line("is read again").await;
     let done = "select count(*) from outboxd.job_runs where job = 'works' and result = 'done'";
@@ -214,4 +218,91 @@ async fn an_order_and_its_record_are_one_transaction() {
     assert_eq!(database.count("select count(*) from outboxd.operations where result = 'done'").await, 2);
     producer.terminate();
     assert_eq!(producer.wait_exit().await, Some(0));
+}
+
+/// Of the last run: the board and the history say the same, and nothing is under way.
+async fn outcome(database: &Database, job: &str) -> Option<(String, String)> {
+    let rows = database
+        .query(
+            "select r.result, r.error from outboxd.job_runs r join outboxd.jobs j on j.name = r.job
+               and j.result = r.result and j.error = r.error and j.lease is null
+             where r.job = $1 order by r.id desc limit 1",
+            &[&job],
+        )
+        .await;
+    rows.first().map(|row| (row.get(0), row.get(1)))
+}
+
+#[tokio::test]
+async fn a_run_whose_job_left_the_file_is_told_as_cut_or_lost_if_it_was() {
+    let (one, other, kafka) = (database().await, database().await, Kafka::shared().await);
+    let set = |database: &Database, timeout: &str| {
+        Outboxd::new(database, kafka)
+            .set("jobs.cleanup.schedule = \"every 1s\"")
+            .set("jobs.idle.schedule = \"@yearly\"")
+            .set("jobs.idle.action = { kind = \"sql\", statement = \"select 1\" }")
+            .set("jobs.works.schedule = \"@yearly\"")
+            .set(&format!("jobs.works.timeout = \"{timeout}\""))
+            .set("jobs.works.action = { kind = \"exec\", command = [\"sleep\", \"300\"] }")
+    };
+    let (cut, lost) = (set(&one, "8s"), set(&other, "1h"));
+    let daemons = [cut.producer(), lost.producer()];
+    let leased = "select count(*) from outboxd.jobs where name = 'works' and lease is not null";
+    for (outboxd, database, daemon) in [(&cut, &one, &daemons[0]), (&lost, &other, &daemons[1])] {
+        let run = async || outboxd.run(&["jobs", "run", "works"]).await.code;
+        eventually("it is ordered", SOON, async || run().await == 0).await;
+        eventually("it is under way", SOON, async || database.count(leased).await == 1).await;
+        take_from_file(outboxd, "jobs.works");
+        take_from_file(outboxd, "jobs.idle");
+        daemon.reload();
+        daemon.wait_for_line("is read again").await;
+        for gone in ["works", "idle"] {
+            let refused = async || outboxd.run(&["jobs", "run", gone]).await.code == 2;
+            eventually("nobody would start it", SOON, refused).await;
+        }
+    }
+    let [first, second] = daemons;
+    let ended = eventually_some("it has ended", SOON, async || outcome(&one, "works").await).await;
+    assert_eq!(ended, ("cut".to_owned(), "cut after 8s".to_owned()));
+    first.terminate();
+    assert_eq!(first.wait_exit().await, Some(0), "{}", first.log());
+
+    second.kill();
+    // Its lease would end by itself.
+    other.batch("update outboxd.jobs set busy_until = clock_timestamp() where lease is not null").await;
+    let _daemon = lost.producer();
+    let ended = eventually_some("it is told", SOON, async || outcome(&other, "works").await).await;
+    assert_eq!(ended.0, "lost");
+    assert_eq!(other.count("select count(*) from outboxd.job_runs where job = 'works'").await, 1);
+}
+
+#[tokio::test]
+async fn a_consumer_is_paused_before_its_group_has_begun() {
+    let (database, kafka) = (database().await, Kafka::shared().await);
+    let topic = kafka.topic(1).await;
+    kafka.produce(&topic, None, Some(b"x"), &[]).await;
+    let job = format!("consume-{topic}");
+    // No broker is there.
+    let waiting = Outboxd::without_kafka(&database).group(&topic, &topic, "kind = \"log\"");
+    let consumer = waiting.consumer(&[&topic]);
+    let said = async |command: &str| waiting.run(&["jobs", command, &job]).await;
+    eventually("it is on the board", SOON, async || said("resume").await.stdout.contains("was not paused"))
+        .await;
+    assert!(said("pause").await.stdout.contains("is paused"));
+    assert!(said("pause").await.stdout.contains("was paused already"));
+    assert!(said("resume").await.stdout.contains("goes on"));
+    assert!(said("pause").await.stdout.contains("is paused"));
+    consumer.terminate();
+    consumer.wait_exit().await;
+
+    let outboxd = Outboxd::new(&database, kafka).group(&topic, &topic, "kind = \"log\"");
+    let consumer = outboxd.consumer(&[&topic]);
+    consumer.wait_for_line("nothing more is started: paused by").await;
+    assert!(said("pause").await.stdout.contains("was paused already"));
+    consumer.wait_for_line("\"assigned\"").await;
+    let handled = async || database.count("select count(*) from outboxd.handled").await;
+    assert_eq!(handled().await, 0);
+    assert!(said("resume").await.stdout.contains("goes on"));
+    assert!(said("resume").await.stdout.contains("was not paused"));
+    eventually("it is handled", SOON, async || handled().await == 1).await;
 }

@@ -178,3 +178,41 @@ async fn rate_and_policy_of_a_group_change_while_it_works() {
     produce(&failing, 1).await;
     eventually("the second is given up at once", SOON, async || dead().await == 1).await;
 }
+
+#[tokio::test]
+async fn a_group_makes_larger_batches_while_it_works() {
+    let (database, kafka) = (Postgres::shared().await.database().await, Kafka::shared().await);
+    let topic = kafka.topic(1).await;
+    database
+        .batch(
+            "create table calls (messages integer);
+             create function on_orders(all_of_them outboxd.delivery[]) returns void language sql security definer as
+               'insert into public.calls values (cardinality(all_of_them))'",
+        )
+        .await;
+    let produce = async |count: usize| {
+        for _ in 0..count {
+            kafka.produce(&topic, None, Some(b"x"), &[]).await;
+        }
+    };
+    let largest = async || database.count("select coalesce(max(messages), 0)::bigint from calls").await;
+    let handled = async || database.count("select count(*) from outboxd.handled").await;
+    produce(40).await;
+    let outboxd = Outboxd::new(&database, kafka)
+        .group(&topic, &topic, "kind = \"sql\"\nfunction = \"on_orders\"\nmode = \"batch\"")
+        .set(&format!("groups.{topic}.batch = 2"));
+    let consumer = outboxd.consumer(&[&topic]);
+    eventually("all are handled", SOON, async || handled().await == 40).await;
+    assert!((1..=2).contains(&largest().await), "{}", largest().await);
+
+    replace(&outboxd, "batch = 2", "batch = 500");
+    consumer.reload();
+    consumer.wait_for_line("is read again").await;
+    // What came together is taken together.
+    assert_eq!(outboxd.run(&["groups", "pause", &topic]).await.code, 0);
+    consumer.wait_for_line("nothing more is started").await;
+    produce(40).await;
+    assert_eq!(outboxd.run(&["groups", "resume", &topic]).await.code, 0);
+    eventually("the rest is handled", SOON, async || handled().await == 80).await;
+    assert!(largest().await > 2, "{}", largest().await);
+}

@@ -35,6 +35,23 @@ statements! {
         delete from outboxd.job_runs where id in (
           select id from outboxd.job_runs where ended_at < clock_timestamp() - $1::bigint * interval '1 ms' limit $2)";
 
+    /// Runs that nobody will do again or tell of: their job was switched off or left the file, and then they were not heard
+    /// of any more.
+    TELL_LOST = "
+        with lost as (
+          select name, firing, requested_by, started_at, agent, 'lost' as result,
+            'its agent was not heard of any more, and no other has the job' as error
+          from outboxd.jobs
+          where lease is not null and busy_until < clock_timestamp()
+            and (not enabled or entered_at < clock_timestamp() - interval '1 hour')
+          for update skip locked
+        ), told as (
+          update outboxd.jobs j set lease = null, ended_at = clock_timestamp(), result = lost.result, error = lost.error
+          from lost where j.name = lost.name
+        )
+        insert into outboxd.job_runs (job, firing, requested_by, started_at, agent, result, error)
+        select name, firing, requested_by, started_at, agent, result, error from lost";
+
     /// Jobs that no agent has had for a month, and none runs.
     FORGET_JOBS = "
         delete from outboxd.jobs where entered_at < clock_timestamp() - interval '30 days'
@@ -101,6 +118,11 @@ pub async fn runs(
     limit: i64,
 ) -> Result<Vec<Run>, PgError> {
     Ok(client.query(RUNS, &[&job, &before, &limit]).await?.iter().map(run).collect())
+}
+
+/// Tells of runs that were lost with their job.
+pub async fn tell_lost(client: &impl GenericClient) -> Result<u64, PgError> {
+    Ok(client.execute(TELL_LOST, &[]).await?)
 }
 
 /// Forgets runs older than that, up to `limit`, and jobs that nobody has any more; says how many runs.

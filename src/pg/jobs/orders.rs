@@ -1,7 +1,9 @@
 //! What operators order for a job, from wherever they do. The order stands in the database: every agent obeys within a second
-//! or two, also those that start later. A consumer is paused by its group, which its agents hear of.
+//! or two, also those that start later. A consumer is paused by its group, which its agents hear of; before that has begun,
+//! by its job, whose pause the group takes over.
 
 use serde_json::json;
+use tokio_postgres::Transaction;
 
 use crate::pg::connect::{Connection, PgError};
 use crate::pg::control;
@@ -9,9 +11,13 @@ use crate::pg::operations::{OnRecord, Operator};
 use crate::pg::sql::statements;
 
 statements! {
+    /// Of a consumer, while its group has not begun.
+    LOCK = "select from outboxd.jobs where name = $1 for update";
+
     PAUSE = "
         update outboxd.jobs set paused_at = clock_timestamp(), paused_by = $2
-        where name = $1 and paused_at is null and outboxd.durable()";
+        where name = $1 and paused_at is null and outboxd.durable()
+          and not exists (select from outboxd.groups g where 'consume-' || g.name = $1)";
 
     /// What was due meanwhile is not made up for.
     RESUME = "
@@ -20,7 +26,7 @@ statements! {
 
     RUN = "
         update outboxd.jobs set run_requested_at = clock_timestamp(), run_requested_by = $2
-        where name = $1 and enabled and outboxd.durable()";
+        where name = $1 and enabled and entered_at > clock_timestamp() - interval '1 hour' and outboxd.durable()";
 }
 
 /// What the job of a group's consumers is called, before the group's name.
@@ -89,20 +95,38 @@ impl JobOrder {
         let selection = json!({ "job": job });
         let order = OnRecord::begin(client, self.command(), &selection, by).await?;
         let client = &order.transaction;
-        let changed = match (self, group) {
-            (Self::Pause, Some(group)) => control::pause(client, group, &by.to_string()).await,
-            (Self::Resume, Some(group)) => control::resume(client, group).await,
-            (Self::Run, _) => change(client.execute(RUN, &[&job, &by.to_string()])).await,
-            (Self::Pause, None) => change(client.execute(PAUSE, &[&job, &by.to_string()])).await,
-            (Self::Resume, None) => change(client.execute(RESUME, &[&job])).await,
-        };
+        let changed = self.change(client, job, group, &by.to_string()).await;
         match (self, order.end(changed).await?) {
-            (Self::Run, false) => Err(OrderError::Refused("it is switched off in the file")),
+            (Self::Run, false) => {
+                Err(OrderError::Refused("it is switched off in the file, or no agent has it any more"))
+            }
             (_, changed) => Ok(changed),
         }
     }
-}
 
-async fn change(changed: impl Future<Output = Result<u64, tokio_postgres::Error>>) -> Result<bool, PgError> {
-    Ok(changed.await? > 0)
+    async fn change(
+        self,
+        client: &Transaction<'_>,
+        job: &str,
+        group: Option<&str>,
+        by: &str,
+    ) -> Result<bool, PgError> {
+        if let Some(group) = group {
+            client.execute(LOCK, &[&job]).await?;
+            let changed = match self {
+                Self::Run => false,
+                Self::Pause => control::pause(client, group, by).await?,
+                Self::Resume => control::resume(client, group).await?,
+            };
+            if changed {
+                return Ok(true);
+            }
+        }
+        let changed = match self {
+            Self::Run => client.execute(RUN, &[&job, &by]).await?,
+            Self::Pause => client.execute(PAUSE, &[&job, &by]).await?,
+            Self::Resume => client.execute(RESUME, &[&job]).await?,
+        };
+        Ok(changed > 0)
+    }
 }
