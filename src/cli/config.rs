@@ -72,8 +72,16 @@ fn when(job: &Job) -> String {
         (None, Some(asked)) => asked,
         (None, None) => return "by its own schedule".to_owned(),
     };
+    let zone = match schedule.timezone() {
+        "UTC" => String::new(),
+        zone => format!(" {zone}"),
+    };
     let next: Vec<String> = schedule.after(Utc::now()).take(NEXT).map(output::time).collect();
-    if next.is_empty() { schedule.to_string() } else { format!("{schedule}, next {}", next.join(", ")) }
+    match schedule {
+        Schedule::Continuous => schedule.to_string(),
+        _ if next.is_empty() => format!("{schedule}{zone}, never due any more"),
+        _ => format!("{schedule}{zone}, next {}", next.join(", ")),
+    }
 }
 
 fn handler(handler: &Handler) -> String {

@@ -26,11 +26,14 @@ enum Command {
     /// Every job: when it runs, how it went last, when it is due next
     ///
     /// States: waiting, running, paused, disabled (in the file, or gone from it), absent (no agent has it any more).
-    #[command(after_help = "Example:\n  outboxd jobs list --json")]
+    #[command(after_help = "Example:\n  outboxd jobs list\n  outboxd jobs list --next")]
     List {
         /// One array of objects, with the next 5 firings of each
         #[arg(long)]
         json: bool,
+        /// The next 5 firings of each, and nothing else
+        #[arg(long, conflicts_with = "json")]
+        next: bool,
     },
     /// Run it now, also if it is paused; if it is under way, once more behind that
     #[command(after_help = "Example:\n  outboxd jobs run cleanup")]
@@ -64,10 +67,14 @@ impl Options {
     pub async fn run(&self, global: &Global) -> anyhow::Result<Exit> {
         let config = global.load()?.config;
         match &self.command {
-            Command::List { json } => {
+            Command::List { json, next } => {
                 let client = connect_to_look(&config, "jobs").await?;
                 let jobs = history::list(&*client, None).await?;
-                if *json { output::json(&jobs)? } else { table(&jobs)? }
+                match (json, next) {
+                    (true, _) => output::json(&jobs)?,
+                    (false, true) => next_table(&jobs)?,
+                    (false, false) => table(&jobs)?,
+                }
             }
             Command::History { job, limit, after, json } => {
                 let client = connect_to_look(&config, "jobs").await?;
@@ -116,19 +123,30 @@ fn table(jobs: &[Job]) -> Result<(), output::OutputError> {
     output::table(columns, jobs.iter().map(row))
 }
 
+fn next_table(jobs: &[Job]) -> Result<(), output::OutputError> {
+    let row = |job: &Job| {
+        let next: Vec<String> = job.next.iter().copied().map(output::time).collect();
+        [job.name.clone(), schedule(job), job.state.clone(), next.join(", ")]
+    };
+    output::table(["NAME", "SCHEDULE", "STATE", "NEXT"], jobs.iter().map(row))
+}
+
+fn schedule(job: &Job) -> String {
+    match job.timezone.as_str() {
+        "UTC" => job.schedule.clone(),
+        timezone => format!("{} {timezone}", job.schedule),
+    }
+}
+
 fn row(job: &Job) -> [String; 8] {
     let result = match (&job.result, &job.error) {
         (Some(result), Some(error)) => format!("{result}: {error}"),
         (result, _) => maybe(result.clone()),
     };
-    let schedule = match job.timezone.as_str() {
-        "UTC" => job.schedule.clone(),
-        timezone => format!("{} {timezone}", job.schedule),
-    };
     [
         job.name.clone(),
         job.scope.clone(),
-        schedule,
+        schedule(job),
         job.state.clone(),
         maybe(job.started_at.map(output::time)),
         result,

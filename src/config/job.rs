@@ -1,5 +1,6 @@
 //! `[jobs.NAME]`: when something recurring runs, and what it does if it is the user's own.
 
+mod condition;
 mod own;
 
 use std::time::Duration;

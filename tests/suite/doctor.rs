@@ -359,17 +359,18 @@ async fn a_job_whose_condition_or_statement_the_database_would_refuse_is_found_a
     let outboxd = Outboxd::new(&database, kafka);
     let outboxd = job(outboxd, "right", "when = \"select count(*) > 0 from open\"", insert);
     let outboxd = job(outboxd, "hidden", "on = \"select count(*) > 0 from secret\"", insert);
-    let outboxd = job(outboxd, "vague", "when = \"select 1, 2\"", insert);
+    let outboxd = job(outboxd, "vague", "when = \"select * from (values (1, 2)) v\"", insert);
     let outboxd = job(outboxd, "slow", "when = \"select pg_sleep(9) is null\"", insert)
         .set("jobs.slow.statement_timeout = \"100ms\"");
     let outboxd = job(outboxd, "gone", "when = \"select true\"", "insert into nowhere select $1");
     // What writes cannot be tried, and what comes after it can.
     let writes = "on = \"select nextval('numbers') > 0\"";
     let outboxd = job(outboxd, "writes", writes, insert);
-    let outboxd =
-        job(outboxd, "writes-and-vague", writes, insert).set("jobs.writes-and-vague.when = \"select 1, 2\"");
+    let outboxd = job(outboxd, "writes-and-vague", writes, insert)
+        .set("jobs.writes-and-vague.when = \"select * from (values (1, 2)) v\"");
     let outboxd = job(outboxd, "writes-and-gone", writes, "insert into nowhere select $1");
-    let outboxd = job(outboxd, "off", "when = \"select 1, 2\"", insert).set("jobs.off.enabled = false");
+    let outboxd = job(outboxd, "off", "when = \"select * from (values (1, 2)) v\"", insert)
+        .set("jobs.off.enabled = false");
     let outboxd = job(outboxd, "as-nobody", "run_as = \"nobody-here\"", insert);
     let found = findings(&outboxd, &[]).await;
     let about = |name: &str| {

@@ -191,6 +191,9 @@ async fn an_operator_runs_pauses_and_resumes_a_job_of_the_whole_cluster() {
     let listed: Vec<Value> = serde_json::from_str(&listed.stdout).unwrap();
     let tick = listed.iter().find(|job| job["name"] == "tick").unwrap();
     assert_eq!(tick["next"].as_array().map(Vec::len), Some(5), "{tick}");
+    let next = operator.run(&["jobs", "list", "--next"]).await.stdout;
+    let next = next.lines().find(|line| line.starts_with("tick ")).unwrap();
+    assert_eq!(next.matches("-01-01T00:00:00").count(), 5, "{next}");
     let history = operator.run(&["jobs", "history", "tick", "--json"]).await;
     let history: Vec<Value> = serde_json::from_str(&history.stdout).unwrap();
     assert_eq!(history.len(), 1, "what was due meanwhile is not made up for: {history:?}");
@@ -277,7 +280,7 @@ async fn what_a_statement_may_not_do_or_say_fails_the_run_and_uses_the_firing_up
     let outboxd = Outboxd::new(&database, kafka);
     let outboxd = job(outboxd, "forbidden", &[&sql("delete from secret")]);
     let outboxd = job(outboxd, "slow", &[&sql("select pg_sleep(20)"), "statement_timeout = \"100ms\""]);
-    let outboxd = job(outboxd, "vague", &[&sql("select 1"), "when = \"select 1, 2\""]);
+    let outboxd = job(outboxd, "vague", &[&sql("select 1"), "when = \"select * from (values (1, 2)) v\""]);
     let outboxd = job(outboxd, "as-nobody", &[&sql("select 1"), "run_as = \"nobody-here\""]);
     let outboxd = job(
         outboxd,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::condition::check_condition;
 use crate::config::error::ConfigError;
 use crate::config::group::{HttpHandler, command, request};
 use crate::config::section::Section;
@@ -180,7 +181,7 @@ fn check_topic(name: &str) -> Result<(), Problem> {
     ))
 }
 
-fn check_text(text: &str) -> Result<(), Problem> {
+pub(super) fn check_text(text: &str) -> Result<(), Problem> {
     if text.contains('\0') { Err("must not hold a null character".into()) } else { Ok(()) }
 }
 
@@ -199,17 +200,9 @@ fn check_role(name: &str) -> Result<(), Problem> {
 }
 
 /// The first word of a statement.
-fn first_word(sql: &str) -> String {
+pub(super) fn first_word(sql: &str) -> String {
     let sql = sql.trim_start_matches(|c: char| c.is_whitespace() || c == '(');
     sql.chars().take_while(char::is_ascii_alphabetic).collect::<String>().to_ascii_lowercase()
-}
-
-fn check_condition(sql: &str) -> Result<(), Problem> {
-    check_text(sql)?;
-    if ["select", "with", "values", "table"].contains(&&*first_word(sql)) {
-        return Ok(());
-    }
-    Err("must be a query that gives one boolean, such as \"select count(*) > 0 from invoices where state = 'open'\"".into())
 }
 
 /// What would end the transaction that also holds the record of the run.

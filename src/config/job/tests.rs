@@ -36,6 +36,12 @@ fn what_is_wrong_with_a_job_is_said_at_its_place() {
         ),
         (format!("{}\n{}", job(sql), job(sql)), "5:7", "duplicate key"),
         (job(&format!("when = \"delete from t\"\n{sql}")), "4:8", "must be a query that gives one boolean"),
+        (job(&format!("when = \"select 1, 2\"\n{sql}")), "4:8", "this is a query of several columns"),
+        (
+            job(&format!("when = \"select count(*) from invoices\"\n{sql}")),
+            "4:8",
+            "this is a value, and no comparison of it",
+        ),
         (format!("[jobs.mine]\non = \"true\"\n{sql}"), "3:6", "must be a query that gives one boolean"),
         (
             format!("[jobs.mine]\non = \"select true\"\noverlap = \"queue\"\n{sql}"),

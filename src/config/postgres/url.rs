@@ -78,6 +78,11 @@ pub struct PostgresUrl {
 impl PostgresUrl {
     /// Problems never quote the text: it may hold a password.
     fn parse(text: &str, home: Option<&Path>) -> Result<Self, Problem> {
+        if text.trim().is_empty() {
+            return Err(
+                "must not be empty: a connection string such as \"postgres://outboxd@localhost/app\"".into(),
+            );
+        }
         let ConnectionString { url, options } = ConnectionString::parse(text)?;
         let mut tls = TlsOptions::default();
         let mut rest = Vec::new();

@@ -85,6 +85,8 @@ fn files_that_are_not_named_come_from_the_home_as_with_libpq() {
 #[test]
 fn what_is_wrong_is_said_without_quoting() {
     for (text, expected) in [
+        ("", "must not be empty"),
+        (" ", "must not be empty"),
         ("hunter2", "must be a URL such as"),
         ("mysql://u:hunter2@h/db", "must be a URL such as"),
         ("postgres://u:hunter2@h/db?sslmode=verify-fulll", "did you mean `verify-full`?"),
