@@ -1,6 +1,7 @@
 //! The configuration: one TOML file, checked before anything starts.
 
 pub mod agent;
+mod differences;
 mod dump;
 mod error;
 pub mod group;

@@ -1,5 +1,6 @@
 //! What a failure means outside: one table from its kind to the exit code, with advice for the operator.
 
+use std::error::Error;
 use std::process::ExitCode;
 
 /// How the process ends.
@@ -101,6 +102,25 @@ impl Kind {
     pub fn advice(self) -> Option<&'static str> {
         self.policy().1
     }
+}
+
+/// A chain of causes, without those that their effect has told already.
+pub fn words<'e>(chain: impl IntoIterator<Item = &'e (dyn Error + 'static)>) -> String {
+    let mut words = String::new();
+    for cause in chain.into_iter().map(ToString::to_string) {
+        if words.is_empty() {
+            words = cause;
+        } else if !words.contains(&cause) {
+            words.push_str(": ");
+            words.push_str(&cause);
+        }
+    }
+    words
+}
+
+/// An error and its causes.
+pub fn chain<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error: &&(dyn Error + 'static)| (*error).source())
 }
 
 /// A failure that carries its kind: what, why, and what to do where the table cannot know.

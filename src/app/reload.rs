@@ -2,6 +2,7 @@
 //! changes nothing.
 
 use crate::config::{Config, Loaded, is_live};
+use crate::failure;
 use crate::jobs::own::{self, Prepared};
 use crate::lifecycle::Reloads;
 use crate::telemetry;
@@ -31,7 +32,10 @@ impl Reload {
             self.signals.next().await;
             match self.read(config) {
                 Ok(reloaded) => return reloaded,
-                Err(error) => tracing::error!("SIGHUP: the configuration stays as it was: {error:#}"),
+                Err(error) => {
+                    let problem = failure::words(error.chain());
+                    tracing::error!("SIGHUP: the configuration stays as it was: {problem}");
+                }
             }
             self.signals.done();
         }

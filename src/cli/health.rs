@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use super::global::{Global, connect_to_look};
 use super::output;
 use crate::config::http::LISTEN;
-use crate::failure::{Exit, Failure};
+use crate::failure::{self, Exit, Failure};
 use crate::pg::agents;
 
 /// An answer that is longer is none of ours.
@@ -118,7 +118,7 @@ async fn ask(base: &str, as_json: bool) -> anyhow::Result<(bool, String)> {
 
 /// Nobody there is not ready either, in the words that are asked for.
 fn unheard(base: &str, error: &anyhow::Error, as_json: bool) -> String {
-    let problem = format!("{base}: {error:#}");
+    let problem = format!("{base}: {}", failure::words(error.chain()));
     if as_json {
         let document = json!({ "status": "not ready", "checks": { "answer": problem } });
         return format!("{document:#}");

@@ -6,7 +6,7 @@ use tokio_postgres::error::{DbError, SqlState};
 
 use super::output::OutputError;
 use crate::config::ConfigError;
-use crate::failure::{Exit, Failure, Kind};
+use crate::failure::{self, Exit, Failure, Kind};
 use crate::kafka::KafkaFailure;
 use crate::pg::PgError;
 use crate::pg::connect::QueryError;
@@ -82,19 +82,8 @@ fn of_kafka(error: &KafkaFailure) -> Kind {
     }
 }
 
-/// The chain of causes, without those that their effect has told already.
 fn words(error: &anyhow::Error) -> String {
-    let mut words = String::new();
-    for cause in error.chain().filter(|cause| !is_told_by_us(*cause)) {
-        let cause = cause.to_string();
-        if words.is_empty() {
-            words = cause;
-        } else if !words.contains(&cause) {
-            words.push_str(": ");
-            words.push_str(&cause);
-        }
-    }
-    words
+    failure::words(error.chain().filter(|cause| !is_told_by_us(*cause)))
 }
 
 /// The driver's own errors: `PgError` has put them into words.

@@ -1,9 +1,7 @@
 //! Where the configuration is looked for, and how file and environment become one.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
 use toml::de::DeTable;
 
 use super::error::ConfigError;
@@ -11,7 +9,7 @@ use super::overrides::lay_over;
 use super::section::{Entry, Section};
 use super::sources::Sources;
 use super::{Agent, Group, Http, Job, Kafka, Log, Postgres, Producer, Retention, Topics};
-use super::{Config, group, is_live, job, topic};
+use super::{Config, group, job, topic};
 
 const VARIABLE: &str = "OUTBOXD_CONFIG";
 const HERE: &str = "outboxd.toml";
@@ -91,28 +89,6 @@ impl Config {
             })
         })?;
         Ok(Loaded { config, path: path.map(Path::to_owned), entries })
-    }
-}
-
-impl Loaded {
-    /// The values of `new` that are live, of this one elsewhere: what is in force. For comparing only.
-    #[must_use]
-    pub fn keeping(&self, new: Self) -> Self {
-        let chosen = |entries: &[Entry], live: bool| -> Vec<Entry> {
-            entries.iter().filter(|entry| is_live(&entry.path) == live).cloned().collect()
-        };
-        let entries = [chosen(&self.entries, false), chosen(&new.entries, true)].concat();
-        Self { entries, ..new }
-    }
-
-    /// The keys whose values are others in `new`, or that only one of them has; secrets are not compared.
-    pub fn differences(&self, new: &Self) -> Vec<Vec<String>> {
-        let values = |loaded: &Self| -> BTreeMap<Vec<String>, Option<Value>> {
-            loaded.entries.iter().map(|entry| (entry.path.clone(), entry.value.clone())).collect()
-        };
-        let (old, new) = (values(self), values(new));
-        let paths: BTreeSet<&Vec<String>> = old.keys().chain(new.keys()).collect();
-        paths.into_iter().filter(|path| old.get(*path) != new.get(*path)).cloned().collect()
     }
 }
 

@@ -23,6 +23,7 @@ use tokio_postgres::{AsyncMessage, Client, Config as ClientConfig, NoTls};
 pub use self::connection::{Connection, Prepared};
 use self::connection::{ParameterTypes, Unnamed};
 use crate::config::{Postgres, SslMode, Tls};
+use crate::failure;
 use crate::telemetry::metrics::count_db_error;
 
 /// How long to wait for a connection: long enough for a busy server, short enough to be told about a dead one.
@@ -116,14 +117,7 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
         }
         return text;
     }
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
+    failure::words(failure::chain(error))
 }
 
 /// Makes connections to the one database of this process.
@@ -321,7 +315,7 @@ impl Connect for Pooled {
                 Err(error) => {
                     // A secret or a certificate that cannot be read. deadpool wants the driver's error, which has no
                     // room for words of ours: they go to the log, and the driver's own refusal of nothing goes up.
-                    tracing::error!("no connection can be made: {error:#}");
+                    tracing::error!("no connection can be made: {}", failure::words(error.chain()));
                     match ClientConfig::new().connect(NoTls).await {
                         Ok(_) => unreachable!("a configuration without a host connects nowhere"),
                         Err(error) => Err(error),

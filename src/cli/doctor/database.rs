@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::domain::doctor::fleet::{self, Blocking, Group};
 use crate::domain::doctor::outbox::{self, Lane};
 use crate::domain::doctor::{Check, Finding, postgres, rights};
+use crate::failure;
 use crate::pg::connect::Connection;
 use crate::pg::doctor::{self, LIMIT};
 use crate::pg::jobs::trial;
@@ -73,7 +74,10 @@ fn failed(name: &'static str, error: &PgError) -> Check {
 /// Without it, nothing can be told.
 fn unseen(error: impl Into<anyhow::Error>) -> Finding {
     let error = error.into();
-    Finding::new(format!("{error:#}"), report::kind(&error).advice().unwrap_or("see the server's log"))
+    Finding::new(
+        failure::words(error.chain()),
+        report::kind(&error).advice().unwrap_or("see the server's log"),
+    )
 }
 
 async fn settings(client: &Connection) -> Result<Vec<Finding>, PgError> {

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::job::{Body, Done, Firing, Job, Outcome, TimedOut, Work};
 use crate::domain::firings::Gone;
 use crate::failpoint;
+use crate::failure;
 use crate::pg::jobs::End;
 use crate::pg::jobs::firing::Fired;
 
@@ -180,25 +181,10 @@ async fn contained(body: impl Future<Output = Outcome> + Send + 'static, limit: 
     match tokio::time::timeout(limit, run).await {
         Ok(Ok(Ok(done))) => Result::Done(done),
         Ok(Ok(Err(error))) if error.is::<TimedOut>() => Result::Cut(error.to_string()),
-        Ok(Ok(Err(error))) => Result::Failed(chain(&*error)),
+        Ok(Ok(Err(error))) => Result::Failed(failure::words(failure::chain(&*error))),
         Ok(Err(error)) => Result::Failed(panic_words(error)),
         Err(_) => Result::Cut(TimedOut(limit).to_string()),
     }
-}
-
-/// The error and its causes, each once.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !words.contains(&text) {
-            words.push_str(": ");
-            words.push_str(&text);
-        }
-        cause = error.source();
-    }
-    words
 }
 
 fn panic_words(error: tokio::task::JoinError) -> String {
