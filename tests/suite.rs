@@ -26,6 +26,7 @@ mod suite {
     mod harness;
     mod health;
     mod http;
+    mod job_faults;
     mod job_rules;
     mod jobs;
     mod languages;
