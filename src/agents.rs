@@ -7,18 +7,22 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 pub use census::Census;
 
-use crate::domain::health::ErrorRate;
+use crate::domain::health::{ErrorRate, WAITING_FOR};
 use crate::pg::agents::{self, Registration};
 use crate::pg::connect::Connection;
 use crate::pg::{Connector, PgError, inspect};
 
 /// After a beat that did not arrive.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// What an agent waits for is told by a beat as soon as it is another, found by looking this often.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A beat that takes longer is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -95,7 +99,8 @@ pub async fn join(
     health: Health,
 ) -> Result<Member, PgError> {
     let mut connection = agents::connect(connector).await?;
-    let mut document = Document { health, started: Instant::now(), error_rate: ErrorRate::default() };
+    let (started, error_rate) = (Instant::now(), ErrorRate::default());
+    let mut document = Document { health, started, error_rate, told: Value::Null };
     let name =
         agents::register(&mut connection, &registration, Status::Active.name(), &document.write()).await?;
     // Should it be removed while it lives, it comes back under the name that it has.
@@ -146,9 +151,12 @@ struct Beats {
 impl Beats {
     async fn run(mut self, mut status: watch::Receiver<Status>) {
         let mut due = tokio::time::Instant::now() + self.registration.heartbeat;
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(due) => {}
+                _ = look.tick(), if self.connection.is_some() => if !self.document.has_news() { continue },
                 changed = status.changed() => if changed.is_err() { return },
                 // The next beat finds out whether the database is there, soon.
                 () = closed(&mut self.connection) => {
@@ -237,11 +245,18 @@ struct Document {
     health: Health,
     started: Instant,
     error_rate: ErrorRate,
+    /// What was waited for by the last.
+    told: Value,
 }
 
 impl Document {
+    fn has_news(&self) -> bool {
+        (self.health)()[WAITING_FOR] != self.told
+    }
+
     fn write(&mut self) -> Value {
         let mut document = (self.health)();
+        self.told = document[WAITING_FOR].clone();
         let count = |name: &str| document[name].as_u64().unwrap_or_default();
         let recent_error_rate = self.error_rate.after(count("processed"), count("failed"));
         document["recent_error_rate"] = json!(recent_error_rate);

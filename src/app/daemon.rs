@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::reload::{Reload, Reloaded};
 use crate::agents::{self, Member, Pulse};
 use crate::config::Config;
-use crate::domain::health::{Check, Report, STUCK_AFTER, Vitals};
+use crate::domain::health::{Check, Report, STUCK_AFTER, Vitals, WAITING_FOR};
 use crate::domain::schedule::Schedule;
 use crate::failure::{Exit, Failure, Kind};
 use crate::jobs::own::Prepared;
@@ -89,6 +89,14 @@ impl Board {
         *locked(&self.waiting) = what;
     }
 
+    /// For what, whatever it is.
+    fn waits(&self) -> Option<String> {
+        let of_one = |vitals: &dyn Vitals| vitals.kafka_away().into_iter().chain(vitals.waiting_for());
+        let mut reasons: Vec<String> = self.vitals().flat_map(of_one).collect();
+        reasons.dedup();
+        (!reasons.is_empty()).then(|| reasons.join("; "))
+    }
+
     fn has_config(&self, config: &Config) {
         *locked(&self.fingerprint) = fingerprint(config);
     }
@@ -150,6 +158,7 @@ impl Board {
                 document.extend(part);
             }
         }
+        document.insert(WAITING_FOR.into(), self.waits().into());
         document.insert("config".into(), Value::from(&**locked(&self.fingerprint)));
         Value::Object(document)
     }

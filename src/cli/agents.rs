@@ -1,5 +1,7 @@
 //! `outboxd agents`.
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 use uuid::Uuid;
 
@@ -7,9 +9,8 @@ use super::confirm::confirm;
 use super::global::{Global, connect, connect_to_look};
 use super::output::{self, maybe};
 use super::retry::operator::operator;
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, Kind};
 use crate::pg::agents::{self, Agent, AgentOrder};
-use crate::pg::connect::Connection;
 
 /// Look at the agents: who is alive, and how well; take one out of service and back; remove the dead
 #[derive(Args, Debug)]
@@ -43,22 +44,25 @@ enum Command {
     /// Take one out of service: it finishes what runs, others take its work over, the process stays
     #[command(after_help = "Example:\n  outboxd agents drain relay-1")]
     Drain {
-        /// Its id, or its name: the one of that name that was heard last
+        /// Its id, or its name: the one of that name that is alive
         #[arg(value_name = "ID or NAME")]
         agent: String,
     },
     /// Put one back into service
     #[command(after_help = "Example:\n  outboxd agents resume relay-1")]
     Resume {
-        /// Its id, or its name: the one of that name that was heard last
+        /// Its id, or its name: the one of that name that is alive
         #[arg(value_name = "ID or NAME")]
         agent: String,
     },
-    /// Remove those that are stopped or inactive
+    /// Remove those that are stopped or inactive, or some that are known to be dead
     ///
     /// One that lives after all registers anew with its next heartbeat.
-    #[command(after_help = "Example:\n  outboxd agents prune --dry-run")]
+    #[command(after_help = "Example:\n  outboxd agents prune --dry-run\n  outboxd agents prune relay-1")]
     Prune {
+        /// These, also if they are only suspect (missed two beats)
+        #[arg(value_name = "ID or NAME")]
+        agents: Vec<String>,
         /// Show which they are, and change nothing
         #[arg(long)]
         dry_run: bool,
@@ -81,15 +85,21 @@ impl Options {
         match &self.command {
             Command::List { json: true } => output::json(&agents)?,
             Command::List { json: false } => table(&agents)?,
-            Command::Prune { dry_run, yes } => {
-                let dead: Vec<Agent> = agents
-                    .into_iter()
-                    .filter(|agent| ["stopped", "inactive"].contains(&&*agent.state))
-                    .collect();
-                prune(&client, &dead, *dry_run, *yes).await?;
+            Command::Prune { agents: named, dry_run, yes } => {
+                let inactive_after = config.agent.inactive_after;
+                let dead = dead(agents, named, inactive_after)?;
+                if *dry_run || !yes {
+                    table(&dead)?;
+                }
+                if !dry_run && !dead.is_empty() {
+                    confirm(&format!("Remove {} agents?", dead.len()), *yes)?;
+                    let ids: Vec<Uuid> = dead.iter().map(|agent| agent.id).collect();
+                    let removed = agents::prune(&client, &ids, inactive_after, !named.is_empty()).await?;
+                    output::line(&format!("{removed} agents removed"))?;
+                }
             }
             Command::Drain { agent } => {
-                let found = find(agents, agent)?;
+                let found = find_alive(agents, agent)?;
                 let said = if ["stopped", "inactive"].contains(&&*found.state) {
                     "has ended: there is nothing to take out of service"
                 } else if AgentOrder::Drain.carry_out(&mut client, found.id, &operator()).await? {
@@ -100,7 +110,7 @@ impl Options {
                 output::line(&format!("agent {} {said}", found.name))?;
             }
             Command::Resume { agent } => {
-                let found = find(agents, agent)?;
+                let found = find_alive(agents, agent)?;
                 let is_new = AgentOrder::Resume.carry_out(&mut client, found.id, &operator()).await?;
                 let said = if is_new { "is put back into service" } else { "was in service" };
                 output::line(&format!("agent {} {said}", found.name))?;
@@ -120,27 +130,71 @@ fn table(agents: &[Agent]) -> Result<(), output::OutputError> {
     output::table(columns, agents.iter().map(row))
 }
 
-async fn prune(client: &Connection, dead: &[Agent], dry_run: bool, yes: bool) -> anyhow::Result<()> {
-    if dry_run || !yes {
-        table(dead)?;
+/// Those that are to be removed.
+fn dead(agents: Vec<Agent>, named: &[String], inactive_after: Duration) -> Result<Vec<Agent>, Failure> {
+    let is_dead = |agent: &Agent| {
+        ["stopped", "inactive"].contains(&&*agent.state)
+            || agent.silent_seconds > inactive_after.as_secs_f64()
+    };
+    if named.is_empty() {
+        return Ok(agents.into_iter().filter(is_dead).collect());
     }
-    if dry_run || dead.is_empty() {
-        return Ok(());
+    let mut dead = Vec::new();
+    for name in named {
+        let (gone, alive): (Vec<_>, Vec<_>) = agents
+            .iter()
+            .filter(|agent| is_meant(agent, name))
+            .partition(|agent| is_dead(agent) || agent.state == "suspect");
+        if let ([], Some(agent)) = (&gone[..], alive.first()) {
+            let heard = output::age(agent.silent_seconds);
+            let problem = format!(
+                "agent {} is {}, heard {heard} ago: it can be removed once it has missed two beats",
+                agent.name, agent.state
+            );
+            return Err(Failure::new(Kind::Refused, problem));
+        }
+        if gone.is_empty() {
+            return Err(unknown(name));
+        }
+        dead.extend(gone.into_iter().cloned());
     }
-    confirm(&format!("Remove {} agents?", dead.len()), yes)?;
-    let ids: Vec<Uuid> = dead.iter().map(|agent| agent.id).collect();
-    let removed = agents::prune(client, &ids).await?;
-    Ok(output::line(&format!("{removed} agents removed"))?)
+    dead.sort_by_key(|agent| agent.id);
+    dead.dedup_by_key(|agent| agent.id);
+    Ok(dead)
 }
 
+fn is_meant(agent: &Agent, wanted: &str) -> bool {
+    Uuid::parse_str(wanted).map_or_else(|_| agent.name == wanted, |id| agent.id == id)
+}
+
+fn is_alive(agent: &Agent) -> bool {
+    ["active", "draining"].contains(&&*agent.state)
+}
+
+/// A name means the one that is alive, of several the one heard last.
 fn find(agents: Vec<Agent>, wanted: &str) -> Result<Agent, Failure> {
-    let id = Uuid::parse_str(wanted).ok();
-    let named = |agent: &Agent| Some(agent.id) == id || agent.name == wanted;
-    let found =
-        agents.into_iter().filter(named).max_by_key(|agent| (Some(agent.id) == id, agent.last_heartbeat_at));
-    found.ok_or_else(|| {
-        Failure::not_found(format!("no agent `{wanted}`; `outboxd agents list` shows those there are"))
-    })
+    let meant = agents.into_iter().filter(|agent| is_meant(agent, wanted));
+    meant.max_by_key(|agent| (is_alive(agent), agent.last_heartbeat_at)).ok_or_else(|| unknown(wanted))
+}
+
+/// The same, for orders: which of several that live is meant must be said.
+fn find_alive(agents: Vec<Agent>, wanted: &str) -> Result<Agent, Failure> {
+    let alive: Vec<String> = agents
+        .iter()
+        .filter(|agent| is_alive(agent) && is_meant(agent, wanted))
+        .map(|agent| format!("{} (process {} on {})", agent.id, agent.pid, agent.host))
+        .collect();
+    if alive.len() > 1 {
+        return Err(Failure::usage(format!(
+            "several agents `{wanted}` are alive: name one by its id: {}",
+            alive.join(", ")
+        )));
+    }
+    find(agents, wanted)
+}
+
+fn unknown(wanted: &str) -> Failure {
+    Failure::not_found(format!("no agent `{wanted}`; `outboxd agents list` shows those there are"))
 }
 
 fn row(agent: &Agent) -> [String; 11] {
@@ -211,11 +265,46 @@ mod tests {
     }
 
     #[test]
-    fn a_name_means_the_one_heard_last_and_an_id_beats_a_name() {
-        let all =
-            || vec![agent(1, "a", 30), agent(2, "a", 20), agent(3, &Uuid::from_u128(2).to_string(), 90)];
-        let found = |wanted: &str| find(all(), wanted).ok().map(|agent| agent.id.as_u128());
-        assert_eq!((found("a"), found("b")), (Some(1), None));
-        assert_eq!(found(&Uuid::from_u128(2).to_string()), Some(2));
+    fn a_name_means_the_one_that_is_alive_else_the_one_heard_last() {
+        let dead = |id, heard| Agent { state: "suspect".into(), ..agent(id, "a", heard) };
+        let found = |agents: &[Agent], wanted: &str| {
+            find_alive(agents.to_vec(), wanted)
+                .map(|agent| agent.id.as_u128())
+                .map_err(|failure| failure.to_string())
+        };
+        let all = [dead(1, 30), agent(2, "a", 20), dead(3, 90), agent(4, "b", 5)];
+        assert_eq!(found(&all, "a"), Ok(2));
+        assert_eq!(found(&all, &Uuid::from_u128(3).to_string()), Ok(3));
+        assert_eq!(found(&[dead(1, 30), dead(2, 40)], "a"), Ok(2));
+        assert!(found(&all, "c").unwrap_err().contains("no agent"));
+        let two = [agent(1, "a", 30), agent(2, "a", 20)];
+        let several = found(&two, "a").unwrap_err();
+        assert!(several.contains(&Uuid::from_u128(2).to_string()), "{several}");
+        assert_eq!(find(two.to_vec(), "a").map(|agent| agent.id.as_u128()).ok(), Some(1));
+    }
+
+    #[test]
+    fn who_is_suspect_is_removed_if_he_is_named() {
+        let with = |id, state: &str, silent_seconds| Agent {
+            state: state.into(),
+            silent_seconds,
+            ..agent(id, state, 1)
+        };
+        let all = [
+            with(1, "active", 3.0),
+            with(2, "suspect", 70.0),
+            with(3, "stopped", 9.0),
+            with(4, "suspect", 400.0),
+        ];
+        let chosen = |named: &[&str]| {
+            let named: Vec<String> = named.iter().map(|name| (*name).to_owned()).collect();
+            let dead = dead(all.to_vec(), &named, Duration::from_secs(300));
+            dead.map(|dead| dead.iter().map(|agent| agent.id.as_u128()).collect::<Vec<_>>())
+                .map_err(|failure| failure.kind)
+        };
+        assert_eq!(chosen(&[]), Ok(vec![3, 4]));
+        assert_eq!(chosen(&["suspect", "stopped"]), Ok(vec![2, 3, 4]));
+        assert_eq!(chosen(&["active"]), Err(Kind::Refused));
+        assert_eq!(chosen(&["nobody"]), Err(Kind::NotFound));
     }
 }

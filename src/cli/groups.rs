@@ -12,6 +12,7 @@ use super::global::{Global, connect_to_look};
 use super::output::{self, maybe};
 use super::retry::operator::operator;
 use crate::failure::{Exit, Failure, Kind};
+use crate::pg::agents;
 use crate::pg::connect::Connection;
 use crate::pg::group_orders::GroupOrder;
 use crate::pg::groups::{self, Group};
@@ -99,14 +100,14 @@ impl Forget {
         let inactive_after = config.agent.inactive_after;
         let found = find(&client, &self.group, inactive_after).await?;
         if !found.agents.is_empty() {
-            return Err(alive(&found.name, &found.agents.join(", ")).into());
+            return Err(alive(&client, &found).await?.into());
         }
         if !self.yes {
             return Err(Failure::new(Kind::Refused, preview(&found)).into());
         }
         let order = GroupOrder::Forget { inactive_after };
         if !order.carry_out(&mut client, &found.name, &operator()).await? {
-            return Err(alive(&found.name, "one that has just started").into());
+            return Err(alive(&client, &found).await?.into());
         }
         output::line(&format!("forgot group {}, with {} positions", found.name, found.positions))?;
         Ok(())
@@ -147,8 +148,27 @@ fn paused(group: &Group) -> String {
     }
 }
 
-fn alive(group: &str, agents: &str) -> Failure {
-    Failure::new(Kind::Refused, format!("group `{group}` has agents alive ({agents}): stop them first"))
+/// Who is in the way, and what to do about one that is dead.
+async fn alive(client: &Connection, group: &Group) -> anyhow::Result<Failure> {
+    let mut named = Vec::new();
+    let mut suspect = Vec::new();
+    for agent in agents::list(client).await?.into_iter().filter(|agent| agent.groups.contains(&group.name)) {
+        match agent.state.as_str() {
+            "stopped" | "inactive" => continue,
+            "suspect" => suspect.push(agent.id.to_string()),
+            _ => {}
+        }
+        named.push(format!("{}, heard {} ago", agent.name, output::age(agent.silent_seconds)));
+    }
+    let advice = match &suspect[..] {
+        [] => String::new(),
+        dead => {
+            format!("; one that has missed two beats and is dead: `outboxd agents prune {}`", dead.join(" "))
+        }
+    };
+    let said =
+        format!("group `{}` has agents alive ({}): stop them first{advice}", group.name, named.join("; "));
+    Ok(Failure::new(Kind::Refused, said))
 }
 
 fn preview(group: &Group) -> String {

@@ -8,6 +8,9 @@ use serde_json::Value;
 /// A loop that has not turned for this long is stuck. Waiting for the database or for Kafka is turning.
 pub const STUCK_AFTER: Duration = Duration::from_secs(60);
 
+/// What an agent waits for, in its health document.
+pub const WAITING_FOR: &str = "waiting_for";
+
 /// What every role tells: a relay, and each group of a consumer.
 pub trait Vitals: Send + Sync {
     /// The role's part of the health document.

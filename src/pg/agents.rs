@@ -59,10 +59,14 @@ statements! {
 
     FORGET_BEATS = "delete from outboxd.agent_heartbeats where at < clock_timestamp() - interval '1 day'";
 
-    /// Who has said goodbye, or is taken for dead; checked again by the statement that removes.
+    /// Who has said goodbye, or is taken for dead, whether or not anybody is left to reap; checked again by the statement
+    /// that removes. Of those that an operator names, two missed beats are enough.
     PRUNE = "
         with gone as (
-          delete from outboxd.agents where id = any($1) and status in ('stopped', 'inactive') returning id
+          delete from outboxd.agents where id = any($1) and (status in ('stopped', 'inactive')
+            or last_heartbeat_at < clock_timestamp() - $2::bigint * interval '1 ms'
+            or ($3 and last_heartbeat_at < clock_timestamp() - heartbeat * 2))
+          returning id
         ), forgotten as (
           delete from outboxd.agent_heartbeats b using gone where b.agent_id = gone.id
         ), left_groups as (
@@ -70,14 +74,17 @@ statements! {
         )
         select count(*) from gone";
 
-    /// Of a role, what most of the live ones have read in their files is the usual; as many each: who has run longer.
+    /// Of a role, what most of the live ones have read in their files is the usual; as many each: who has run longer. Who
+    /// has missed two beats is suspect before the reaper comes, and if none does.
     LIST = "
         with usual as (
           select distinct on (role) role, health->>'config' as config
           from outboxd.agents where status in ('active', 'draining') and health ? 'config'
           group by role, health->>'config' order by role, count(*) desc, min(started_at)
         )
-        select id, name, a.role, groups, host, pid, version, http, started_at, last_heartbeat_at, status, health,
+        select id, name, a.role, groups, host, pid, version, http, started_at, last_heartbeat_at,
+          case when status in ('active', 'draining') and last_heartbeat_at < clock_timestamp() - heartbeat * 2
+            then 'suspect' else status end, health,
           extract(epoch from clock_timestamp() - last_heartbeat_at)::float8,
           coalesce(status in ('active', 'draining') and health->>'config' <> usual.config, false), drain_ordered_at
         from outboxd.agents a left join usual on usual.role = a.role order by a.role, name, started_at";
@@ -196,9 +203,15 @@ pub async fn reap(client: &Connection, inactive_after: Duration) -> Result<Vec<(
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// Removes those of these that are stopped or inactive, with their beats; says how many.
-pub async fn prune(client: &Connection, ids: &[Uuid]) -> Result<i64, PgError> {
-    Ok(client.query_one(PRUNE, &[&ids]).await?.get(0))
+/// Removes those of these that are stopped or silent for `inactive_after`, if they are named also those that are suspect, with
+/// their beats; says how many.
+pub async fn prune(
+    client: &Connection,
+    ids: &[Uuid],
+    inactive_after: Duration,
+    are_named: bool,
+) -> Result<i64, PgError> {
+    Ok(client.query_one(PRUNE, &[&ids, &millis(inactive_after), &are_named]).await?.get(0))
 }
 
 pub async fn list(client: &Connection) -> Result<Vec<Agent>, PgError> {

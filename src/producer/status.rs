@@ -208,7 +208,6 @@ impl Vitals for RelayStatus {
             "in_flight": inner.in_flight(),
             "processed": inner.published,
             "failed": inner.parked,
-            "waiting_for": inner.waiting_for(),
         })
     }
 
@@ -228,7 +227,7 @@ impl Vitals for RelayStatus {
 
     fn kafka_away(&self) -> Option<String> {
         let inner = self.inner();
-        let unasked = || (!inner.kafka_has_answered).then(|| "it has not answered yet".to_owned());
+        let unasked = || (!inner.kafka_has_answered).then(|| "Kafka has not answered yet".to_owned());
         inner.kafka_away.clone().or_else(unasked).filter(|_| !inner.is_off)
     }
 

@@ -95,6 +95,33 @@ async fn a_backlog_that_nobody_can_publish_shows_in_the_health() {
 }
 
 #[tokio::test]
+async fn what_an_agent_waits_for_is_told_at_once_and_so_is_its_end() {
+    let (postgres, kafka) = (Postgres::shared().await, Kafka::private().await);
+    let database = postgres.database().await;
+    let outboxd = Outboxd::new(&database, &kafka)
+        .set("agent.heartbeat = \"20m\"")
+        .set("agent.inactive_after = \"1h\"")
+        .set("agent.name = \"relay\"");
+    let daemon = outboxd.producer();
+    daemon.ready().await;
+    let shown = async || outboxd.run(&["agents", "show", "relay"]).await.stdout;
+    let waits = async || {
+        let shown = shown().await;
+        let line = shown.lines().find(|line| line.starts_with("waiting_for")).map(str::to_owned);
+        line.is_some_and(|line| !line.ends_with("null"))
+    };
+    eventually("it waits for nothing", SOON, async || !waits().await).await;
+    kafka.kill();
+    eventually("it waits", SOON, waits).await;
+    assert!(shown().await.contains("Kafka"), "{}", shown().await);
+    kafka.start().await;
+    daemon.ready().await;
+    eventually("it waits for nothing any more", SOON, async || !waits().await).await;
+    let told = beats(&database).await;
+    assert!(told <= 12, "only what is new is told between two beats: {told}");
+}
+
+#[tokio::test]
 async fn a_consumer_tells_its_whole_health_at_every_beat() {
     let (postgres, kafka) = (Postgres::shared().await, Kafka::shared().await);
     let database = postgres.database().await;
@@ -127,6 +154,9 @@ async fn a_consumer_tells_its_whole_health_at_every_beat() {
     assert_eq!((failing["processed"].as_u64(), failing["recent_error_rate"].as_f64()), (Some(0), Some(1.0)));
     assert!(failing["uptime_seconds"].is_u64() && failing["resident_bytes"].is_u64());
     health("it lags", &|health| health["lag"] == 1).await;
+    let groups = outboxd.run(&["groups", "list", "--json"]).await.stdout;
+    let groups: Vec<Value> = serde_json::from_str(&groups).unwrap();
+    assert_eq!(groups[0]["lag"], 1, "{groups:?}");
 
     std::fs::write(open, "").unwrap();
     let done = health("it is processed", &|health| health["processed"] == 1 && health["lag"] == 0).await;

@@ -42,7 +42,7 @@ async fn stop(consumer: Daemon) {
 }
 
 async fn positions(database: &Database) -> i64 {
-    database.count("select sum(next_offset)::bigint from outboxd.group_positions").await
+    database.count("select coalesce(sum(next_offset), 0)::bigint from outboxd.group_positions").await
 }
 
 #[tokio::test]
@@ -102,4 +102,36 @@ async fn records_before_the_place_are_passed_over_and_no_other() {
         assert_eq!(unknown.code, code, "{unknown:?}");
     }
     assert_eq!(outboxd.run(&["groups", "reset", &topic, "--to", "soon"]).await.code, 2);
+}
+
+#[tokio::test]
+async fn a_consumer_that_was_killed_is_in_the_way_no_longer_than_an_operator_lets_it_be() {
+    let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
+    let topic = kafka.topic(1).await;
+    let outboxd = Outboxd::new(&database, kafka)
+        .group(&topic, &topic, "kind = \"log\"")
+        .set("agent.heartbeat = \"1s\"")
+        .set("agent.inactive_after = \"1h\"")
+        .set("kafka.consumer.\"session.timeout.ms\" = 6000");
+    let consumer = outboxd.consumer(&[&topic]);
+    kafka.produce(&topic, None, Some(b"x"), &[]).await;
+    eventually("it is handled", PATIENCE, async || positions(&database).await == 1).await;
+    let agent = database.query_one("select id::text from outboxd.agents", &[]).await;
+    let (agent, reset): (String, _) =
+        (agent.get(0), ["groups", "reset", &topic, "--to", "earliest", "--yes"]);
+    assert_eq!(outboxd.run(&["agents", "prune", &agent, "--yes"]).await.code, 5, "it is alive");
+    consumer.kill();
+    let advice = format!("outboxd agents prune {agent}");
+    eventually("it says what to do", PATIENCE, async || {
+        let refused = outboxd.run(&reset).await;
+        assert_eq!(refused.code, 5, "{refused:?}");
+        refused.stderr.contains(&advice)
+    })
+    .await;
+    // Nobody is left to reap it.
+    assert!(outboxd.run(&["agents", "list"]).await.stdout.contains("suspect"));
+    let pruned = outboxd.run(&["agents", "prune", &agent, "--yes"]).await;
+    assert!(pruned.code == 0 && pruned.stdout.contains("1 agents removed"), "{pruned:?}");
+    eventually("Kafka has given it up too", PATIENCE, async || outboxd.run(&reset).await.code == 0).await;
+    assert_eq!(positions(&database).await, 0);
 }

@@ -77,7 +77,7 @@ impl Reset {
         let inactive_after = config.agent.inactive_after;
         let group = super::find(&client, &self.group, inactive_after).await?;
         if !group.agents.is_empty() {
-            return Err(super::alive(&group.name, &group.agents.join(", ")).into());
+            return Err(super::alive(&client, &group).await?.into());
         }
         let topics = Topics::of_group(&config.kafka, "outboxd-cli", &group.kafka_group)?;
         self.check(&topics, &group).await?;
@@ -100,7 +100,7 @@ impl Reset {
         let Some(removed) =
             groups::reset(&mut client, &group.name, &moves, self.rehandle, inactive_after).await?
         else {
-            return Err(super::alive(&group.name, "one that has just started").into());
+            return Err(super::alive(&client, &group).await?.into());
         };
         // Behind the database: where the two differ a group begins at the lower one, and nothing is passed over.
         topics.commit(moves.iter().map(|wanted| (wanted.at.clone(), wanted.to)).collect()).await?;

@@ -55,8 +55,10 @@ pub fn agents(agents: &[Agent], inactive_after_seconds: f64) -> Vec<Finding> {
             "see whether it runs and reaches the database; one that is gone for good: outboxd agents prune",
         ));
     }
+    // One that an operator has taken out of service waits for him.
     let waits = |agent: &&&Agent| {
-        agent.health["uptime_seconds"].as_f64().is_some_and(|uptime| uptime > JUST_STARTED_SECONDS)
+        agent.state == "active"
+            && agent.health["uptime_seconds"].as_f64().is_some_and(|uptime| uptime > JUST_STARTED_SECONDS)
     };
     for agent in live.iter().filter(waits) {
         if let Some(what) = agent.health["waiting_for"].as_str() {
