@@ -4,6 +4,7 @@ mod demo;
 mod postgres;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use postgres::EmbeddedPostgres;
@@ -15,11 +16,15 @@ use crate::config::agent::DRAIN_TIMEOUT;
 use crate::domain::dispatch;
 use crate::failure::Exit;
 use crate::lifecycle::Lifecycle;
-use crate::pg::{Connector, consuming, migrate};
+use crate::pg::connect::Connection;
+use crate::pg::{Connector, PgError, agents, consuming, migrate};
 
 /// What the example group is called and reads.
 const TOPIC: &str = "orders";
 const PARTITIONS: i32 = 3;
+
+/// Between two looks whether the producer has joined.
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Debug, Default)]
 pub struct DevOptions {
@@ -62,14 +67,33 @@ async fn on(postgres: &EmbeddedPostgres, options: &DevOptions, lifecycle: Lifecy
             () = lifecycle.drain.cancelled() => Ok(()),
         }
     } else {
-        print!("{}", addresses(postgres, &brokers, options.data_dir.as_deref()));
-        lifecycle.drain.cancelled().await;
+        tokio::select! {
+            dashboard = dashboard(&client) => {
+                print!("{}", addresses(postgres, &brokers, &dashboard?, options.data_dir.as_deref()));
+                lifecycle.drain.cancelled().await;
+            }
+            () = lifecycle.drain.cancelled() => {}
+        }
         Ok(())
     };
     lifecycle.drain.cancel();
     let exits = [producer.await??, consumer.await??];
     shown?;
     Ok(exits.into_iter().find(|exit| *exit != Exit::Done).unwrap_or(Exit::Done))
+}
+
+/// Where the producer of this process serves it, once it has joined.
+async fn dashboard(client: &Connection) -> Result<String, PgError> {
+    let me = i64::from(std::process::id());
+    loop {
+        let mut agents = agents::list(client).await?.into_iter();
+        let found = agents
+            .find(|agent| agent.role == "producer" && agent.state == "active" && i64::from(agent.pid) == me);
+        if let Some(http) = found.and_then(|agent| agent.http) {
+            return Ok(http);
+        }
+        tokio::time::sleep(TRY_AGAIN_AFTER).await;
+    }
 }
 
 fn configuration(postgres: &EmbeddedPostgres, brokers: &str) -> String {
@@ -80,7 +104,7 @@ fn configuration(postgres: &EmbeddedPostgres, brokers: &str) -> String {
     )
 }
 
-fn addresses(postgres: &EmbeddedPostgres, brokers: &str, data_dir: Option<&Path>) -> String {
+fn addresses(postgres: &EmbeddedPostgres, brokers: &str, dashboard: &str, data_dir: Option<&Path>) -> String {
     let (url, psql) = (postgres.app_url(), postgres.psql());
     let data = match data_dir {
         Some(dir) => format!("kept in {}", dir.display()),
@@ -91,16 +115,18 @@ fn addresses(postgres: &EmbeddedPostgres, brokers: &str, data_dir: Option<&Path>
 
   PostgreSQL  {url}
   Kafka       {brokers} (in-process, not for load; topic `{TOPIC}`, {PARTITIONS} partitions)
+  Dashboard   {dashboard}
   Data        {data}
 
 Send a message from SQL, inside a transaction of yours if you like:
   {psql} -c \"select outboxd.enqueue('{TOPIC}', '{{\\\"order\\\": 1}}'::jsonb, key => 'ada')\"
 or from the command line:
-  export OUTBOXD__POSTGRES__URL='{url}'
+  export OUTBOXD__POSTGRES__URL='{url}' OUTBOXD__KAFKA__BROKERS='{brokers}'
   outboxd send --topic {TOPIC} --key ada '{{\"order\": 2}}'
 See what became of them, and who is at work:
   outboxd messages list
   outboxd agents list
+  outboxd doctor
 
 Ctrl-C ends it.
 "

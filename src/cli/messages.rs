@@ -49,6 +49,7 @@ Example:
   outboxd messages list --key customer-7 --json
   outboxd messages list --before 120000   the next page: older than the last SEQ of this one")]
 struct List {
+    /// Only of this topic. Those of outboxd itself, which name the agent of a retry (outboxd.retry.GROUP), are shown only so
     #[arg(long)]
     topic: Option<String>,
     #[arg(long)]

@@ -58,7 +58,10 @@ Example:
     Discard(act::Options),
 }
 
-/// Those that wait for a decision, in the order of their inserts
+/// Those that wait for a decision
+///
+/// First what Kafka refused, in the order of its inserts, then what groups failed to handle, in the order of message ids, which
+/// is that of their time.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:

@@ -346,9 +346,13 @@ impl Retries {
                 self.group.status.gave_up(reason);
                 tracing::error!(group, %id, attempt = number, "a dead letter ({reason}): {error}");
             }
-            Verdict::Again(after) => {
-                tracing::debug!(group, %id, attempt = number, ?after, "it failed again: {error}");
+            // The first, the second, the fourth: what keeps failing does not fill the log.
+            Verdict::Again(after) if number.is_power_of_two() => {
+                let after = Duration::from_millis(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
+                let after = humantime::format_duration(after);
+                tracing::warn!(group, %id, attempt = number, "it failed again, and is tried again in {after}: {error}");
             }
+            Verdict::Again(_) => {}
         }
         // The database takes no such character.
         let error = error.replace('\0', "\u{fffd}");

@@ -20,7 +20,7 @@ statements! {
     TAG = "select tag_high, tag_low from outboxd.outbox";
 
     /// Each lane from its newest message down, by the primary keys, until enough pass the filter; what is set aside may
-    /// be found twice. A time beyond the years of RFC 3339 (Postgres knows infinity) is shown as their end.
+    /// be found twice. What outboxd itself sends to name the agent of a retry is shown to who asks for its topic. A time beyond the years of RFC 3339 (Postgres knows infinity) is shown as their end.
     MESSAGES = "
         select distinct on (m.seq) m.id, m.seq, m.priority, m.topic, m.key, m.type, m.idempotency_key, m.created_at,
           case when m.deliver_after is not null then least(greatest(m.deliver_after, '0001-01-01 utc'), '9999-12-31 utc') end,
@@ -29,12 +29,12 @@ statements! {
         cross join lateral (
           (select * from outboxd.message_states_in_outbox s
            where s.priority = lanes.priority and s.seq < $4::bigint
-             and ($1::text is null or topic = $1) and ($2::text is null or key = $2) and ($3::text is null or state = $3)
+             and (topic = $1 or $1::text is null and topic not like 'outboxd.retry.%') and ($2::text is null or key = $2) and ($3::text is null or state = $3)
            order by s.seq desc limit $5)
           union all
           (select * from outboxd.message_states_aside s
            where s.priority = lanes.priority and s.seq < $4::bigint
-             and ($1::text is null or topic = $1) and ($2::text is null or key = $2) and ($3::text is null or state = $3)
+             and (topic = $1 or $1::text is null and topic not like 'outboxd.retry.%') and ($2::text is null or key = $2) and ($3::text is null or state = $3)
            order by s.seq desc limit $5)
         ) m
         order by m.seq desc limit $5";

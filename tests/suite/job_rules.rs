@@ -133,6 +133,8 @@ async fn pausing_the_job_of_a_consumer_pauses_its_group() {
     assert_eq!(outboxd.run(&["jobs", "run", &job]).await.code, 2);
     let shown = outboxd.run(&["groups", "show", &topic]).await;
     assert!(shown.stdout.contains("paused"), "{}", shown.stdout);
+    let listed = outboxd.run(&["groups", "list"]).await.stdout;
+    assert!(listed.contains(" by "), "it is paused by somebody: {listed}");
     kafka.produce(&topic, None, Some(b"x"), &[]).await;
     let handled = async || database.count("select count(*) from outboxd.handled").await;
     assert_eq!(outboxd.run(&["jobs", "pause", &job]).await.code, 0);

@@ -203,4 +203,9 @@ async fn a_failure_is_given_to_the_other_agent_through_the_outbox() {
         ("2".into(), "1".into(), "60000".into())
     );
     assert_eq!(records[0].payload, None, "the message itself stays in the database");
+    let looks = scene.outboxd();
+    let listed = looks.run(&["messages", "list"]).await.stdout;
+    assert!(!listed.contains("outboxd.retry."), "what is outboxd's own is in nobody's way: {listed}");
+    let listed = looks.run(&["messages", "list", "--topic", &dispatch::topic(&scene.group)]).await.stdout;
+    assert!(listed.contains("published"), "{listed}");
 }

@@ -161,20 +161,18 @@ pub(super) fn tell_failure(message: &Message, fate: Fate, stays: bool, reason: &
     if stays && !attempt.is_power_of_two() {
         return;
     }
-    let fate = match fate {
+    let (group, id, topic) = (&*message.delivery.group, message.id(), &*record.topic);
+    let (partition, offset) = (record.partition, record.offset);
+    match fate {
         Fate::Due(delay) => {
             let delay = Duration::from_millis(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
-            format!("tried again in {}", humantime::format_duration(delay))
+            let delay = humantime::format_duration(delay);
+            let words = format!("the handler failed, the message is tried again in {delay}");
+            tracing::warn!(group, %id, topic, partition, offset, attempt, "{words}: {reason}");
         }
-        Fate::Dead(reason) => format!("given up ({})", reason.name()),
-    };
-    tracing::warn!(
-        group = &*message.delivery.group,
-        id = %message.id(),
-        topic = &*record.topic,
-        partition = record.partition,
-        offset = record.offset,
-        attempt,
-        "the handler failed, the message is {fate}: {reason}"
-    );
+        // An operator decides.
+        Fate::Dead(why) => {
+            tracing::error!(group, %id, topic, partition, offset, attempt, "a dead letter ({}): {reason}", why.name());
+        }
+    }
 }

@@ -192,3 +192,29 @@ async fn a_record_comes_through_byte_for_byte() {
     assert!(start(1).await, "its answer may be lost");
     assert!(open(1).await.is_none(), "it is under way");
 }
+
+#[tokio::test]
+async fn every_attempt_tells_its_reason_and_a_dead_letter_is_an_error_once() {
+    let settings = ["retry.max_attempts = 3", "retry.backoff = \"100ms\""];
+    let telling = |log: &str, level: &str, words: &[&str]| {
+        let level = format!("\"level\":\"{level}\"");
+        log.lines()
+            .filter(|line| line.contains(&level) && words.iter().all(|word| line.contains(word)))
+            .count()
+    };
+    for (status, reason, again) in
+        [(StatusCode::SERVICE_UNAVAILABLE, "attempts", 2), (StatusCode::BAD_REQUEST, "permanent", 0)]
+    {
+        let (scene, handler) = (Scene::new().await, Handler::answering(status));
+        let consumer = scene.consumer("a", &handler, &settings).await;
+        let _producer = scene.producer(&settings);
+        scene.takers_are(1).await;
+        scene.kafka.produce(&scene.topic, None, Some(b"x"), &[]).await;
+        consumer.wait_for_line("a dead letter").await;
+        let (log, code) = (consumer.log(), status.as_str());
+        let dead = format!("a dead letter ({reason})");
+        assert_eq!(telling(&log, "ERROR", &["dead letter"]), 1, "{log}");
+        assert_eq!(telling(&log, "ERROR", &[&dead, code]), 1, "{log}");
+        assert_eq!(telling(&log, "WARN", &["tried again in", code]), again, "{log}");
+    }
+}
