@@ -21,7 +21,7 @@ mod store;
 mod wait;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -30,9 +30,10 @@ use uuid::Uuid;
 pub use places::Solitude;
 pub use status::{ConsumerStatus, GroupStatus};
 
-use crate::config;
+use crate::config::{self, Rate};
 use crate::domain::backoff::Backoff;
 use crate::domain::batch_size::BatchSize;
+use crate::domain::rate::{Pace, Turn};
 use crate::kafka::KafkaFailure;
 use crate::kafka::topics::Topics;
 use crate::pg::{Connector, PgError, Pool};
@@ -160,6 +161,8 @@ struct Group {
     status: Arc<GroupStatus>,
     control: Control,
     places: Places,
+    /// Of fresh messages and of retries, if there is a rate.
+    pace: Mutex<Option<Pace>>,
     /// How many messages go in one call of a function that takes many.
     batch_size: Mutex<BatchSize>,
     patience: Duration,
@@ -173,6 +176,30 @@ impl Group {
 
     fn kafka_group(&self) -> String {
         self.config().kafka_group.clone().unwrap_or_else(|| self.name.to_string())
+    }
+
+    /// The group's rate as it is now, shared among so many agents.
+    fn keep_pace(&self, members: i64) {
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Rate(rate)) = self.config().rate else {
+            *pace = None;
+            return;
+        };
+        #[allow(clippy::cast_precision_loss, reason = "a number of agents")]
+        let share = rate / members as f64;
+        pace.get_or_insert_with(|| Pace::new(share, Instant::now())).set(share, Instant::now());
+    }
+
+    fn has_pace(&self) -> bool {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Lets one start, or says when it may.
+    fn in_pace(&self, turn: &mut Option<Turn>) -> Result<(), Instant> {
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(pace) = &mut *pace else { return Ok(()) };
+        let now = Instant::now();
+        pace.take(turn, now).map_err(|wait| now + wait)
     }
 
     fn batch_size(&self) -> MutexGuard<'_, BatchSize> {
@@ -322,9 +349,22 @@ async fn set_up(context: GroupContext, control: Control) -> Result<Group, Consum
     let name: Arc<str> = name.into();
     let store = Store { pool, group: Arc::clone(&name), cluster_id, agent, agent_name };
     let places = Places::new(count_places(&handler, &config, &store.pool), solitude);
+    let pace = Mutex::new(config.rate.map(|Rate(rate)| Pace::new(rate, Instant::now())));
     let batch_size = Mutex::default();
-    let group =
-        Group { name, live, kafka, handler, topics, store, status, control, places, batch_size, patience };
+    let group = Group {
+        name,
+        live,
+        kafka,
+        handler,
+        topics,
+        store,
+        status,
+        control,
+        places,
+        pace,
+        batch_size,
+        patience,
+    };
     let mut wait = Wait::new(&group.name, &group.status, SET_UP);
     loop {
         match enter(&group).await {

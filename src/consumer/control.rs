@@ -29,7 +29,6 @@ pub(super) struct Heard {
     /// This agent is out of service: it leaves the group until it is back.
     pub(super) ordered_out: bool,
     pub(super) breaker_reason: Option<String>,
-    pub(super) members: i64,
 }
 
 impl Heard {
@@ -37,12 +36,7 @@ impl Heard {
         let paused = orders.paused_by.map(|by| format!("paused by {by}"));
         let closed = paused
             .or_else(|| orders.drain.then(|| "an operator has taken this agent out of service".to_owned()));
-        Self {
-            closed,
-            ordered_out: orders.drain,
-            breaker_reason: orders.breaker_reason,
-            members: orders.members.max(1),
-        }
+        Self { closed, ordered_out: orders.drain, breaker_reason: orders.breaker_reason }
     }
 }
 
@@ -117,8 +111,7 @@ pub(super) struct Desk {
 
 pub(super) fn control(group: &str, breaker: config::group::Breaker) -> (Control, Desk) {
     let (changes, told) = mpsc::unbounded_channel();
-    let (orders, heard) =
-        watch::channel(Heard { closed: None, ordered_out: false, breaker_reason: None, members: 1 });
+    let (orders, heard) = watch::channel(Heard { closed: None, ordered_out: false, breaker_reason: None });
     let control = Control {
         group: group.to_owned(),
         pause: breaker.pause,
@@ -166,6 +159,7 @@ impl Desk {
                         Some(_) => State::HalfOpen,
                     };
                     group.control.hear(breaker, changes);
+                    group.keep_pace(orders.members.max(1));
                     self.heard.send_replace(Heard::new(orders));
                 }
                 // Of a group that is forgotten.

@@ -39,10 +39,9 @@ use super::control::Heard;
 use super::level::{HIGH_SPAN, Level};
 use super::places::Place;
 use super::session::{Event, Events, at};
-use crate::config::Rate;
 use crate::domain::chains::Chains;
 use crate::domain::delivery::{Record, TopicPartition};
-use crate::domain::rate::Pace;
+use crate::domain::rate::Turn;
 use crate::domain::watermark::Watermark;
 use crate::pg::claims::Claimed;
 
@@ -172,7 +171,8 @@ pub(super) struct Engine {
     /// Why nothing may start, by an order.
     closed: Option<String>,
     suspects: Suspects,
-    pace: Option<Pace>,
+    /// Of the next one that starts.
+    turn: Option<Turn>,
     /// When the next one may start, if the pace is what holds it.
     next_at: Option<Instant>,
     delayed: FuturesUnordered<Delayed>,
@@ -208,7 +208,7 @@ pub(super) fn start(
         heard: group.control.heard.clone(),
         closed: None,
         suspects: Suspects::default(),
-        pace: group.config().rate.map(|Rate(rate)| Pace::new(rate, std::time::Instant::now())),
+        turn: None,
         next_at: None,
         delayed: FuturesUnordered::new(),
         gathering: Gathering::default(),

@@ -29,6 +29,7 @@ use crate::config::OnDead;
 use crate::domain::breaker::State;
 use crate::domain::delivery::Outcome;
 use crate::domain::dispatch::Dispatch;
+use crate::domain::rate::Turn;
 use crate::pg::PgError;
 use crate::pg::held::{Next, Successor};
 use crate::pg::retrying::{Ended, Ends, Failed, Named, Verdict};
@@ -86,6 +87,10 @@ struct Retries {
     given: HashSet<Named>,
     waiting: VecDeque<Waiting>,
     line_for_place: Work<Place>,
+    /// Of the next one that starts.
+    turn: Option<Turn>,
+    /// When that may be, if the group's rate is what holds it.
+    next_at: Option<Instant>,
     starting: Work<Vec<(Named, Step)>>,
     running: FuturesUnordered<Running>,
     /// Started, and not recorded.
@@ -123,6 +128,8 @@ impl Retries {
             given: HashSet::new(),
             waiting: VecDeque::new(),
             line_for_place: None,
+            turn: None,
+            next_at: None,
             starting: None,
             running: FuturesUnordered::new(),
             leased: HashSet::new(),
@@ -156,6 +163,7 @@ impl Retries {
             place = answer(&mut self.line_for_place) => self.start(place),
             () = answer(&mut self.renewing) => {}
             () = due => {}
+            () = at(self.next_at) => self.next_at = None,
             _ = self.tick.tick() => {}
         }
         self.group
@@ -186,7 +194,7 @@ impl Retries {
             self.waiting.pop_front();
             self.hand_back(named, Duration::ZERO);
         }
-        if self.waiting.is_empty() || self.starting.is_some() || self.most() == 0 {
+        if self.waiting.is_empty() || self.starting.is_some() || self.next_at.is_some() || self.most() == 0 {
             self.line_for_place = None;
         } else if self.line_for_place.is_none() {
             self.line_for_place = Some(Box::pin(self.group.places.take()));
@@ -231,12 +239,18 @@ impl Retries {
         while all.len() < most
             && !self.waiting.is_empty()
             && let Some(own) = place.take().or_else(|| self.group.places.try_take())
+            && self.is_in_pace()
         {
             all.extend(self.waiting.pop_front().map(|waiting| (waiting.named, own)));
         }
         if !all.is_empty() {
             self.starting = Some(Box::pin(starting::start(Arc::clone(&self.group), all)));
         }
+    }
+
+    fn is_in_pace(&mut self) -> bool {
+        self.next_at = self.group.in_pace(&mut self.turn).err().map(Instant::from_std);
+        self.next_at.is_none()
     }
 
     fn started(&mut self, steps: Vec<(Named, Step)>) {

@@ -71,3 +71,49 @@ async fn a_group_tells_how_it_is_getting_on_and_is_paused_and_resumed() {
     let orders = "select count(*) from outboxd.operations where command in ('groups pause', 'groups resume')";
     assert_eq!(database.count(orders).await, 3);
 }
+
+#[tokio::test]
+async fn a_message_tells_what_became_of_it_in_every_group() {
+    let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
+    let topic = kafka.topic(1).await;
+    let [quick, again, hopeless] =
+        ["quick", "again", "hopeless"].map(|name| format!("{name}-{:08x}", fastrand::u32(..)));
+    let exec = |script: &str| format!("kind = \"exec\"\ncommand = [\"sh\", \"-c\", \"{script}\"]");
+    let outboxd = Outboxd::new(&database, kafka)
+        .set("agent.name = \"ann\"")
+        .set(&format!("groups.{again}.retry.backoff = \"1h\""))
+        .set(&format!("groups.{hopeless}.retry.max_attempts = 1"))
+        .group(&quick, &topic, "kind = \"log\"")
+        .group(&again, &topic, &exec("echo not now >&2; exit 75"))
+        .group(&hopeless, &topic, &exec("echo never >&2; exit 1"));
+    let id: uuid::Uuid =
+        database.query_one("select outboxd.enqueue($1, 'x'::text, key => 'k')", &[&topic]).await.get(0);
+    let _daemons = (outboxd.producer(), outboxd.consumer(&[&quick, &again, &hopeless]));
+    let operator = Outboxd::without_kafka(&database).postgres_url(&database.operator_url());
+    let show = async || -> Value {
+        let shown = operator.run(&["messages", "show", &id.to_string(), "--json"]).await;
+        assert_eq!(shown.code, 0, "{shown:?}");
+        serde_json::from_str(&shown.stdout).unwrap()
+    };
+    eventually("every group has had it", PATIENCE, async || {
+        let story = show().await;
+        let count = |what: &str| story[what].as_array().map_or(0, Vec::len);
+        (count("handled"), count("failing"), count("failed_attempts")) == (1, 2, 2)
+    })
+    .await;
+    let story = show().await;
+    assert_eq!(
+        (&story["handled"][0]["group"], &story["handled"][0]["agent"]),
+        (&quick.as_str().into(), &"ann".into())
+    );
+    let of_group = |what: &str, group: &str| {
+        story[what].as_array().unwrap().iter().find(|one| one["group"] == group).cloned().unwrap_or_default()
+    };
+    assert_eq!(of_group("failing", &again)["state"], "due", "{story}");
+    assert_eq!(of_group("failing", &hopeless)["state"], "dead", "{story}");
+    for (group, error) in [(&again, "not now"), (&hopeless, "never")] {
+        let attempt = of_group("failed_attempts", group);
+        assert!(attempt["agent"] == "ann" && attempt["error"].as_str().unwrap().contains(error), "{attempt}");
+    }
+    assert!(story["publication"]["places"][0]["partition"].is_number(), "{story}");
+}

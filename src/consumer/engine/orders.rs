@@ -6,9 +6,7 @@ use tokio::time::Instant;
 
 use super::super::places::Place;
 use super::Engine;
-use crate::config::Rate;
 use crate::domain::breaker::State;
-use crate::domain::rate::Pace;
 
 /// Who waits for an operator, and for the other side of the handler.
 const ORDERS: &str = "orders";
@@ -46,24 +44,14 @@ impl Engine {
         if self.suspects.alone().is_some() {
             return true;
         }
-        let Some(pace) = &mut self.pace else { return true };
-        let wait = pace.take(std::time::Instant::now()).err();
-        self.next_at = wait.map(|wait| Instant::now() + wait);
-        wait.is_none()
+        self.next_at = self.group.in_pace(&mut self.turn).err().map(Instant::from_std);
+        self.next_at.is_none()
     }
 
     /// What was ordered since.
     pub(super) fn hear(&mut self) {
         let heard = self.heard.borrow_and_update().clone();
         let status = Arc::clone(&self.group.status);
-        let now = std::time::Instant::now();
-        if let Some(Rate(rate)) = self.group.config().rate {
-            #[allow(clippy::cast_precision_loss, reason = "a number of agents")]
-            let share = rate / heard.members as f64;
-            self.pace.get_or_insert_with(|| Pace::new(share, now)).set(share, now);
-        } else {
-            self.pace = None;
-        }
         if heard.closed != self.closed {
             if let Some(why) = &heard.closed {
                 tracing::info!(group = &*self.group.name, "nothing more is started: {why}");

@@ -61,7 +61,7 @@ impl Engine {
         let line = self.suspects.line_or(&mut self.line);
         let places = all.saturating_sub(self.running.len() + line.startable.len());
         // Handlers that answer at once leave nothing running behind them.
-        let is_fast = self.running.is_empty() && all == self.group.places.count() && self.pace.is_none();
+        let is_fast = self.running.is_empty() && all == self.group.places.count() && !self.group.has_pace();
         let places = if is_fast { places.max(self.group.config().batch) } else { places };
         if self.claim.is_some() || line.unclaimed.is_empty() || places == 0 {
             return;

@@ -111,6 +111,91 @@ async fn in_a_storm_of_rebalances_nothing_is_lost_and_each_operation_is_done_onc
     assert!(handled.values().all(|times| *times == 1), "whoever leaves finishes what it has begun");
 }
 
+/// Longer than a member may be silent, and with more behind it than its partition may take in.
+#[tokio::test]
+async fn a_message_that_takes_long_costs_no_membership_and_stops_no_other_partition() {
+    let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
+    let (topic, group) = (kafka.topic(2).await, unique("orders"));
+    let receiver = Receiver::default();
+    receiver.stuck.lock().unwrap().insert("slow".into());
+    let url = receiver.clone().listen().await;
+    let (slow, _) = kafka.produce(&topic, Some("slow"), Some(b"slow"), &[]).await;
+    let producer: BaseProducer = kafka.client_config().create().unwrap();
+    let write = |partition: i32, numbers: std::ops::Range<u32>| {
+        for n in numbers {
+            let record = BaseRecord::<str, str>::to(&topic).partition(partition);
+            producer.send(record.payload(&format!("{partition}:{n}"))).unwrap();
+        }
+        producer.flush(PATIENCE).unwrap();
+    };
+    write(slow, 0..3_000);
+    let consumer = Outboxd::new(&database, kafka)
+        .set("kafka.consumer.\"session.timeout.ms\" = \"6000\"")
+        .set("kafka.consumer.\"max.poll.interval.ms\" = \"6000\"")
+        .set(&format!("groups.{group}.batch = 100"))
+        .group(&group, &topic, &format!("kind = \"http\"\nurl = \"{url}\"\ntimeout = \"5m\""))
+        .consumer(&[&group]);
+    let full =
+        format!("outboxd_partition_paused{{group=\"{group}\",topic=\"{topic}\",partition=\"{slow}\"}} 1");
+    eventually("its partition is full", PATIENCE, async || {
+        consumer.get("/metrics").await.is_some_and(|(_, metrics)| metrics.contains(&full))
+    })
+    .await;
+    let begun = std::time::Instant::now();
+    let longer = std::time::Duration::from_secs(9);
+    eventually("longer than a member may be silent", PATIENCE, async || begun.elapsed() > longer).await;
+    let before = evidence(&database).await;
+    assert!((1_000..3_000).contains(&before), "so many may pass it: {before}");
+    write(1 - slow, 0..20);
+    eventually("the other partition goes on", PATIENCE, async || evidence(&database).await == before + 20)
+        .await;
+    receiver.stuck.lock().unwrap().clear();
+    eventually("all are handled", PATIENCE, async || evidence(&database).await == 3_021).await;
+    consumer.terminate();
+    assert_eq!(consumer.wait_exit().await, Some(0));
+    assert!(!consumer.log().contains("lost to another member"), "{}", consumer.log());
+    assert!(receiver.handled().values().all(|times| *times == 1));
+}
+
+/// It holds the claim of an operation, which ends by itself, and answers late.
+#[tokio::test]
+async fn the_claim_of_a_frozen_member_ends_and_its_late_answer_changes_nothing() {
+    let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
+    let (topic, group) = (kafka.topic(1).await, unique("orders"));
+    let (slow, quick) = (Receiver::default(), Receiver::default());
+    slow.stuck.lock().unwrap().insert("m".into());
+    let agent = async |name: &str, receiver: &Receiver| {
+        let handler = format!("kind = \"http\"\nurl = \"{}\"", receiver.clone().listen().await);
+        Outboxd::new(&database, kafka)
+            .set(&format!("agent.name = \"{name}\""))
+            .set("kafka.consumer.\"session.timeout.ms\" = \"6000\"")
+            .set("kafka.consumer.\"max.poll.interval.ms\" = \"6000\"")
+            .group(&group, &topic, &handler)
+    };
+    let freezes = agent("freezes", &slow).await.consumer(&[&group]);
+    kafka.produce(&topic, None, Some(b"m"), &[("idempotency-key", "order-1")]).await;
+    eventually("it is at work", PATIENCE, async || !slow.running.lock().unwrap().is_empty()).await;
+    freezes.pause();
+    let other = agent("goes-on", &quick).await.consumer(&[&group]);
+    other.wait_for_line("assigned").await;
+    assert_eq!(quick.tried("m"), 0, "while the claim holds, nobody else does it");
+    database.execute("update outboxd.idempotency_keys set expires_at = now()", &[]).await;
+    eventually("the other does it", PATIENCE, async || evidence(&database).await == 1).await;
+    slow.stuck.lock().unwrap().clear();
+    eventually("it answers", PATIENCE, async || slow.tried("m") == 1).await;
+    freezes.resume();
+    freezes.wait_for_line("lost to another member").await;
+    for daemon in [freezes, other] {
+        daemon.terminate();
+        assert_eq!(daemon.wait_exit().await, Some(0));
+    }
+    let agents = database.query("select agent from outboxd.handled", &[]).await;
+    assert_eq!(agents.iter().map(|row| row.get(0)).collect::<Vec<String>>(), ["goes-on"]);
+    assert_eq!(quick.tried("m"), 1);
+    let done = "select count(*) from outboxd.idempotency_keys where state = 'done'";
+    assert_eq!(database.count(done).await, 1);
+}
+
 #[tokio::test]
 async fn a_coordinator_that_moves_to_another_broker_costs_nothing() {
     let database = Postgres::shared().await.database().await;

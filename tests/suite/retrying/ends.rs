@@ -124,6 +124,10 @@ async fn an_operation_that_another_message_has_done_is_not_done_again_and_one_th
     assert_eq!(handler.count(), 0);
     let duplicate = "select count(*) from outboxd.handled where duplicate_of is not null";
     assert_eq!(scene.database.count(duplicate).await, 1);
+    let dispatches = scene.kafka.read_all(&outboxd::domain::dispatch::topic(&scene.group)).await;
+    let inherits =
+        |record: &crate::support::Record| record.header("idempotency-key").as_deref() == Some("order-1");
+    assert!(dispatches.len() >= 2 && dispatches.iter().all(inherits), "{dispatches:?}");
 }
 
 #[tokio::test]

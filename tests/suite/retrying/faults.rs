@@ -214,3 +214,19 @@ async fn a_connection_lost_in_a_function_counts_as_a_start_and_not_as_an_attempt
     eventually("it is given up", PATIENCE, async || scene.database.count(dead).await == 1).await;
     assert_eq!(scene.database.count("select count(*) from outboxd.starts").await, 0);
 }
+
+#[tokio::test]
+async fn retries_keep_to_the_rate_of_their_group() {
+    let scene = Scene::new().await;
+    let handler = Handler::answering(StatusCode::OK);
+    let _consumer = scene.consumer("a", &handler, &["rate = \"5/s\""]).await;
+    scene.takers_are(1).await;
+    scene.many_are_due(20).await;
+    let _producer = scene.producer(&[]);
+    scene.all_done().await;
+    let took =
+        "select (1000 * extract(epoch from max(handled_at) - min(handled_at)))::bigint from outboxd.handled";
+    let took = scene.database.count(took).await;
+    assert!(took >= 2_500, "20 at 5 a second, of which one second's worth may come at once: {took} ms");
+    assert_eq!(handler.count(), 20);
+}
