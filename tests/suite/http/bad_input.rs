@@ -61,6 +61,42 @@ async fn what_is_malformed_has_a_problem_for_an_answer() {
 }
 
 #[tokio::test]
+async fn what_is_malformed_has_a_page_for_an_answer_on_the_dashboard() {
+    let (_database, _, daemon) = producer(&[]).await;
+    for (line, form, status) in [
+        ("GET /messages?key=%00", "", 400),
+        ("GET /messages?after=-9999999999999999999", "", 400),
+        ("GET /failures?error=%00", "", 400),
+        ("GET /failures/decide", "", 400),
+        ("GET /failures/decide?decision=replay&id=7", "", 400),
+        ("POST /failures/decide", "", 400),
+        ("POST /failures/decide", "decision=replay&state=bogus", 422),
+        ("POST /failures/decide", "decision=%00", 400),
+        ("POST /failures/decide", "decision=replay&topic=%00", 400),
+        ("POST /operations/1/cancel", "", 409),
+        ("POST /groups/%00/pause", "", 404),
+        ("POST /groups/none/forget", "", 404),
+        ("POST /agents/7/drain", "", 400),
+        ("POST /jobs/%3Cscript%3E/run", "", 404),
+    ] {
+        let answer = request(daemon.listen, line).form(form).send().await;
+        assert!(
+            answer.status == status && answer.is_page("Back to the overview"),
+            "{line} {form}: {answer:?}"
+        );
+        assert!(!answer.body.contains("<script>"), "{line}: {answer:?}");
+    }
+    let huge = format!("token={}", "x".repeat(10_000));
+    let huge = request(daemon.listen, "POST /login").form(&huge).send().await;
+    assert!(huge.status == 413 && huge.is_page("Back to the overview"), "{huge:?}");
+    // Whatever bytes a name has, it is looked for.
+    for line in ["GET /messages?topic=%ff", "GET /messages?key=%27%3B--", "GET /failures?error=%25_%5C"] {
+        assert_eq!(request(daemon.listen, line).send().await.status, 200, "{line}");
+    }
+    assert!(!daemon.log().contains("panicked") && daemon.is_running());
+}
+
+#[tokio::test]
 async fn a_huge_body_and_a_huge_head_are_refused() {
     let (_database, _, daemon) = producer(&[]).await;
     let huge = "x".repeat(17 << 20);
