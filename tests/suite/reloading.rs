@@ -169,7 +169,8 @@ async fn rate_and_policy_of_a_group_change_while_it_works() {
     let failed = "select count(*) from outboxd.failures";
     eventually("the first is to be retried", SOON, async || database.count(failed).await == 1).await;
     eventually("both are assigned", SOON, async || consumer.log().matches("\"assigned\"").count() == 2).await;
-    assert_eq!((handled().await, dead().await), (0, 0));
+    // The first need not wait for an hour.
+    assert!(handled().await <= 1 && dead().await == 0);
 
     replace(&outboxd, &format!("groups.{topic}.rate = \"1/h\"\n"), "");
     replace(&outboxd, "max_attempts = 2", "max_attempts = 1");
