@@ -7,6 +7,7 @@ pub mod eventually;
 pub mod http;
 pub mod kafka;
 pub mod ledger;
+pub mod log;
 pub mod outboxd;
 pub mod pgbouncer;
 pub mod port;

@@ -87,8 +87,9 @@ impl Gate {
 
     fn handler(&self) -> String {
         let (begun, open) = (self.path("begun"), self.path("open"));
-        let script =
-            format!("touch {}; until test -e {}; do sleep 0.05; done", begun.display(), open.display());
+        let (begun, open) = (begun.display(), open.display());
+        // Where its daemon was killed, it ends with the test.
+        let script = format!("touch {begun}; until test -e {open} || ! test -e {begun}; do sleep 0.05; done");
         format!("kind = \"exec\"\ncommand = [\"sh\", \"-c\", \"{script}\"]\ntimeout = \"5m\"")
     }
 

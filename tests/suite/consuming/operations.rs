@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Consumer, PATIENCE, Receiver, evidence, posting, unique};
+use crate::support::log::Log;
 use crate::support::{Kafka, Postgres, eventually};
 
 /// Of each four, two have the same id, two the same idempotency key, crosswise: whoever waits for one while it holds the
@@ -49,24 +50,20 @@ async fn a_key_that_comes_again_with_another_payload_is_skipped_flagged_and_coun
     let topic = kafka.topic(1).await;
     let receiver = Receiver::default();
     let settings = posting(&[&topic], &receiver.clone().listen().await);
-    let lines = tempfile::NamedTempFile::new().unwrap();
-    let writer = std::sync::Mutex::new(lines.reopen().unwrap());
     // Of this thread: the consumer runs in it.
-    let _log = tracing::subscriber::set_default(
-        tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish(),
-    );
+    let log = Log::of_this_thread();
     let group = unique("orders");
     let consumer = Consumer::start(&database.agent_url(), kafka, &group, &settings);
     for payload in ["one", "one", "another", "one"] {
         kafka.produce(&topic, None, Some(payload.as_bytes()), &[("idempotency-key", "order-7")]).await;
     }
     eventually("all have evidence", PATIENCE, async || evidence(&database).await == 4).await;
+    eventually("they are counted", PATIENCE, async || consumer.number("duplicates") == 3).await;
     let vitals = outboxd::consumer::ConsumerStatus(vec![consumer.status.clone()]);
     let health = outboxd::domain::health::Vitals::health(&vitals);
     assert_eq!(health["groups"][&group]["duplicates_with_other_payload"], 1, "{health}");
-    eventually("they are counted", PATIENCE, async || consumer.number("duplicates") == 3).await;
     consumer.drained().await;
     assert_eq!(receiver.handled().values().sum::<usize>(), 1);
-    let log = std::fs::read_to_string(lines.path()).unwrap();
+    let log = log.text();
     assert_eq!(log.matches("skipped as a duplicate, though its payload is another").count(), 1, "{log}");
 }
