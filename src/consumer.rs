@@ -229,6 +229,11 @@ fn count_places(handler: &Handler, config: &config::Group, pool: &Pool) -> usize
     }
 }
 
+/// As people read it, to the millisecond.
+fn in_words(delay: Duration) -> humantime::FormattedDuration {
+    humantime::format_duration(Duration::from_millis(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)))
+}
+
 fn client_id(agent_name: &str) -> String {
     format!("outboxd-{agent_name}")
 }

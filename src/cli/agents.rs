@@ -100,7 +100,7 @@ impl Options {
             }
             Command::Drain { agent } => {
                 let found = find_alive(agents, agent)?;
-                let said = if ["stopped", "inactive"].contains(&&*found.state) {
+                let said = if found.has_ended() {
                     "has ended: there is nothing to take out of service"
                 } else if AgentOrder::Drain.carry_out(&mut client, found.id, &operator()).await? {
                     "goes out of service within a second or two; `outboxd agents list` shows when it has"
@@ -132,10 +132,7 @@ fn table(agents: &[Agent]) -> Result<(), output::OutputError> {
 
 /// Those that are to be removed.
 fn dead(agents: Vec<Agent>, named: &[String], inactive_after: Duration) -> Result<Vec<Agent>, Failure> {
-    let is_dead = |agent: &Agent| {
-        ["stopped", "inactive"].contains(&&*agent.state)
-            || agent.silent_seconds > inactive_after.as_secs_f64()
-    };
+    let is_dead = |agent: &Agent| agent.has_ended() || agent.silent_seconds > inactive_after.as_secs_f64();
     if named.is_empty() {
         return Ok(agents.into_iter().filter(is_dead).collect());
     }

@@ -153,10 +153,11 @@ async fn alive(client: &Connection, group: &Group) -> anyhow::Result<Failure> {
     let mut named = Vec::new();
     let mut suspect = Vec::new();
     for agent in agents::list(client).await?.into_iter().filter(|agent| agent.groups.contains(&group.name)) {
-        match agent.state.as_str() {
-            "stopped" | "inactive" => continue,
-            "suspect" => suspect.push(agent.id.to_string()),
-            _ => {}
+        if agent.has_ended() {
+            continue;
+        }
+        if agent.state == "suspect" {
+            suspect.push(agent.id.to_string());
         }
         named.push(format!("{}, heard {} ago", agent.name, output::age(agent.silent_seconds)));
     }

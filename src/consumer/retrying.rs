@@ -24,7 +24,7 @@ use super::places::Place;
 use super::session::at;
 use super::status::Tally;
 use super::wait::Wait;
-use super::{Group, inbox};
+use super::{Group, in_words, inbox};
 use crate::config::OnDead;
 use crate::domain::breaker::State;
 use crate::domain::delivery::Outcome;
@@ -362,8 +362,7 @@ impl Retries {
             }
             // The first, the second, the fourth: what keeps failing does not fill the log.
             Verdict::Again(after) if number.is_power_of_two() => {
-                let after = Duration::from_millis(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
-                let after = humantime::format_duration(after);
+                let after = in_words(after);
                 tracing::warn!(group, %id, attempt = number, "it failed again, and is tried again in {after}: {error}");
             }
             Verdict::Again(_) => {}

@@ -128,6 +128,13 @@ pub struct Agent {
     pub drain_ordered_at: Option<DateTime<Utc>>,
 }
 
+impl Agent {
+    /// By its own word, or by its silence.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state.as_str(), "stopped" | "inactive")
+    }
+}
+
 /// The connection that an agent beats by.
 pub async fn connect(connector: &Connector) -> Result<Connection, PgError> {
     let connection = connector.connect().await?;

@@ -360,6 +360,7 @@ async fn a_job_whose_condition_or_statement_the_database_would_refuse_is_found_a
     let outboxd = job(outboxd, "right", "when = \"select count(*) > 0 from open\"", insert);
     let outboxd = job(outboxd, "hidden", "on = \"select count(*) > 0 from secret\"", insert);
     let outboxd = job(outboxd, "vague", "when = \"select * from (values (1, 2)) v\"", insert);
+    // Not a wait: a statement that its time limit ends.
     let outboxd = job(outboxd, "slow", "when = \"select pg_sleep(9) is null\"", insert)
         .set("jobs.slow.statement_timeout = \"100ms\"");
     let outboxd = job(outboxd, "gone", "when = \"select true\"", "insert into nowhere select $1");

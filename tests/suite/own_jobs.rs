@@ -282,6 +282,7 @@ async fn what_a_statement_may_not_do_or_say_fails_the_run_and_uses_the_firing_up
     let sql = |statement: &str| format!("action = {{ kind = \"sql\", statement = \"{statement}\" }}");
     let outboxd = Outboxd::new(&database, kafka);
     let outboxd = job(outboxd, "forbidden", &[&sql("delete from secret")]);
+    // Not a wait: a statement that its time limit ends.
     let outboxd = job(outboxd, "slow", &[&sql("select pg_sleep(20)"), "statement_timeout = \"100ms\""]);
     let outboxd = job(outboxd, "vague", &[&sql("select 1"), "when = \"select * from (values (1, 2)) v\""]);
     let outboxd = job(outboxd, "as-nobody", &[&sql("select 1"), "run_as = \"nobody-here\""]);

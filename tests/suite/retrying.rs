@@ -108,6 +108,14 @@ impl Scene {
         self.with(self.outboxd(), "kind = \"log\"", settings).producer()
     }
 
+    /// `a` and `b`, which take retries, and who gives these out.
+    async fn two_agents(&self, [a, b]: &[Handler; 2]) -> [Daemon; 3] {
+        let daemons =
+            [self.consumer("a", a, &[]).await, self.consumer("b", b, &[]).await, self.producer(&[])];
+        self.takers_are(2).await;
+        daemons
+    }
+
     async fn agent(&self, name: &str) -> Uuid {
         self.database
             .query_one("select agent_id from outboxd.members where agent = $1", &[&name])
@@ -178,10 +186,7 @@ impl Scene {
 async fn a_failure_is_given_to_the_other_agent_through_the_outbox() {
     let scene = Scene::new().await;
     let handlers = [Handler::answering(StatusCode::OK), Handler::answering(StatusCode::OK)];
-    let _consumers =
-        (scene.consumer("a", &handlers[0], &[]).await, scene.consumer("b", &handlers[1], &[]).await);
-    let _producer = scene.producer(&[]);
-    scene.takers_are(2).await;
+    let _daemons = scene.two_agents(&handlers).await;
     let id = scene.failure(b"again", Some(scene.agent("a").await)).await;
     scene.all_done().await;
     assert_eq!(

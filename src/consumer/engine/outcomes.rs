@@ -8,7 +8,7 @@ use super::gathering::Trace;
 use super::message::Message;
 use super::{Engine, Report, Slot};
 use crate::config::OnDead;
-use crate::consumer::Tally;
+use crate::consumer::{Tally, in_words};
 use crate::pg::failing::{Failed, Fate, Reason};
 
 impl Engine {
@@ -165,8 +165,7 @@ pub(super) fn tell_failure(message: &Message, fate: Fate, stays: bool, reason: &
     let (partition, offset) = (record.partition, record.offset);
     match fate {
         Fate::Due(delay) => {
-            let delay = Duration::from_millis(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
-            let delay = humantime::format_duration(delay);
+            let delay = in_words(delay);
             let words = format!("the handler failed, the message is tried again in {delay}");
             tracing::warn!(group, %id, topic, partition, offset, attempt, "{words}: {reason}");
         }

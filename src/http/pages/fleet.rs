@@ -29,7 +29,7 @@ pub(super) async fn agents(State(site): State<Arc<Site>>) -> Page {
     drop(client);
     let (shown, old): (Vec<_>, Vec<_>) = agents
         .iter()
-        .partition(|agent| overview::is_live(agent) || Utc::now() - agent.last_heartbeat_at < GONE_FOR);
+        .partition(|agent| !agent.has_ended() || Utc::now() - agent.last_heartbeat_at < GONE_FOR);
     let body = html! {
         h1 { "Agents" }
         @if agents.is_empty() { p.none { "No agent has ever joined." } }
@@ -50,12 +50,12 @@ fn agent_of(site: &Site, agent: &Agent) -> Markup {
         _ => Vec::new(),
     };
     html! {
-        article id=(agent.id) class=[(!overview::is_live(agent)).then_some("gone")] {
+        article id=(agent.id) class=[agent.has_ended().then_some("gone")] {
             h2 { (agent.name) " " (layout::state(&agent.state)) @if agent.config_mismatch { " " span.state.differs title="Its file says other things than those of most of its role" { "config differs" } } }
             p { (agent.role) @if !agent.groups.is_empty() { " of " (agent.groups.join(", ")) } ", process " (agent.pid) " on " (agent.host) ", version " (agent.version)
                 ", heard " (layout::ago(agent.last_heartbeat_at)) ", started " (layout::ago(agent.started_at)) }
             dl.facts { @for (name, value) in facts { dt { (name) } dd { (value) } } }
-            @if overview::is_live(agent) && !site.settings.read_only { (orders_to(agent)) }
+            @if !agent.has_ended() && !site.settings.read_only { (orders_to(agent)) }
         }
     }
 }

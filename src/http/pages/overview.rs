@@ -109,12 +109,8 @@ fn sparkline(name: &str, rates: &[f64]) -> Markup {
 
 /// Of a group, summed over the agents that live: what its part of their health says.
 pub(super) fn of_group(agents: &[Agent], group: &str, fact: &str) -> i64 {
-    let live = agents.iter().filter(|agent| is_live(agent));
+    let live = agents.iter().filter(|agent| !agent.has_ended());
     live.filter_map(|agent| agent.health["groups"][group][fact].as_i64()).sum()
-}
-
-pub(super) fn is_live(agent: &Agent) -> bool {
-    !matches!(agent.state.as_str(), "stopped" | "inactive")
 }
 
 fn groups_of(groups: &[GroupCounts], agents: &[Agent]) -> Markup {

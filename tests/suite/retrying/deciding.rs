@@ -150,10 +150,7 @@ async fn dead_letters_of_one_key_are_handled_in_their_order_whatever_their_ids_s
     const COUNT: i64 = 150;
     let scene = Scene::new().await;
     let handlers = [Handler::answering(StatusCode::OK), Handler::answering(StatusCode::OK)];
-    let _consumers =
-        (scene.consumer("a", &handlers[0], &[]).await, scene.consumer("b", &handlers[1], &[]).await);
-    let _producer = scene.producer(&[]);
-    scene.takers_are(2).await;
+    let _daemons = scene.two_agents(&handlers).await;
     scene.dead_of_one_key(COUNT).await;
     let replayed = scene.operator().run(&["retry", "run", "--group", &scene.group, "--yes"]).await;
     assert_eq!((replayed.code, replayed.stdout.trim()), (0, "150 messages sent again"), "{replayed:?}");

@@ -56,10 +56,7 @@ impl Scene {
 async fn messages_of_a_held_key_go_on_in_order_while_others_join_and_none_is_left() {
     let scene = Scene::new().await;
     let handlers = [Handler::answering(StatusCode::OK), Handler::answering(StatusCode::OK)];
-    let _consumers =
-        (scene.consumer("a", &handlers[0], &[]).await, scene.consumer("b", &handlers[1], &[]).await);
-    let _producer = scene.producer(&[]);
-    scene.takers_are(2).await;
+    let _daemons = scene.two_agents(&handlers).await;
     let mut client = scene.database.connect().await;
     for n in 0..300_u32 {
         copy(&mut client, &scene, &n.to_be_bytes()).await;
