@@ -9,7 +9,8 @@ use tempfile::TempDir;
 
 use crate::support::{Daemon, Database, Kafka, Outboxd, Postgres, eventually, eventually_some, port};
 
-const SOON: Duration = Duration::from_secs(30);
+/// Longer than the claim of a job, which an agent may hold as it dies or freezes: of the one that looks for such agents too.
+const SOON: Duration = Duration::from_secs(60);
 
 /// Beats every second; silent for five, it is inactive.
 fn outboxd(database: &Database, kafka: &Kafka) -> Outboxd {
@@ -58,9 +59,9 @@ async fn a_producer_tells_its_whole_health_at_every_beat() {
     let health = eventually_some("three are processed", SOON, async || {
         let agent = list(&producer).await.pop()?;
         assert_eq!((agent["name"].as_str(), agent["role"].as_str()), (Some("relay"), Some("producer")));
-        assert_eq!(agent["state"], "active");
         assert_eq!(agent["http"], format!("http://{}", daemon.listen));
-        (agent["health"]["processed"] == 3 && agent["health"]["lag"] == 0).then(|| agent["health"].clone())
+        let is_done = agent["health"]["processed"] == 3 && agent["health"]["lag"] == 0;
+        (is_done && agent["state"] == "active").then(|| agent["health"].clone())
     })
     .await;
     assert_eq!(health["owned_lanes"], serde_json::json!(["high", "normal", "low"]));
@@ -172,24 +173,31 @@ async fn a_killed_agent_is_suspect_and_then_inactive_by_the_reaper_of_any_other(
     let (postgres, kafka) = (Postgres::shared().await, Kafka::shared().await);
     let database = postgres.database().await;
     let topic = kafka.topic(1).await;
-    let dying = outboxd(&database, kafka).set("agent.name = \"dying\"").producer();
+    let outboxd = |name: &str| {
+        Outboxd::new(&database, kafka)
+            .set("agent.heartbeat = \"1s\"")
+            .set("agent.inactive_after = \"10m\"")
+            .set(&format!("agent.name = \"{name}\""))
+    };
+    let dying = outboxd("dying").producer();
     dying.ready().await;
-    let alive = outboxd(&database, kafka)
-        .set("agent.name = \"alive\"")
-        .group(&topic, &topic, "kind = \"log\"")
-        .consumer(&[&topic]);
+    let alive = outboxd("alive").group(&topic, &topic, "kind = \"log\"").consumer(&[&topic]);
     alive.ready().await;
     dying.kill();
     becomes(&database, "dying", "suspect").await;
     let silent = "select extract(epoch from clock_timestamp() - last_heartbeat_at)::float8
         from outboxd.agents where name = 'dying'";
     let after: f64 = database.query_one(silent, &[]).await.get(0);
-    assert!((2.0..5.0).contains(&after), "suspect after two missed beats, not {after} s");
+    assert!(after >= 2.0, "suspect after {after} s");
+    let almost =
+        "update outboxd.agents set last_heartbeat_at = clock_timestamp() - interval '10 min' + interval '3 s'
+        where name = 'dying'";
+    assert_eq!(database.execute(almost, &[]).await, 1);
     becomes(&database, "dying", "inactive").await;
     let after: f64 = database.query_one(silent, &[]).await.get(0);
-    assert!(after >= 5.0, "inactive after {after} s");
+    assert!(after >= 600.0, "inactive after {after} s");
     alive.wait_for_line("dying is inactive").await;
-    assert!(statuses(&database).await.contains(&("alive".into(), "active".into())));
+    becomes(&database, "alive", "active").await;
 }
 
 #[tokio::test]
@@ -262,7 +270,8 @@ fn start_without_listener(outboxd: &Outboxd) -> Daemon {
 async fn daemons_of_one_role_on_one_host_do_not_collide() {
     let (postgres, kafka) = (Postgres::shared().await, Kafka::shared().await);
     let database = postgres.database().await;
-    let outboxd = outboxd(&database, kafka);
+    // A name is free again after two missed beats.
+    let outboxd = Outboxd::new(&database, kafka).set("agent.heartbeat = \"1m\"");
     let daemons: Vec<Daemon> = (0..3).map(|_| start_without_listener(&outboxd)).collect();
     let agents = eventually_some("all are registered", SOON, async || {
         Some(list(&outboxd).await).filter(|agents| agents.len() == daemons.len())
@@ -342,8 +351,10 @@ async fn in_and_out(
     becomes(database, name, "draining").await;
     eventually("others have its work", SOON, async || obeyed().await).await;
     assert!(order("drain").await.stdout.contains("already"));
-    let agent = list(outboxd).await.into_iter().find(|agent| agent["name"] == name).unwrap();
-    assert_eq!(agent["state"], "draining");
+    eventually("it is listed so", SOON, async || {
+        list(outboxd).await.iter().any(|agent| agent["name"] == name && agent["state"] == "draining")
+    })
+    .await;
     assert_eq!(order("resume").await.code, 0);
     becomes(database, name, "active").await;
     eventually("it takes part again", SOON, async || back().await).await;

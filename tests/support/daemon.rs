@@ -41,9 +41,12 @@ impl Daemon {
     pub async fn wait_for_line(&self, text: &str) -> String {
         let what = format!("a line with {text:?}");
         eventually_some(&what, PATIENCE, async || {
-            let found = self.log().lines().find(|line| line.contains(text)).map(str::to_owned);
-            assert!(found.is_some() || self.process.exited().is_none(), "it ended without {what}");
-            found
+            // Before its log is read: it may say so and end between two looks.
+            let has_ended = self.process.exited().is_some();
+            let log = self.log();
+            let found = log.split_inclusive('\n').find(|line| line.contains(text) && line.ends_with('\n'));
+            assert!(found.is_some() || !has_ended, "it ended without {what}");
+            found.map(|line| line.trim_end().to_owned())
         })
         .await
     }

@@ -3,10 +3,12 @@
 use std::collections::HashSet;
 
 use outboxd::domain::dispatch;
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::mocking::{MockCluster, MockCoordinator};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::producer::{BaseProducer, BaseRecord, FutureProducer, FutureRecord, Producer};
 
 use super::{Consumer, PATIENCE, Receiver, evidence, posting, unique};
+use crate::support::log::Log;
 use crate::support::{Kafka, Outboxd, Postgres, eventually};
 
 #[tokio::test]
@@ -157,15 +159,16 @@ async fn a_message_that_takes_long_costs_no_membership_and_stops_no_other_partit
     assert!(receiver.handled().values().all(|times| *times == 1));
 }
 
-/// It holds the claim of an operation, which ends by itself, and answers late.
+/// Whoever gets its partition takes over the claim of that message's operation at once, and it answers late.
 #[tokio::test]
-async fn the_claim_of_a_frozen_member_ends_and_its_late_answer_changes_nothing() {
+async fn what_a_frozen_member_was_doing_is_done_by_another_and_its_late_answer_changes_nothing() {
     let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
     let (topic, group) = (kafka.topic(1).await, unique("orders"));
     let (slow, quick) = (Receiver::default(), Receiver::default());
     slow.stuck.lock().unwrap().insert("m".into());
     let agent = async |name: &str, receiver: &Receiver| {
-        let handler = format!("kind = \"http\"\nurl = \"{}\"", receiver.clone().listen().await);
+        let handler =
+            format!("kind = \"http\"\nurl = \"{}\"\ntimeout = \"5m\"", receiver.clone().listen().await);
         Outboxd::new(&database, kafka)
             .set(&format!("agent.name = \"{name}\""))
             .set("kafka.consumer.\"session.timeout.ms\" = \"6000\"")
@@ -177,9 +180,6 @@ async fn the_claim_of_a_frozen_member_ends_and_its_late_answer_changes_nothing()
     eventually("it is at work", PATIENCE, async || !slow.running.lock().unwrap().is_empty()).await;
     freezes.pause();
     let other = agent("goes-on", &quick).await.consumer(&[&group]);
-    other.wait_for_line("assigned").await;
-    assert_eq!(quick.tried("m"), 0, "while the claim holds, nobody else does it");
-    database.execute("update outboxd.idempotency_keys set expires_at = now()", &[]).await;
     eventually("the other does it", PATIENCE, async || evidence(&database).await == 1).await;
     slow.stuck.lock().unwrap().clear();
     eventually("it answers", PATIENCE, async || slow.tried("m") == 1).await;
@@ -192,8 +192,63 @@ async fn the_claim_of_a_frozen_member_ends_and_its_late_answer_changes_nothing()
     let agents = database.query("select agent from outboxd.handled", &[]).await;
     assert_eq!(agents.iter().map(|row| row.get(0)).collect::<Vec<String>>(), ["goes-on"]);
     assert_eq!(quick.tried("m"), 1);
-    let done = "select count(*) from outboxd.idempotency_keys where state = 'done'";
+    let done = "select count(*) from outboxd.idempotency_keys k join outboxd.agents a on a.id = k.owner
+        where k.state = 'done' and a.name = 'goes-on'";
     assert_eq!(database.count(done).await, 1);
+}
+
+/// It counts as a member meanwhile, so that nobody else gets its partition, and what it was at.
+#[tokio::test]
+async fn another_message_of_an_operation_waits_until_the_claim_of_a_frozen_member_ends() {
+    let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
+    let (topic, group) = (kafka.topic(2).await, unique("orders"));
+    let receiver = Receiver::default();
+    receiver.stuck.lock().unwrap().insert("first".into());
+    let url = receiver.clone().listen().await;
+    let freezes = Outboxd::new(&database, kafka)
+        .set("agent.name = \"freezes\"")
+        .set("kafka.consumer.\"session.timeout.ms\" = \"300000\"")
+        .group(&group, &topic, &format!("kind = \"http\"\nurl = \"{url}\"\ntimeout = \"5m\""))
+        .consumer(&[&group]);
+    freezes.wait_for_line("assigned").await;
+    // Of this thread: the other consumer runs in it.
+    let log = Log::of_this_thread();
+    let other = Consumer::start(&database.agent_url(), kafka, &group, &posting(&[&topic], &url));
+    other.assigned(1).await;
+    let producer: FutureProducer = kafka.client_config().create().unwrap();
+    let write = async |partition: i32, payload: &str| {
+        let key = Header { key: "idempotency-key", value: (payload != "whose").then_some("order-1") };
+        let record = FutureRecord::<str, str>::to(&topic).partition(partition).payload(payload);
+        producer.send(record.headers(OwnedHeaders::new().insert(key)), PATIENCE).await.unwrap();
+    };
+    write(0, "whose").await;
+    eventually("somebody has the partition", PATIENCE, async || evidence(&database).await == 1).await;
+    let its_own = "select count(*) from outboxd.handled where agent = 'freezes'";
+    let (of_frozen, of_other) = if database.count(its_own).await == 1 { (0, 1) } else { (1, 0) };
+
+    write(of_frozen, "first").await;
+    eventually("it is at work", PATIENCE, async || !receiver.running.lock().unwrap().is_empty()).await;
+    freezes.pause();
+    write(of_other, "second").await;
+    eventually("the other waits", PATIENCE, async || log.text().contains("waiting for it, or for its claim"))
+        .await;
+    assert_eq!(receiver.tried("second"), 0, "the claim holds");
+    let end = "update outboxd.idempotency_keys set expires_at = now() where state = 'claimed'
+        and owner = (select id from outboxd.agents where name = 'freezes')";
+    assert_eq!(database.execute(end, &[]).await, 1);
+    eventually("the other does it", PATIENCE, async || evidence(&database).await == 2).await;
+    receiver.stuck.lock().unwrap().clear();
+    eventually("it answers", PATIENCE, async || receiver.tried("first") == 1).await;
+    freezes.resume();
+    freezes.wait_for_line("1 idempotency keys had been taken over meanwhile").await;
+    eventually("what it did is known", PATIENCE, async || evidence(&database).await == 3).await;
+    other.drained().await;
+    freezes.terminate();
+    assert_eq!(freezes.wait_exit().await, Some(0));
+    assert!(receiver.handled().values().all(|times| *times == 1));
+    let done = "select count(*) from outboxd.idempotency_keys k join outboxd.handled h using (message_id)
+        where k.state = 'done' and h.agent <> 'freezes'";
+    assert_eq!(database.count(done).await, 1, "the claim stays that of whom it was lost to");
 }
 
 #[tokio::test]
