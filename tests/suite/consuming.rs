@@ -179,7 +179,7 @@ fn unique(name: &str) -> String {
 
 fn posting(topics: &[&str], url: &str) -> String {
     format!(
-        "topics = {topics:?}\nhandler = {{ kind = \"http\", url = \"{url}\", timeout = \"5s\" }}\n\
+        "topics = {topics:?}\nhandler = {{ kind = \"http\", url = \"{url}\", timeout = \"60s\" }}\n\
          retry = {{ inline_attempts = 1000, max_attempts = 1000, backoff = \"50ms\", max_backoff = \"200ms\" }}"
     )
 }
@@ -389,9 +389,17 @@ async fn members_that_come_and_go_lose_and_repeat_nothing() {
     let settings = posting(&[&topic], &url);
     let stays = Consumer::start(&database.agent_url(), kafka, &group, &settings);
     stays.assigned(6).await;
-    let feed = tokio::spawn(async move {
-        for n in 0..400 {
-            kafka.produce(&topic, Some(&format!("k{n}")), Some(format!("m{n}").as_bytes()), &[]).await;
+    let over = CancellationToken::new();
+    let feed = tokio::spawn({
+        let over = over.clone();
+        async move {
+            let mut written = 0;
+            while !over.is_cancelled() {
+                let (key, payload) = (format!("k{written}"), format!("m{written}"));
+                kafka.produce(&topic, Some(&key), Some(payload.as_bytes()), &[]).await;
+                written += 1;
+            }
+            written
         }
     });
     for _ in 0..2 {
@@ -401,11 +409,12 @@ async fn members_that_come_and_go_lose_and_repeat_nothing() {
         comes.drained().await;
         stays.assigned(6).await;
     }
-    feed.await.unwrap();
-    eventually("all are handled", PATIENCE, async || evidence(&database).await == 400).await;
+    over.cancel();
+    let written: i64 = feed.await.unwrap();
+    eventually("all are handled", PATIENCE, async || evidence(&database).await == written).await;
     stays.drained().await;
     let handled = receiver.handled();
-    assert_eq!(handled.len(), 400);
+    assert_eq!(i64::try_from(handled.len()).unwrap(), written);
     assert!(
         handled.values().all(|times| *times == 1),
         "a drain and a revocation finish what they have begun"
@@ -416,7 +425,8 @@ async fn members_that_come_and_go_lose_and_repeat_nothing() {
 async fn what_a_member_was_doing_when_it_died_is_done_by_another() {
     let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
     let topic = kafka.topic(1).await;
-    let receiver = Receiver { takes: Duration::from_secs(2), ..Receiver::default() };
+    let receiver = Receiver::default();
+    receiver.stuck.lock().unwrap().extend(["a".to_owned(), "b".to_owned()]);
     let url = receiver.clone().listen().await;
     let group = unique("orders");
     let settings = posting(&[&topic], &url);
@@ -425,6 +435,7 @@ async fn what_a_member_was_doing_when_it_died_is_done_by_another() {
     kafka.produce(&topic, None, Some(b"b"), &[]).await;
     eventually("it is at work", PATIENCE, async || dies.number("in_flight") == 2).await;
     dies.aborted().await;
+    receiver.stuck.lock().unwrap().clear();
     let lives = Consumer::start(&database.agent_url(), kafka, &group, &settings);
     eventually("both are handled", PATIENCE, async || evidence(&database).await == 2).await;
     lives.drained().await;

@@ -1,5 +1,6 @@
 //! Retrying: what a group failed to handle is tried again by an agent that is named for it, and ends once.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ mod faults;
 mod held;
 mod undeliverable;
 
-use crate::support::{Daemon, Database, Kafka, Outboxd, Postgres, eventually};
+use crate::support::{Daemon, Database, Kafka, Outboxd, Postgres, eventually, until_none_is_left};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -28,6 +29,8 @@ struct Handler {
     calls: Arc<Mutex<Vec<Call>>>,
     status: StatusCode,
     takes: Duration,
+    /// Nothing is answered before it is let go.
+    stuck: Arc<AtomicBool>,
 }
 
 #[derive(Clone, Debug)]
@@ -38,11 +41,19 @@ struct Call {
 
 impl Handler {
     fn answering(status: StatusCode) -> Self {
-        Self { calls: Arc::default(), status, takes: Duration::ZERO }
+        Self { calls: Arc::default(), status, takes: Duration::ZERO, stuck: Arc::default() }
     }
 
     fn taking(takes: Duration) -> Self {
         Self { takes, ..Self::answering(StatusCode::OK) }
+    }
+
+    fn stuck() -> Self {
+        Self { stuck: Arc::new(AtomicBool::new(true)), ..Self::answering(StatusCode::OK) }
+    }
+
+    fn let_go(&self) {
+        self.stuck.store(false, Ordering::Relaxed);
     }
 
     async fn listen(&self) -> String {
@@ -58,6 +69,9 @@ impl Handler {
         handler.calls.lock().unwrap().push(Call { id, payload: payload.to_vec() });
         // Not a wait: a handler that takes its time.
         tokio::time::sleep(handler.takes).await;
+        while handler.stuck.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         handler.status
     }
 
@@ -98,7 +112,7 @@ impl Scene {
 
     /// An agent of that name.
     async fn consumer(&self, name: &str, handler: &Handler, settings: &[&str]) -> Daemon {
-        let posting = format!("kind = \"http\"\nurl = \"{}\"\ntimeout = \"60s\"", handler.listen().await);
+        let posting = format!("kind = \"http\"\nurl = \"{}\"\ntimeout = \"5m\"", handler.listen().await);
         let outboxd = self.outboxd().set(&format!("agent.name = \"{name}\""));
         self.with(outboxd, &posting, settings).consumer(&[&self.group])
     }
@@ -178,7 +192,12 @@ impl Scene {
     }
 
     async fn all_done(&self) {
-        eventually("all is done with", PATIENCE, async || self.failures().await == 0).await;
+        let states = async || {
+            let sql = "select state || ' (' || coalesce(reason, '') || ')' from outboxd.failures limit 20";
+            let rows = self.database.query(sql, &[]).await;
+            rows.iter().map(|row| row.get(0)).collect::<Vec<String>>().join(", ")
+        };
+        until_none_is_left("done with", PATIENCE, async || Some(self.failures().await), states).await;
     }
 }
 

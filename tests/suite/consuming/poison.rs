@@ -1,6 +1,7 @@
 //! A message that kills its process is found and given up, and its neighbours are not blamed.
 
 use axum::http::StatusCode;
+use tempfile::TempDir;
 
 use super::{Consumer, PATIENCE, Receiver, evidence, posting, unique};
 use crate::support::{Kafka, Outboxd, Postgres, eventually};
@@ -54,13 +55,20 @@ async fn no_message_is_blamed_for_what_another_group_of_its_process_does() {
     for n in 0..3 {
         kafka.produce(&other_topic, None, Some(format!("m{n}").as_bytes()), &[]).await;
     }
-    let slowly = DEADLY.replace("kill -9", "sleep 1; kill -9");
+    // When it kills for the first time, they are under way however slow it all is.
+    let gate = TempDir::new().unwrap();
+    let (begun, killed) = (gate.path().join("begun"), gate.path().join("killed"));
+    let (begun, killed) = (begun.display(), killed.display());
+    let slowly = format!("until test -e {begun}; do sleep 0.05; done; sleep 1; touch {killed}; kill -9");
+    let slowly = DEADLY.replace("kill -9", &slowly);
+    let innocently = format!("touch {begun}; until test -e {killed}; do sleep 0.05; done; sleep 2");
+    let innocently = format!("kind = \"exec\"\ncommand = [\"sh\", \"-c\", \"{innocently}\"]");
     let outboxd = Outboxd::new(&database, kafka)
         .set("kafka.consumer.\"session.timeout.ms\" = \"6000\"")
         .set(&format!("groups.{deadly}.retry.max_starts = 2"))
         .set(&format!("groups.{innocent}.retry.max_starts = 2"))
         .group(&deadly, &topic, &slowly)
-        .group(&innocent, &other_topic, "kind = \"exec\"\ncommand = [\"sleep\", \"2\"]");
+        .group(&innocent, &other_topic, &innocently);
     let mut deaths = 0;
     loop {
         let daemon = outboxd.consumer(&[&deadly, &innocent]);
@@ -100,7 +108,7 @@ async fn what_a_process_left_in_doubt_starts_together_and_not_one_by_one() {
     let of_starts = async |starts: i32| {
         database.count(&format!("select count(*) from outboxd.starts where starts = {starts}")).await
     };
-    let settings = posting(&[&topic], &url).replace("5s", "60s");
+    let settings = posting(&[&topic], &url);
     for starts in 0..=1 {
         let consumer = Consumer::start(&database.agent_url(), kafka, &group, &settings);
         eventually("all are in doubt", PATIENCE, async || of_starts(starts).await == 200).await;

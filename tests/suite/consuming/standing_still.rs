@@ -17,7 +17,7 @@ async fn a_handler_that_hangs_while_more_comes_is_told_in_log_and_health_until_i
     let (topic, group) = (kafka.topic(1).await, unique("orders"));
     let receiver = Receiver::default();
     let url = receiver.clone().listen().await;
-    let settings = posting(&[&topic], &url).replace("5s", "60s");
+    let settings = posting(&[&topic], &url);
     let patience = Duration::from_secs(1);
     let consumer = Consumer::start_watched(&database.agent_url(), kafka, &group, &settings, patience);
     let vitals = ConsumerStatus(vec![consumer.status.clone()]);

@@ -1,7 +1,5 @@
 //! Dispatches that come to nothing: an order keeps them from starting, or nobody starts them at all.
 
-use std::time::Duration;
-
 use axum::http::StatusCode;
 
 use super::{Handler, PATIENCE, Scene};
@@ -10,9 +8,9 @@ use crate::support::eventually;
 #[tokio::test]
 async fn a_pause_hands_back_what_has_not_started_and_costs_no_attempt() {
     let scene = Scene::new().await;
-    let slow = Handler::taking(Duration::from_secs(3));
+    let slow = Handler::stuck();
     let one = ["concurrency = 1"];
-    let _consumer = scene.consumer("a", &slow, &one).await;
+    let consumer = scene.consumer("a", &slow, &one).await;
     let _producer = scene.producer(&one);
     scene.takers_are(1).await;
     for _ in 0..3 {
@@ -30,6 +28,8 @@ async fn a_pause_hands_back_what_has_not_started_and_costs_no_attempt() {
     eventually("one waits at the agent", PATIENCE, async || of("'retrying'").await == 1).await;
     let pause = "update outboxd.groups set paused_at = now(), paused_by = 'ann'";
     scene.database.execute(pause, &[]).await;
+    consumer.wait_for_line("nothing more is started").await;
+    slow.let_go();
     eventually("what runs comes to its end", PATIENCE, async || scene.evidence().await.len() == 1).await;
     eventually("the others are handed back", PATIENCE, async || of("'due'").await == 2).await;
     assert_eq!(slow.count(), 1, "nothing more was started");
