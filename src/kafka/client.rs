@@ -105,7 +105,7 @@ fn layered(
     for (name, value) in fixed {
         config.set(*name, *value);
     }
-    config.set_log_level(RDKafkaLogLevel::Info);
+    config.set_log_level(RDKafkaLogLevel::Debug);
     config
 }
 

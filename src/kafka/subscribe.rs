@@ -86,7 +86,13 @@ impl ClientContext for Context {
 impl ConsumerContext for Context {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, code: ResponseCode, list: &mut TopicPartitionList) {
         if self.closing.load(Ordering::SeqCst) {
-            settle(consumer);
+            let none = TopicPartitionList::new();
+            // One answer and no more: a static member has left with it, and the client may never reply to what it is
+            // asked next.
+            told(match code {
+                ResponseCode::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => consumer.incremental_assign(&none),
+                _ => consumer.incremental_unassign(&none),
+            });
             return;
         }
         let partitions = partitions(list);
@@ -113,12 +119,18 @@ fn partitions(list: &TopicPartitionList) -> Vec<TopicPartition> {
 }
 
 /// Answers whatever librdkafka waits for, and gives everything back: it would not close before.
-fn settle<C: Consumer<Context>>(consumer: &C) {
-    let answered = consumer
-        .incremental_assign(&TopicPartitionList::new())
+fn settle(consumer: &impl Consumer<Context>) {
+    let none = TopicPartitionList::new();
+    let given_back = consumer
+        .incremental_assign(&none)
         .and_then(|()| consumer.assignment())
         .and_then(|assigned| consumer.incremental_unassign(&assigned));
-    if let Err(error) = answered {
+    told(given_back);
+}
+
+/// What goes wrong while a member leaves changes nothing any more.
+fn told(result: KafkaResult<()>) {
+    if let Err(error) = result {
         tracing::debug!("while leaving the group: {error}");
     }
 }

@@ -2,7 +2,9 @@
 
 use std::collections::HashSet;
 
+use outboxd::config::Config;
 use outboxd::domain::dispatch;
+use outboxd::kafka::subscribe::{Polled, Rebalance, Subscription};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::mocking::{MockCluster, MockCoordinator};
 use rdkafka::producer::{BaseProducer, BaseRecord, FutureProducer, FutureRecord, Producer};
@@ -52,6 +54,34 @@ async fn a_static_member_that_restarts_has_its_partitions_as_before_and_the_othe
     assert_eq!(partitions(&again.log()).len(), 2);
     assert_eq!(rebalances(), before, "{}", beside.log());
     assert!(receiver.handled().values().all(|times| *times == 1));
+}
+
+/// Its client has left with the first answer that it gets while it closes, and must not be asked another thing.
+#[tokio::test]
+async fn a_static_member_leaves_whenever_it_is_asked() {
+    let kafka = Kafka::shared().await;
+    let (topic, group) = (kafka.topic(1).await, unique("orders"));
+    let text = format!(
+        "[postgres]\nurl = \"postgres://localhost/app\"\n[kafka]\nbrokers = \"{}\"\n",
+        kafka.brokers()
+    );
+    let config = Config::parse(&text, None, []).unwrap().config.kafka;
+    for _ in 0..40 {
+        let topics = std::slice::from_ref(&topic);
+        let mut member = Subscription::new(&config, "test", &group, Some("the-same"), topics).unwrap();
+        let assigned = async {
+            loop {
+                if let Polled::Rebalance(Rebalance::Assigned(partitions)) = member.next().await {
+                    break partitions;
+                }
+            }
+        };
+        let partitions = tokio::time::timeout(PATIENCE, assigned).await.expect("it joins");
+        let starts: Vec<_> = partitions.into_iter().map(|at| (at, 0)).collect();
+        assert_eq!(starts.len(), 1);
+        member.assign(&starts).unwrap();
+        tokio::time::timeout(PATIENCE, member.leave()).await.expect("it leaves");
+    }
 }
 
 #[tokio::test]
