@@ -14,7 +14,7 @@ use crate::support::{
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// Less than a heartbeat.
+/// Less than anything lasts that could be waited for: a drain, a lease, a handler.
 const AT_ONCE: Duration = Duration::from_secs(10);
 
 /// After a broker or a database was away: clients try again at growing distances.
@@ -62,6 +62,12 @@ async fn handled(database: &Database) -> i64 {
 
 fn count_lines(daemon: &Daemon, text: &str) -> usize {
     daemon.log().lines().filter(|line| line.contains(text)).count()
+}
+
+/// By its own clock: how soon a signal arrives and a process is gone hangs on the machine.
+async fn drained_for(daemon: &Daemon) -> Duration {
+    let began = daemon.said_at("draining for at most").await;
+    (daemon.said_at("the drain ended with work left").await - began).to_std().unwrap()
 }
 
 async fn is_alive_but_waits_for(daemon: &Daemon, what: &str) {
@@ -118,9 +124,8 @@ async fn an_idle_producer_drains_at_once_and_another_takes_over() {
     let asked = Instant::now();
     first.terminate();
     assert_eq!(first.wait_exit().await, Some(0));
-    assert!(asked.elapsed() < Duration::from_secs(2), "an idle drain took {:?}", asked.elapsed());
-    eventually("the other one owns the lanes", Duration::from_secs(3), async || owned(&database).await == 3)
-        .await;
+    assert!(asked.elapsed() < AT_ONCE, "an idle drain took {:?}", asked.elapsed());
+    eventually("the other one owns the lanes", AT_ONCE, async || owned(&database).await == 3).await;
     insert(&database, &topic, 0..1).await;
     arrive(kafka, &topic, 1).await;
 
@@ -130,7 +135,7 @@ async fn an_idle_producer_drains_at_once_and_another_takes_over() {
     let started = Instant::now();
     let third = outboxd.producer();
     third.wait_for_line("lane acquired").await;
-    assert!(started.elapsed() < Duration::from_secs(2), "a new one took {:?}", started.elapsed());
+    assert!(started.elapsed() < AT_ONCE, "a new one took {:?}", started.elapsed());
 }
 
 #[tokio::test]
@@ -175,6 +180,7 @@ async fn a_consumer_finishes_its_message_records_it_and_leaves_the_group() {
     let gate = Gate::new();
     let outboxd = Outboxd::new(&database, kafka)
         .set(&format!("groups.{topic}.ordering = \"partition\""))
+        .set("kafka.consumer.\"session.timeout.ms\" = 300000")
         .group(&topic, &topic, &gate.handler());
     let daemon = outboxd.consumer(&[&topic]);
     daemon.ready().await;
@@ -189,10 +195,9 @@ async fn a_consumer_finishes_its_message_records_it_and_leaves_the_group() {
     assert_eq!(handled(&database).await, 1, "the running message, and no other, was finished");
     assert_eq!(committed(kafka, &topic, &topic), Offset::Offset(1));
 
-    let left = Instant::now();
     let next = outboxd.consumer(&[&topic]);
+    // A member that had not left would be waited for until its session ends.
     eventually("the other message is handled", SOON, async || handled(&database).await == 2).await;
-    assert!(left.elapsed() < Duration::from_secs(10), "the group had not been left: {:?}", left.elapsed());
     assert!(next.is_running());
 }
 
@@ -219,10 +224,10 @@ async fn a_consumer_whose_handler_hangs_ends_in_time_and_names_what_is_left() {
     daemon.ready().await;
     kafka.produce(&topic, None, Some(b"x"), &[]).await;
     gate.begun().await;
-    let asked = Instant::now();
     daemon.terminate();
     assert_eq!(daemon.wait_exit().await, Some(1));
-    assert!((1..4).contains(&asked.elapsed().as_secs()), "{:?}", asked.elapsed());
+    let drained = drained_for(&daemon).await;
+    assert!((1..4).contains(&drained.as_secs()), "{drained:?}");
     let named = daemon.wait_for_line("the drain ended with work left").await;
     assert!(named.contains(&format!("{topic}[0]: 1 messages unfinished")), "{named}");
     assert_eq!(handled(&database).await, 0);
@@ -245,10 +250,10 @@ async fn a_producer_whose_broker_is_frozen_ends_in_time_and_another_delivers_wha
         database.count("select count(*) from outboxd.lanes where target is not null").await == 1
     })
     .await;
-    let asked = Instant::now();
     daemon.terminate();
     assert_eq!(daemon.wait_exit().await, Some(1));
-    assert!((1..4).contains(&asked.elapsed().as_secs()), "{:?}", asked.elapsed());
+    let drained = drained_for(&daemon).await;
+    assert!((1..4).contains(&drained.as_secs()), "{drained:?}");
     daemon.wait_for_line("the drain ended with work left").await;
 
     kafka.resume();
@@ -281,7 +286,7 @@ async fn a_second_signal_ends_it_at_once() {
         let again = Instant::now();
         signal();
         assert_eq!(daemon.wait_exit().await, Some(code));
-        assert!(again.elapsed() < Duration::from_secs(2), "{code}: {:?}", again.elapsed());
+        assert!(again.elapsed() < AT_ONCE, "{code}: {:?}", again.elapsed());
         assert!(daemon.log().contains(&format!("{topic}[0]: 1 messages unfinished")));
         proxy.heal();
     }
@@ -299,7 +304,7 @@ async fn a_daemon_that_waits_to_start_is_ended_by_one_signal() {
     let asked = Instant::now();
     daemon.terminate();
     assert_eq!(daemon.wait_exit().await, Some(0));
-    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < AT_ONCE, "{:?}", asked.elapsed());
 }
 
 #[tokio::test]
@@ -334,23 +339,23 @@ async fn idle_daemons_notice_that_postgres_went_away_and_came_back() {
     let (postgres, kafka) = (Postgres::private().await, Kafka::shared().await);
     let database = postgres.database().await;
     let topic = kafka.topic(1).await;
-    let outboxd = Outboxd::new(&database, kafka).group(&topic, &topic, "kind = \"log\"");
+    // No heartbeat tells them: the next one comes when this test is over.
+    let outboxd = Outboxd::new(&database, kafka)
+        .set("agent.heartbeat = \"10m\"")
+        .set("agent.inactive_after = \"1h\"")
+        .group(&topic, &topic, "kind = \"log\"");
     let daemons = [outboxd.producer(), outboxd.consumer(&[&topic])];
     for daemon in &daemons {
         daemon.ready().await;
     }
     postgres.stop().await;
-    let gone = Instant::now();
     for daemon in &daemons {
         is_alive_but_waits_for(daemon, "PostgreSQL at").await;
     }
-    assert!(gone.elapsed() < AT_ONCE, "{:?}", gone.elapsed());
     postgres.start().await;
-    let back = Instant::now();
     for daemon in &daemons {
         daemon.ready().await;
     }
-    assert!(back.elapsed() < AT_ONCE, "{:?}", back.elapsed());
 }
 
 #[tokio::test]
@@ -364,7 +369,8 @@ async fn a_daemon_waits_for_its_schema_and_names_the_command() {
     let migrated = Outboxd::new(&database, kafka).owner().run(&["migrate"]).await;
     assert_eq!(migrated.code, 0, "{migrated:?}");
     daemon.ready().await;
-    assert_eq!(count_lines(&daemon, "waiting: "), 1, "{}", daemon.log());
+    // It may have looked in the middle of the migration too.
+    assert_eq!(count_lines(&daemon, "at version 0 of"), 1, "{}", daemon.log());
     insert(&database, &topic, 0..10).await;
     arrive(kafka, &topic, 10).await;
 }
@@ -518,7 +524,8 @@ async fn health_answers_while_the_database_is_silent() {
         let asked = Instant::now();
         assert_eq!(daemon.get("/healthz").await.unwrap().0, 200);
         let (status, lines) = daemon.get("/readyz?verbose").await.unwrap();
-        assert!(asked.elapsed() < Duration::from_secs(2), "it asked the database: {:?}", asked.elapsed());
+        // Who asks the database waits for five seconds.
+        assert!(asked.elapsed() < Duration::from_secs(4), "it asked the database: {:?}", asked.elapsed());
         (status == 503 && lines.contains("[-] database: ")).then_some(lines)
     })
     .await;

@@ -10,6 +10,8 @@ use crate::support::{Daemon, Kafka, Outboxd, Postgres};
 
 const SOON: Duration = Duration::from_secs(30);
 
+const BITES: Duration = Duration::from_secs(4);
+
 /// Stands in for systemd.
 struct Systemd {
     socket: UnixDatagram,
@@ -23,10 +25,12 @@ impl Systemd {
         Self { socket, directory }
     }
 
-    /// With a watchdog that bites after a second.
+    /// With a watchdog that bites after that time.
     fn starts(&self, outboxd: Outboxd) -> Outboxd {
         let socket = self.directory.path().join("notify");
-        outboxd.env("NOTIFY_SOCKET", socket.to_str().unwrap()).env("WATCHDOG_USEC", "1000000")
+        outboxd
+            .env("NOTIFY_SOCKET", socket.to_str().unwrap())
+            .env("WATCHDOG_USEC", &BITES.as_micros().to_string())
     }
 
     async fn next(&self) -> String {
@@ -51,8 +55,8 @@ impl Systemd {
 }
 
 async fn feeds_its_watchdog(systemd: &Systemd, daemon: &Daemon) {
-    for _ in 0..5 {
-        let fed = tokio::time::timeout(Duration::from_secs(1), systemd.until("WATCHDOG=1"));
+    for _ in 0..3 {
+        let fed = tokio::time::timeout(BITES, systemd.until("WATCHDOG=1"));
         assert!(fed.await.is_ok(), "the watchdog bites:\n{}", daemon.log());
     }
 }

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -49,6 +50,12 @@ impl Daemon {
             found.map(|line| line.trim_end().to_owned())
         })
         .await
+    }
+
+    /// When it said that, by its own clock.
+    pub async fn said_at(&self, text: &str) -> DateTime<Utc> {
+        let line: serde_json::Value = serde_json::from_str(&self.wait_for_line(text).await).unwrap();
+        line["timestamp"].as_str().unwrap().parse().unwrap()
     }
 
     /// SIGKILL; gone when this returns.

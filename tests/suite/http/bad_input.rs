@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 
 use super::producer;
 use crate::support::http::request;
-use crate::support::{Kafka, Outboxd, Postgres, port};
+use crate::support::{Kafka, Outboxd, Postgres, eventually, port};
 
 #[tokio::test]
 async fn what_is_malformed_has_a_problem_for_an_answer() {
@@ -254,7 +254,11 @@ async fn without_its_database_it_says_so_and_health_goes_on() {
     assert!(!answer.body.contains(crate::support::PASSWORD));
     assert_eq!(request(daemon.listen, "GET /healthz").send().await.status, 200);
     assert_eq!(request(daemon.listen, "GET /metrics").send().await.status, 200);
-    assert_eq!(request(daemon.listen, "GET /readyz").send().await.status, 503);
+    // Its loops learn of it one after the other.
+    eventually("it is not ready", Duration::from_secs(60), async || {
+        request(daemon.listen, "GET /readyz").send().await.status == 503
+    })
+    .await;
     postgres.start().await;
     daemon.ready().await;
     assert_eq!(request(daemon.listen, "GET /api/agents").send().await.status, 200);
