@@ -7,7 +7,8 @@ use serde_json::Value;
 use super::own_jobs::{database, ticks};
 use crate::support::{Database, Kafka, Outboxd, eventually};
 
-const SOON: Duration = Duration::from_secs(40);
+/// Longer than the claim of a run whose agent has died, and than what waits behind it.
+const SOON: Duration = Duration::from_secs(90);
 
 fn noting(outboxd: Outboxd, job: &str, schedule: &str, table: &str) -> Outboxd {
     outboxd.set(&format!("jobs.{job}.schedule = \"{schedule}\"")).set(&format!(

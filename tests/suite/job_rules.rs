@@ -10,7 +10,8 @@ use uuid::Uuid;
 use super::own_jobs::{database, ticks};
 use crate::support::{Daemon, Database, Kafka, Outboxd, eventually, eventually_some};
 
-const SOON: Duration = Duration::from_secs(40);
+/// Longer than the claim of a run whose agent has died, and than what waits behind it.
+const SOON: Duration = Duration::from_secs(90);
 
 #[tokio::test]
 async fn a_condition_that_becomes_true_within_the_cooldown_runs_the_job_when_that_is_over() {

@@ -137,16 +137,19 @@ async fn what_concerns_the_whole_database_is_told_by_one_agent_and_by_another_af
     .await;
     tells(&producers[first], "outboxd_config_mismatch", 1.0).await;
     // Of two the one that came later is told of.
-    let listed = outboxd("looks").run(&["agents", "list", "--json"]).await;
-    let listed: Vec<Value> = serde_json::from_str(&listed.stdout).unwrap();
-    let later = listed.iter().max_by_key(|agent| agent["started_at"].as_str().unwrap()).unwrap();
-    assert!(
-        listed.iter().all(|agent| (agent["config_mismatch"] == true) == (agent["id"] == later["id"])),
-        "{listed:?}"
-    );
-    let doctor = outboxd("looks").run(&["doctor"]).await;
+    let mut later = Value::Null;
+    eventually("the list says so", PATIENCE, async || {
+        let listed = outboxd("looks").run(&["agents", "list", "--json"]).await;
+        let listed: Vec<Value> = serde_json::from_str(&listed.stdout).unwrap();
+        later = listed.iter().max_by_key(|agent| agent["started_at"].as_str().unwrap()).unwrap().clone();
+        listed.iter().all(|agent| (agent["config_mismatch"] == true) == (agent["id"] == later["id"]))
+    })
+    .await;
     let finding = format!("of their role: {}", later["name"].as_str().unwrap());
-    assert!(doctor.stdout.contains(&finding), "{doctor:?}");
+    eventually("the doctor finds it", PATIENCE, async || {
+        outboxd("looks").run(&["doctor"]).await.stdout.contains(&finding)
+    })
+    .await;
     let other = &producers[1 - first];
     producers[first].kill();
     tells(other, "outboxd_oldest_pending_age_seconds", 0.0).await;

@@ -8,7 +8,8 @@ use tokio::net::TcpListener;
 
 use crate::support::{Database, Kafka, Outboxd, Postgres, eventually, eventually_some};
 
-const SOON: Duration = Duration::from_secs(40);
+/// Longer than the claim of a run whose agent has died, and than what waits behind it.
+const SOON: Duration = Duration::from_secs(90);
 
 /// A job that notes each of its firings. Where none may be lost, one that falls into a run waits for its end: on a machine
 /// that is busy a run may take a second.

@@ -110,7 +110,7 @@ async fn a_consumer_that_was_killed_is_in_the_way_no_longer_than_an_operator_let
     let topic = kafka.topic(1).await;
     let outboxd = Outboxd::new(&database, kafka)
         .group(&topic, &topic, "kind = \"log\"")
-        .set("agent.heartbeat = \"1s\"")
+        .set("agent.heartbeat = \"3s\"")
         .set("agent.inactive_after = \"1h\"")
         .set("kafka.consumer.\"session.timeout.ms\" = 6000");
     let consumer = outboxd.consumer(&[&topic]);
@@ -129,7 +129,10 @@ async fn a_consumer_that_was_killed_is_in_the_way_no_longer_than_an_operator_let
     })
     .await;
     // Nobody is left to reap it.
-    assert!(outboxd.run(&["agents", "list"]).await.stdout.contains("suspect"));
+    eventually("it is suspect", PATIENCE, async || {
+        outboxd.run(&["agents", "list"]).await.stdout.contains("suspect")
+    })
+    .await;
     let pruned = outboxd.run(&["agents", "prune", &agent, "--yes"]).await;
     assert!(pruned.code == 0 && pruned.stdout.contains("1 agents removed"), "{pruned:?}");
     eventually("Kafka has given it up too", PATIENCE, async || outboxd.run(&reset).await.code == 0).await;
