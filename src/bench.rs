@@ -17,6 +17,7 @@ mod load;
 mod payload;
 mod producing;
 mod progress;
+mod reading;
 pub mod relay;
 mod scenario;
 pub mod sink;
@@ -25,7 +26,7 @@ pub mod takeover;
 pub mod usage;
 mod workbench;
 
-pub use consume::{ConsumeOptions, ConsumeReport};
+pub use consume::{Beside, ConsumeOptions, ConsumeReport};
 pub use drain::Drains;
 pub use fill::Shape;
 pub use idle::IdleReport;

@@ -211,17 +211,20 @@ fn takeover_rows(takeover: &Value) -> Vec<Row> {
 }
 
 fn consume_rows(consume: &Value, keyed: &Value) -> Vec<Row> {
-    let group = |what: &str, report: &Value, budget: &str| {
+    let group = |what: &str, report: &Value, part: &str, budget: &str| {
+        let number = |name: &str| number(report, &format!("/{part}/{name}"));
         row(
             what,
-            format!("{} a second", thousands(number(report, "/handled_per_second"))),
-            format!("{} reading alone", thousands(number(report, "/reading_per_second"))),
-            Some(number(report, "/ratio")),
+            format!("{} a second", thousands(number("handled_per_second"))),
+            format!("{} reading alone", thousands(number("reading_per_second"))),
+            Some(number("ratio")),
             budget,
         )
     };
     vec![
-        group("a group, evidence for every message", consume, "≥ 0.25"),
-        group("the same, an idempotency key on every message", keyed, "≥ 0.08"),
+        group("a group, evidence for every message", consume, "whole", "≥ 0.25"),
+        group("the same, once both have started", consume, "steady", ""),
+        group("a group, an idempotency key on every message", keyed, "whole", "≥ 0.08"),
+        group("the same, once both have started", keyed, "steady", ""),
     ]
 }

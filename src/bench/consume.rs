@@ -1,4 +1,5 @@
-//! How fast a group handles what a topic holds, with evidence for every message, beside reading it alone.
+//! How fast a group handles what a topic holds, with evidence for every message, beside reading it alone: both from the
+//! start of a member of a new group to the last record, and once more without the start of either.
 
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use serde::Serialize;
 use super::child::Child;
 use super::drain::Backlog;
 use super::fill::Shape;
+use super::reading;
 use super::relay::Source;
 use super::statistics::median;
 use super::workbench::Workbench;
@@ -34,15 +36,35 @@ pub struct ConsumeReport {
     pub messages: u64,
     pub rounds: u32,
     pub idempotency_keys: bool,
-    pub reading_per_second: f64,
-    /// Between the first and the last tenth, by the database's clock.
-    pub handled_per_second: f64,
-    pub ratio: f64,
+    /// From the start of a process or a member to the last message.
+    pub whole: Beside,
+    /// Between the first and the last tenth, the group's by the database's clock.
+    pub steady: Beside,
     /// Of the database, each of several statements.
     pub transactions_per_message: f64,
     pub cpu_seconds_per_million: Option<f64>,
     pub peak_memory_bytes: Option<u64>,
     pub lost: u64,
+}
+
+/// Medians; the ratio is of what was measured one after the other.
+#[derive(Debug, Serialize)]
+pub struct Beside {
+    pub reading_per_second: f64,
+    pub handled_per_second: f64,
+    pub ratio: f64,
+}
+
+impl Beside {
+    /// A reading and a handling a round.
+    fn of(rounds: &[(f64, f64)]) -> Self {
+        let median_of = |each: fn(&(f64, f64)) -> f64| median(&rounds.iter().map(each).collect::<Vec<f64>>());
+        Self {
+            reading_per_second: median_of(|(reading, _)| *reading),
+            handled_per_second: median_of(|(_, handled)| *handled),
+            ratio: median_of(|(reading, handled)| handled / reading),
+        }
+    }
 }
 
 #[allow(clippy::cast_precision_loss, reason = "counts of a benchmark")]
@@ -60,21 +82,21 @@ pub async fn run(bench: &mut Workbench, options: ConsumeOptions) -> anyhow::Resu
     source.sink.grown(&before, messages, || child.check()).await?;
     child.stop().await?;
     let ends = source.sink.ends().await?;
-    let (mut reading, mut handling, mut lost) = (Vec::new(), Vec::new(), 0);
+    let (mut whole, mut steady, mut lost) = (Vec::new(), Vec::new(), 0);
     let (mut cpu, mut peak_memory_bytes, mut transactions) = (Vec::new(), None, Vec::new());
     for round in 1..=options.rounds {
         let say = |what: &str| bench.progress.say(format!("round {round} of {}: {what}", options.rounds));
         say("reading alone");
-        let began = Instant::now();
-        source.sink.read_alone(&before, &ends).await?;
-        reading.push(messages as f64 / began.elapsed().as_secs_f64());
+        let reading = reading::alone(&source.outbox, &source.topic, &before, &ends).await?;
         say("a group");
         let group = format!("bench-{round}");
         let file = source.outbox.with_group(&group, &source.topic)?;
         let transactions_before = benching::transactions(&source.client).await?;
+        let began = Instant::now();
         let mut child =
             Child::start(&["consumer", "--group", &group, "--log", "warn"], &file, &source.outbox.log)?;
         let looks = wait_until_finished(&source, &group, messages, &mut child).await?;
+        whole.push((reading.per_second, messages as f64 / began.elapsed().as_secs_f64()));
         if let Some(usage) = child.usage() {
             cpu.push(usage.cpu_seconds * 1e6 / messages as f64);
             peak_memory_bytes = peak_memory_bytes.max(Some(usage.peak_memory_bytes));
@@ -89,17 +111,15 @@ pub async fn run(bench: &mut Workbench, options: ConsumeOptions) -> anyhow::Resu
         if handled.seconds <= 0.0 {
             bail!("{messages} messages are completed too fast to be measured: take more, with --messages");
         }
-        handling.push(handled.measured as f64 / handled.seconds);
+        steady.push((reading.steady_per_second, handled.measured as f64 / handled.seconds));
     }
-    let ratios: Vec<f64> = handling.iter().zip(&reading).map(|(handled, read)| handled / read).collect();
     Ok(ConsumeReport {
         bench: "consume",
         messages,
         rounds: options.rounds,
         idempotency_keys: options.keys,
-        reading_per_second: median(&reading),
-        handled_per_second: median(&handling),
-        ratio: median(&ratios),
+        whole: Beside::of(&whole),
+        steady: Beside::of(&steady),
         transactions_per_message: median(&transactions),
         cpu_seconds_per_million: (!cpu.is_empty()).then(|| median(&cpu)),
         peak_memory_bytes,

@@ -15,7 +15,6 @@ use tokio::task::JoinHandle;
 use super::payload;
 use crate::config;
 use crate::kafka::client::{self, Logged};
-use crate::kafka::subscribe::Copier;
 use crate::kafka::topics::Topics;
 
 /// A broker that brings no record for so long brings none any more.
@@ -180,20 +179,6 @@ impl Sink {
             Ok(checker.finish())
         });
         read.await?
-    }
-
-    /// The same without a look at what comes, but each record is taken over as a group takes it: its key, payload and
-    /// headers are copied out of the client's memory, as whoever hands them to another thread must.
-    pub async fn read_alone(&self, from: &Ends, to: &Ends) -> anyhow::Result<()> {
-        let (config, topic, from, to) = (self.config.clone(), self.topic.clone(), from.clone(), to.clone());
-        tokio::task::spawn_blocking(move || {
-            let mut copier = Copier::new(&[&topic]);
-            each(&config, &topic, &from, &to, |record| {
-                std::hint::black_box(copier.record(record));
-                Ok(())
-            })
-        })
-        .await?
     }
 
     /// Notes what arrives from there on, as it arrives, until it is told to stop.

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::relay::ShapeOptions;
 use super::{Common, room};
-use crate::bench::{self, ConsumeOptions, ConsumeReport};
+use crate::bench::{self, Beside, ConsumeOptions, ConsumeReport};
 use crate::cli::global::Global;
 use crate::cli::output::{self, maybe};
 use crate::failure::Exit;
@@ -44,16 +44,32 @@ impl Options {
 }
 
 fn show(report: &ConsumeReport) -> Result<(), output::OutputError> {
-    let reading = ["reading alone", &format!("{:.0}", report.reading_per_second), "", "", "", "", ""];
-    let group = [
-        "group, handler that does nothing".to_owned(),
-        format!("{:.0}", report.handled_per_second),
-        format!("{:.2}", report.ratio),
+    let row = |what: &str, beside: &Beside, rest: [String; 4]| {
+        let [transactions, cpu, memory, lost] = rest;
+        let (reading, group) = (beside.reading_per_second, beside.handled_per_second);
+        let ratio = format!("{:.2}", beside.ratio);
+        [
+            what.to_owned(),
+            format!("{reading:.0}"),
+            format!("{group:.0}"),
+            ratio,
+            transactions,
+            cpu,
+            memory,
+            lost,
+        ]
+    };
+    let rest = [
         format!("{:.4}", report.transactions_per_message),
         maybe(report.cpu_seconds_per_million.map(|seconds| format!("{seconds:.2}"))),
         maybe(report.peak_memory_bytes.map(room)),
         report.lost.to_string(),
     ];
-    let columns = ["", "MSG/S", "RATIO", "TRANSACTIONS PER MESSAGE", "CPU S PER M", "MEMORY", "LOST"];
-    output::table(columns, [reading.map(str::to_owned), group])
+    let rows = [
+        row("from their start, messages a second", &report.whole, rest),
+        row("once started", &report.steady, Default::default()),
+    ];
+    let columns =
+        ["", "READING ALONE", "GROUP", "RATIO", "TRANSACTIONS PER MESSAGE", "CPU S PER M", "MEMORY", "LOST"];
+    output::table(columns, rows)
 }
