@@ -111,7 +111,7 @@ async fn a_key_waits_behind_what_is_refused_and_the_others_flow() {
     scene.insert(&[]).await;
     scene.ledger.published(&scene.database).await;
     let records = scene.kafka.read_all(&scene.topic).await;
-    assert_eq!(records.iter().filter(|record| record.key.is_none()).count(), 1);
+    assert!(records.iter().any(|record| record.key.is_none()));
     assert_eq!(scene.database.count("select count(*) from outboxd.set_aside").await, 0);
     let place = |large: bool| {
         records

@@ -38,7 +38,8 @@ impl Pair {
         let hosts = format!("127.0.0.1:{},127.0.0.1:{}", primary.port(), standby.port());
         let url = database.agent_url().replace(&format!("127.0.0.1:{}", primary.port()), &hosts);
         let relay = Outboxd::new(&database, kafka)
-            .set("producer.lease = \"2s\"")
+            // Long enough that a busy machine loses none, and repeats nothing for it.
+            .set("producer.lease = \"8s\"")
             .postgres_url(&format!("{url}?target_session_attrs=read-write"))
             .producer();
         relay.ready().await;

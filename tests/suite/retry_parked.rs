@@ -200,7 +200,7 @@ async fn a_replay_that_the_lane_is_not_past_is_published_once() {
     let topic = kafka.topic(1).await;
     let insert = "select outboxd.enqueue($1, repeat('x', 30000))";
     database.query_one(insert, &[&topic]).await;
-    let outboxd = Outboxd::new(&database, kafka).set("producer.lease = \"1s\"");
+    let outboxd = Outboxd::new(&database, kafka);
     let doomed = Outboxd::new(&database, kafka)
         .set("producer.lease = \"1s\"")
         .set(LIMIT)
