@@ -31,8 +31,11 @@ const MOST_PER_RUN: u32 = 500;
 /// A run begins nothing more after this,
 const ENOUGH: Duration = Duration::from_millis(900);
 
-/// and looks so often who has room again.
+/// and looks so often who has room again,
 const REST: Duration = Duration::from_millis(20);
+
+/// more and more seldom while nobody has: a broker may be away for a day.
+const LONGEST_REST: Duration = Duration::from_millis(200);
 
 /// Dispatches in a row that an agent has read and not started: then something is wrong with the message, or with us.
 const MOST_UNDELIVERED: i16 = 3;
@@ -70,7 +73,7 @@ async fn connect(connector: &Connector) -> Result<Connection, PgError> {
 /// Goes on giving out for about as long as the schedule has it wait for the next run, while there is something to give.
 async fn work(client: &mut Connection, policies: &Policies) -> Outcome {
     let until = Instant::now() + ENOUGH;
-    let mut given = 0;
+    let (mut given, mut rest) = (0, REST);
     let let_go = dispatching::let_forsaken_go(client).await?;
     let dead = loop {
         dispatching::see_published(client, &policies.deadlines(), Retry::default().deadline).await?;
@@ -80,7 +83,8 @@ async fn work(client: &mut Connection, policies: &Policies) -> Outcome {
         if dead > 0 || Instant::now() >= until {
             break dead;
         }
-        tokio::time::sleep(REST).await;
+        rest = if now_given > 0 { REST } else { LONGEST_REST.min(rest * 2) };
+        tokio::time::sleep(rest).await;
     };
     let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
     Ok(Done::counted([

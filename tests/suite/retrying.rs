@@ -85,16 +85,22 @@ impl Handler {
 }
 
 /// A group with a topic of its own, in a database of its own.
-struct Scene {
-    kafka: &'static Kafka,
+struct Scene<'a> {
+    kafka: &'a Kafka,
     database: Database,
     topic: String,
     group: String,
 }
 
-impl Scene {
+impl Scene<'static> {
     async fn new() -> Self {
-        let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
+        Self::at(Kafka::shared().await).await
+    }
+}
+
+impl<'a> Scene<'a> {
+    async fn at(kafka: &'a Kafka) -> Self {
+        let database = Postgres::shared().await.database().await;
         let group = format!("retrying-{:08x}", fastrand::u32(..));
         Self { kafka, topic: kafka.topic(1).await, database, group }
     }

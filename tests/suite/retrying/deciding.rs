@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::{Handler, PATIENCE, Scene};
 use crate::support::{Outboxd, eventually};
 
-impl Scene {
+impl Scene<'_> {
     fn operator(&self) -> Outboxd {
         Outboxd::without_kafka(&self.database).postgres_url(&self.database.operator_url())
     }
@@ -119,7 +119,7 @@ async fn what_is_discarded_lets_its_key_go_and_can_be_replayed() {
     assert_eq!((states, scene.heads().await), (words("due held"), vec![head]), "it has its place again");
 }
 
-impl Scene {
+impl Scene<'_> {
     /// Of one key, by their offsets in this order, though their ids are in none.
     async fn dead_of_one_key(&self, count: i64) -> Vec<Uuid> {
         let mut ids = Vec::new();

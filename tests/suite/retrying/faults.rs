@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use axum::http::StatusCode;
 
 use super::{Handler, PATIENCE, Scene};
-use crate::support::{Outboxd, eventually, until_none_is_left};
+use crate::support::{Kafka, eventually, until_none_is_left};
 
 #[tokio::test]
 async fn silence_counts_as_a_failed_attempt_and_another_agent_goes_on() {
@@ -89,40 +89,52 @@ async fn while_all_agents_of_the_group_are_dead_retries_wait_and_cost_nothing() 
     assert_eq!((handlers[0].count(), handlers[1].count()), (0, 20));
 }
 
+/// They become due while it is away.
 #[tokio::test]
-async fn a_broker_that_is_away_costs_no_attempt_and_no_second_dispatch_however_much_is_due() {
-    let scene = Scene::new().await;
+async fn ten_thousand_failures_wait_for_a_broker_and_cost_no_attempt_and_no_second_dispatch() {
+    const ALL: i64 = 10_000;
+    let kafka = Kafka::private().await;
+    let scene = Scene::at(&kafka).await;
     let handler = Handler::answering(StatusCode::OK);
+    let often = "kafka.client.\"reconnect.backoff.max.ms\" = \"500\"";
     // A place for each that may be out: an agent hands back what has waited for half its deadline.
-    let _consumer = scene.consumer("a", &handler, &["concurrency = 32"]).await;
+    let consumer = scene.consumer("a", &handler, &["concurrency = 200"]).await;
+    let producer = |settings: &[&str]| {
+        let outboxd = scene.outboxd().set("producer.lease = \"1s\"").set(often);
+        scene.with(outboxd, "kind = \"log\"", settings).producer()
+    };
+    let short = producer(&["concurrency = 100", "retry.deadline = \"5s\""]);
+    short.ready().await;
     scene.takers_are(1).await;
-    let short = ["retry.deadline = \"5s\""];
-    // Its relay finds no broker, and its job goes on: far beyond the deadline, which has not begun.
-    let cut_off = scene.with(Outboxd::without_kafka(&scene.database), "kind = \"log\"", &short).producer();
-    scene.many_are_due(500).await;
-    let state =
+    kafka.kill();
+    scene.many_are_due(i32::try_from(ALL).unwrap()).await;
+    let count = async |sql: &str| scene.database.count(sql).await;
+    let out =
         "select count(*) from outboxd.failures where state = 'retrying' and dispatch = 1 and attempts = 1";
-    eventually("as many are dispatched as may be out", PATIENCE, async || {
-        scene.database.count(state).await == 32
-    })
-    .await;
+    eventually("as many are dispatched as may be out", PATIENCE, async || count(out).await == 200).await;
+    // Its job goes on: far beyond the deadline, which has not begun.
+    let looks = "select (seq_scan + coalesce(idx_scan, 0))::bigint from pg_stat_user_tables where relname = 'members'";
+    let looks_before = count(looks).await;
     let long_ago = "select count(*) from outboxd.failures
         where state = 'retrying' and changed_at < clock_timestamp() - interval '7 s'";
-    eventually("time passes", PATIENCE, async || scene.database.count(long_ago).await == 32).await;
-    assert_eq!(scene.database.count(state).await, 32);
+    eventually("time passes", PATIENCE, async || count(long_ago).await == 200).await;
+    let looked = count(looks).await - looks_before;
+    assert!(looked < 150, "while nobody has room it looks seldom: {looked} times in seven seconds");
+    assert_eq!(count(out).await, 200);
     let untouched =
         "select count(*) from outboxd.failures where state = 'due' and dispatch = 0 and attempts = 1";
-    assert_eq!(scene.database.count(untouched).await, 500 - 32);
-    cut_off.kill();
-    let _producer = scene.producer(&[]);
+    assert_eq!(count(untouched).await, ALL - 200);
+    short.kill();
+    kafka.start().await;
+    let producer = producer(&["concurrency = 100"]);
     scene.all_done().await;
-    let evidence = scene.evidence().await;
-    assert!(evidence.len() == 500 && evidence.iter().all(|(_, _, attempt)| *attempt == 2));
-    assert_eq!(
-        scene.database.count("select count(*) from outboxd.messages").await,
-        500,
-        "one dispatch for each"
-    );
+    let once = "select count(*) from outboxd.handled where attempt = 2";
+    assert_eq!((count(once).await, count("select count(*) from outboxd.handled").await), (ALL, ALL));
+    assert_eq!(i64::try_from(handler.count()).unwrap(), ALL, "none was called for twice");
+    assert_eq!(count("select count(*) from outboxd.messages").await, ALL, "one dispatch for each");
+    let peaks = [consumer.peak_memory(), producer.peak_memory()];
+    println!("looked {looked} times, {peaks:?} bytes at the most");
+    assert!(peaks.iter().all(|peak| *peak < 128 << 20), "{peaks:?}");
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ const INSERT: &str = "
     values ($1, $2, $3, $4, 0, 0, 'k', $5, '{}', '{}', 0, case $3 when 'due' then clock_timestamp() end)";
 
 /// As the consumer does it: behind the head if the key is held, and as its head if it is not.
-async fn copy(client: &mut Client, scene: &Scene, payload: &[u8]) {
+async fn copy(client: &mut Client, scene: &Scene<'_>, payload: &[u8]) {
     let id = Uuid::new_v4();
     loop {
         let transaction = client.transaction().await.unwrap();
@@ -46,7 +46,7 @@ async fn copy(client: &mut Client, scene: &Scene, payload: &[u8]) {
     }
 }
 
-impl Scene {
+impl Scene<'_> {
     async fn held_keys(&self) -> i64 {
         self.database.count("select count(*) from outboxd.held_keys").await
     }
