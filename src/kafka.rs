@@ -4,6 +4,7 @@ pub mod client;
 pub mod dead_letters;
 pub mod doctor;
 pub mod error;
+pub mod legible;
 pub mod publish;
 pub mod subscribe;
 mod topic_ids;

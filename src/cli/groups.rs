@@ -41,7 +41,7 @@ enum Command {
 /// Every group that ever started here: its agents that are alive, what waits for them, what they handle, what failed
 ///
 /// Lag and rate are what the agents at work say, a second ago. PAUSED tells who paused the group, or how many of its
-/// partitions are not read because their messages are full up.
+/// partitions are not read, because they are full or what comes next in them cannot be decoded.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  outboxd groups list --json")]
 struct List {

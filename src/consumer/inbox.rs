@@ -91,6 +91,16 @@ async fn read_on(
                         let _ = dispatches.send(dispatch);
                     }
                 }
+                // What was in it comes again: a dispatch that is not started is given out anew.
+                Read::Illegible(reason) => {
+                    tracing::error!(group = &*group.name, topic, "passing over what cannot be decoded: {reason}");
+                    let latest = seen.borrow().clone();
+                    for (partition, (_, end)) in latest.iter().flat_map(|seen| &seen.extents) {
+                        let next = position.entry(*partition).or_insert(*end);
+                        *next = (*next).max(*end);
+                    }
+                    reader.read_on(position)?;
+                }
                 Read::Trouble(reason) => tracing::debug!(group = &*group.name, topic, "{reason}"),
                 Read::Fatal(reason) => return Ok(reason),
             },

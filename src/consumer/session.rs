@@ -1,9 +1,10 @@
 //! One membership in the Kafka group: polls, hands records to the engine, and answers what the coordinator asks for,
 //! from joining to leaving or to the first thing that cannot be mended.
 
+mod legibility;
 mod topics;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
+use self::legibility::{ILLEGIBLE, Look, Seen, Sight};
 use super::engine::{self, Input, Report, Slot};
 use super::level::Level;
 use super::start;
@@ -59,6 +61,8 @@ pub(super) enum Event {
     Extents(Vec<(TopicPartition, i64, Extent)>),
     /// What is missing, and the ids of those that are there.
     Topics(Vec<String>, HashMap<String, Uuid>),
+    /// By the look of that number.
+    Seen(u64, Vec<Seen>),
 }
 
 /// Where a partition begins.
@@ -82,7 +86,9 @@ struct Partition {
     level: Arc<Level>,
     /// Nothing of it is taken in any more.
     stopping: bool,
+    /// It is full.
     paused: bool,
+    sight: Sight,
     /// The offset after the last record that was polled, or the first to come.
     next: i64,
 }
@@ -116,6 +122,10 @@ struct Session {
     events: Events,
     extents: Option<AbortOnDropHandle<()>>,
     topics: Option<AbortOnDropHandle<()>>,
+    looks: u64,
+    look: Option<Look>,
+    /// What cannot be decoded, in words.
+    illegible: BTreeMap<TopicPartition, String>,
     told: Told,
 }
 
@@ -155,11 +165,16 @@ pub(super) async fn work(group: &Arc<Group>, drain: &CancellationToken) -> Resul
         events,
         extents: None,
         topics: None,
+        looks: 0,
+        look: None,
+        illegible: BTreeMap::new(),
         told: Told::default(),
     };
     let result = session.run(&mut received, drain).await;
     group.status.no_assignment();
-    group.status.go_on(WATCHDOG);
+    for who in [WATCHDOG, ILLEGIBLE] {
+        group.status.go_on(who);
+    }
     result
 }
 
@@ -186,6 +201,7 @@ impl Session {
                 _ = tick.tick() => {
                     self.group.status.turn();
                     self.watch();
+                    self.look_again();
                     if looked_for_topics.is_none_or(|at: Instant| at.elapsed() >= LOOK_FOR_TOPICS) {
                         looked_for_topics = Some(Instant::now());
                         self.look_for_topics();
@@ -236,6 +252,7 @@ impl Session {
                 self.look_at_extents();
                 self.look_for_topics();
             }
+            Polled::Illegible => self.doubt()?,
             Polled::TopicMissing => self.look_for_topics(),
             Polled::Standing { connected, ends } => self.standing(connected, &ends),
             Polled::Trouble(reason) => {
@@ -297,6 +314,7 @@ impl Session {
         let found = self.partitions.iter_mut().find(|(_, partition)| partition.slot == slot);
         if let Some((at, partition)) = found
             && std::mem::take(&mut partition.paused)
+            && partition.sight == Sight::Clear
         {
             self.group.status.paused(at, false);
             self.subscription.resume(at)?;
@@ -325,6 +343,7 @@ impl Session {
                 self.tell_missing(missing);
                 self.look_whether_anew(&ids);
             }
+            Event::Seen(number, seen) => self.seen(number, seen)?,
         }
         Ok(())
     }
@@ -376,6 +395,9 @@ impl Session {
         let partition = self.partitions.remove(at)?;
         self.full.remove(&partition.slot);
         self.look_whether_full();
+        if self.illegible.remove(at).is_some() {
+            self.tell_illegible();
+        }
         Some(partition)
     }
 
@@ -419,8 +441,16 @@ impl Session {
         let begin = Input::Begin { slot, at: at.clone(), start, topic_id, level: Arc::clone(&level) };
         let _ = self.engine.send(begin);
         self.subscription.assign(&[(at.clone(), start)])?;
-        let partition =
-            Partition { slot, topic_id, anew: false, level, stopping: false, paused: false, next: start };
+        let partition = Partition {
+            slot,
+            topic_id,
+            anew: false,
+            level,
+            stopping: false,
+            paused: false,
+            sight: Sight::Clear,
+            next: start,
+        };
         self.partitions.insert(at, partition);
         Ok(())
     }
@@ -518,7 +548,7 @@ impl Session {
             start::tell_reset(&self.group.name, at, start);
             partition.next = start.offset();
             self.subscription.read_on(at, partition.next)?;
-            if partition.paused {
+            if partition.paused || partition.sight != Sight::Clear {
                 self.subscription.pause(at)?;
             }
         }

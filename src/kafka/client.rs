@@ -38,6 +38,9 @@ const CONSUMER: &[(&str, &str)] = &[
     ("allow.auto.create.topics", "false"),
 ];
 
+/// What may be overridden: what was damaged on its way or on a disk is not handed on. It costs next to nothing.
+const CONSUMER_DEFAULTS: &[(&str, &str)] = &[("check.crcs", "true")];
+
 /// What may be overridden for a member of a group: a topic or partition that appears is found within seconds, and the
 /// ends of the partitions are known for the lag.
 const MEMBER_DEFAULTS: &[(&str, &str)] =
@@ -50,7 +53,7 @@ pub fn producer_config(
     buffer_bytes: u64,
 ) -> Result<ClientConfig, KafkaFailure> {
     let properties = kafka.producer_properties().map_err(KafkaFailure::secret)?;
-    let mut config = layered(client_id, PRODUCER_DEFAULTS, properties, PRODUCER);
+    let mut config = layered(client_id, &[PRODUCER_DEFAULTS], properties, PRODUCER);
     // In KiB. A queue without room for the largest message would be full for ever.
     let largest = config.get("message.max.bytes").and_then(|bytes| bytes.parse().ok()).unwrap_or(0);
     let kbytes = buffer_bytes.max(largest).div_ceil(1024).clamp(1, 2_147_483_647);
@@ -62,7 +65,7 @@ pub fn producer_config(
 /// For a consumer without a group: metadata and watermarks.
 pub fn consumer_config(kafka: &Kafka, client_id: &str) -> Result<ClientConfig, KafkaFailure> {
     let properties = kafka.consumer_properties().map_err(KafkaFailure::secret)?;
-    Ok(layered(client_id, &[], properties, CONSUMER))
+    Ok(layered(client_id, &[CONSUMER_DEFAULTS], properties, CONSUMER))
 }
 
 /// For a client that may ask for a group's offsets, without being a member of it.
@@ -80,7 +83,7 @@ pub fn member_config(
     instance: Option<&str>,
 ) -> Result<ClientConfig, KafkaFailure> {
     let properties = kafka.consumer_properties().map_err(KafkaFailure::secret)?;
-    let mut config = layered(client_id, MEMBER_DEFAULTS, properties, CONSUMER);
+    let mut config = layered(client_id, &[CONSUMER_DEFAULTS, MEMBER_DEFAULTS], properties, CONSUMER);
     config.set("group.id", kafka_group);
     if let Some(instance) = instance {
         config.set("group.instance.id", instance);
@@ -90,13 +93,13 @@ pub fn member_config(
 
 fn layered(
     client_id: &str,
-    defaults: &[(&str, &str)],
+    defaults: &[&[(&str, &str)]],
     properties: Vec<(String, String)>,
     fixed: &[(&str, &str)],
 ) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("client.id", client_id);
-    for (name, value) in defaults {
+    for (name, value) in defaults.iter().copied().flatten() {
         config.set(*name, *value);
     }
     for (name, value) in properties {

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::client;
 use super::error::KafkaFailure;
+use super::legible::illegible;
 use crate::config::Kafka;
 use crate::domain::delivery::{Record, TopicPartition};
 
@@ -39,6 +40,8 @@ pub enum Polled {
     Rebalance(Rebalance),
     /// Some partition is read at an offset that its log does not have; which, is not told.
     OutOfRange,
+    /// A batch of some partition cannot be decoded; of which, is not told. What follows it may come next.
+    Illegible,
     /// Said by the client now and then.
     Standing {
         connected: bool,
@@ -333,6 +336,7 @@ impl Copier {
 
 fn trouble(error: &KafkaError) -> Polled {
     match error {
+        error if illegible(error).is_some() => Polled::Illegible,
         KafkaError::MessageConsumptionFatal(RDKafkaErrorCode::FencedInstanceId) => Polled::Fenced,
         KafkaError::MessageConsumptionFatal(code) => Polled::Fatal(code.to_string()),
         KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => Polled::OutOfRange,

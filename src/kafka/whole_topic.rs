@@ -11,6 +11,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::{self, Logged};
 use super::error::KafkaFailure;
+use super::legible::illegible;
 use super::subscribe::Copier;
 use crate::config::Kafka;
 use crate::domain::delivery::Record;
@@ -19,6 +20,8 @@ use crate::domain::delivery::Record;
 #[derive(Debug)]
 pub enum Read {
     Record(Record),
+    /// A batch of some partition cannot be decoded, for that reason: it may stand there, or read on behind it.
+    Illegible(String),
     /// Passes by itself.
     Trouble(String),
     /// The client is of no more use.
@@ -74,6 +77,9 @@ impl WholeTopic {
             }
             Err(KafkaError::MessageConsumptionFatal(code)) => Read::Fatal(code.to_string()),
             Err(error) => {
+                if let Some(reason) = illegible(&error) {
+                    return Read::Illegible(reason);
+                }
                 let code = error.rdkafka_error_code();
                 Read::Trouble(
                     code.map_or_else(|| error.to_string(), |code: RDKafkaErrorCode| code.to_string()),

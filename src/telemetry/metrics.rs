@@ -140,7 +140,7 @@ metrics! {
     seconds oldest_pending_age(Alone) "oldest_pending_age_seconds" "How long the oldest pending message has waited, 0 if none does (one agent tells)";
     seconds oldest_transaction_age(Alone) "oldest_transaction_age_seconds" "How long the oldest transaction of the database has been open (one agent tells)";
     gauge parked_messages(Topic) "parked_messages" "Messages that Kafka refused for good, counted up to 10,000 (one agent tells)";
-    gauge partition_paused(Partition) "partition_paused" "1 while an assigned partition is not read because it is full";
+    gauge partition_paused(Partition) "partition_paused" "1 while an assigned partition is not read because it is full, or what comes next in it cannot be decoded";
     gauge pending_messages(Alone) "pending_messages" "Messages that are committed and not published, counted up to 10,000 a lane (one agent tells)";
     latency poll_duration(Alone) "poll_duration_seconds" "How long the relay's look at the outbox took";
     counter publish_failures(TopicReason) "publish_failures" "Deliveries that failed: each ends an incarnation of the producer, whose records are sent again";

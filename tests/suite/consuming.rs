@@ -5,6 +5,7 @@ mod crashing;
 mod economy;
 mod effects;
 mod failing;
+mod illegible;
 mod membership;
 mod operations;
 mod ordering;

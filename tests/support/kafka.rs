@@ -188,6 +188,12 @@ impl Kafka {
         .await;
     }
 
+    /// The file that holds the records of a partition, as the broker reads them again for every fetch.
+    pub fn log(&self, topic: &str, partition: i32) -> PathBuf {
+        let directory = self.directory.path().join("data").join(format!("{topic}-{partition}"));
+        directory.join("00000000000000000000.log")
+    }
+
     /// As retention does: its log begins at that offset now.
     pub async fn delete_records(&self, topic: &str, partition: i32, before: i64) {
         let mut list = rdkafka::TopicPartitionList::new();

@@ -72,6 +72,16 @@ impl Kafka {
         let written = producer.send(record, PATIENCE).await.map_err(|(error, _)| error).unwrap();
         (written.partition, written.offset)
     }
+
+    /// Writes it so many times to that partition, as few batches as may be.
+    pub async fn produce_many(&self, topic: &str, partition: i32, payload: &str, count: usize) {
+        let producer: FutureProducer = self.client_config().create().unwrap();
+        let record = || FutureRecord::<(), str>::to(topic).partition(partition).payload(payload);
+        let written = (0..count).map(|_| producer.send(record(), PATIENCE));
+        for written in futures_util::future::join_all(written).await {
+            written.map_err(|(error, _)| error).unwrap();
+        }
+    }
 }
 
 fn read_to_the_end(consumer: &BaseConsumer, topic: &str) -> Vec<Record> {

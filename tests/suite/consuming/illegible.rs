@@ -1,0 +1,131 @@
+//! Batches that cannot be decoded: a disk that rots, a producer with a compression of its own.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use outboxd::consumer::ConsumerStatus;
+use outboxd::domain::health::Vitals;
+
+use super::{Consumer, PATIENCE, Receiver, posting, unique};
+use crate::support::log::Log;
+use crate::support::{Kafka, Outboxd, Postgres, eventually};
+
+/// Where a batch has its checksum, and what that is of.
+const CHECKSUM: usize = 17;
+const ATTRIBUTES: usize = 21;
+
+/// A batch of one record.
+struct Batch {
+    log: PathBuf,
+    place: usize,
+    was: Vec<u8>,
+}
+
+impl Batch {
+    fn at(kafka: &Kafka, topic: &str, partition: i32, offset: i64) -> Self {
+        let log = kafka.log(topic, partition);
+        let bytes = std::fs::read(&log).unwrap();
+        let number = |from: usize| bytes[from..from + 8].try_into().map(i64::from_be_bytes).unwrap();
+        let length = |from: usize| bytes[from + 8..from + 12].try_into().map(u32::from_be_bytes).unwrap();
+        let mut place = 0;
+        while number(place) != offset {
+            place += 12 + length(place) as usize;
+        }
+        let was = bytes[place..place + 12 + length(place) as usize].to_vec();
+        Self { log, place, was }
+    }
+
+    fn write(&self, bytes: &[u8]) {
+        let file = OpenOptions::new().write(true).open(&self.log).unwrap();
+        file.write_all_at(bytes, self.place as u64).unwrap();
+    }
+
+    /// One bit of its last record is another.
+    fn rots(&self) {
+        let mut bytes = self.was.clone();
+        let payload = bytes.windows(2).rposition(|two| two == b"m1").unwrap();
+        bytes[payload] ^= 1;
+        self.write(&bytes);
+    }
+
+    /// All of it is in order, and nobody knows how it is compressed.
+    fn is_compressed_somehow(&self) {
+        let mut bytes = self.was.clone();
+        bytes[ATTRIBUTES + 1] |= 7;
+        let checksum = crc32c(&bytes[ATTRIBUTES..]).to_be_bytes();
+        bytes[CHECKSUM..ATTRIBUTES].copy_from_slice(&checksum);
+        self.write(&bytes);
+    }
+
+    fn is_mended(&self) {
+        self.write(&self.was);
+    }
+}
+
+fn crc32c(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, _| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg());
+    !bytes.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), step))
+}
+
+#[tokio::test]
+async fn a_batch_that_cannot_be_decoded_is_told_and_stood_before_and_no_other_partition_waits() {
+    let log = Log::of_this_thread();
+    let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
+    let (topic, group) = (kafka.topic(2).await, unique("orders"));
+    let receiver = Receiver::default();
+    let settings = posting(&[&topic], &receiver.clone().listen().await);
+    let start = || Consumer::start(&database.agent_url(), kafka, &group, &settings);
+    let write = async |partition: i32, payloads: &[&str]| {
+        for payload in payloads {
+            kafka.produce_many(&topic, partition, payload, 1).await;
+        }
+    };
+    let answered = || {
+        let mut answered = receiver.answered();
+        answered.sort();
+        answered
+    };
+    write(0, &["m0", "m1", "m2", "m3"]).await;
+    let rotten = Batch::at(kafka, &topic, 0, 1);
+    rotten.rots();
+    let consumer = start();
+    let vitals = ConsumerStatus(vec![consumer.status.clone()]);
+    let waiting_for = || vitals.waiting_for().unwrap_or_default();
+    let told = "what comes at offset 1 cannot be decoded: its checksum does not fit";
+    eventually("it is told", PATIENCE, async || waiting_for().contains(told)).await;
+    write(1, &["o0", "o1"]).await;
+    eventually("others go on", PATIENCE, async || answered() == ["m0", "o0", "o1"]).await;
+    let outboxd = Outboxd::new(&database, kafka);
+    let paused = "\"paused_partitions\": 1";
+    eventually("everybody sees it", PATIENCE, async || {
+        outboxd.run(&["groups", "list", "--json"]).await.stdout.contains(paused)
+    })
+    .await;
+    assert_eq!(answered(), ["m0", "o0", "o1"], "nothing behind it");
+    let said = log.text();
+    let line = said.lines().find(|line| line.contains(told)).unwrap();
+    assert!(line.contains("ERROR") && line.contains("outboxd groups reset"), "{line}");
+    assert_eq!(said.matches(told).count(), 1, "once: {said}");
+    rotten.is_mended();
+    eventually("it is read on", PATIENCE, async || answered() == ["m0", "m1", "m2", "m3", "o0", "o1"]).await;
+    assert_eq!(waiting_for(), "");
+    consumer.drained().await;
+
+    write(0, &["m4", "m5", "m6"]).await;
+    Batch::at(kafka, &topic, 0, 5).is_compressed_somehow();
+    let consumer = start();
+    let vitals = ConsumerStatus(vec![consumer.status.clone()]);
+    let told = "what comes at offset 5 cannot be decoded: its compression is not known";
+    eventually("it is told", PATIENCE, async || vitals.waiting_for().unwrap_or_default().contains(told))
+        .await;
+    eventually("what is before it is handled", PATIENCE, async || receiver.tried("m4") == 1).await;
+    consumer.drained().await;
+    let behind = ["--topic", &topic, "--partition", "0", "--to", "6", "--yes"];
+    let moved = outboxd.run(&[&["groups", "reset", &group][..], &behind].concat()).await;
+    assert_eq!(moved.code, 0, "{moved:?}");
+    let consumer = start();
+    let all = ["m0", "m1", "m2", "m3", "m4", "m6", "o0", "o1"];
+    eventually("it is passed over as told", PATIENCE, async || answered() == all).await;
+    consumer.drained().await;
+}
