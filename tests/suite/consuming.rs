@@ -1,5 +1,6 @@
 //! Consuming: what a group has handled, it has handled once; what it has not, is neither lost nor passed over.
 
+mod back_pressure;
 #[cfg(feature = "failpoints")]
 mod crashing;
 mod economy;
