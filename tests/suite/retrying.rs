@@ -13,6 +13,7 @@ use outboxd::domain::dispatch;
 use uuid::Uuid;
 
 mod copies;
+mod deadly;
 mod deciding;
 mod ends;
 mod faults;
