@@ -226,6 +226,14 @@ impl Connector {
         Err(last.unwrap_or_else(|| anyhow::anyhow!("no way to connect")))
     }
 
+    async fn open_pooled(&self) -> anyhow::Result<(Client, JoinHandle<()>)> {
+        let (client, driver) = self.open(&Arc::default()).await?;
+        if self.types.is_none() {
+            client.batch_execute(super::pool::SESSION).await?;
+        }
+        Ok((client, driver))
+    }
+
     /// Every statement of ours reads little, however dear it looks: before the first analyze the lanes' few rows were
     /// compiled for 0.9 s and read in 0.5 ms. A pooler's session is not ours to set.
     async fn settle_in(&self, client: &Client) -> Result<(), tokio_postgres::Error> {
@@ -306,7 +314,7 @@ type Opened = Result<(Client, JoinHandle<()>), tokio_postgres::Error>;
 impl Connect for Pooled {
     fn connect(&self, _: &ClientConfig) -> Pin<Box<dyn Future<Output = Opened> + Send + '_>> {
         Box::pin(async move {
-            let error = match self.0.open(&Arc::default()).await {
+            let error = match self.0.open_pooled().await {
                 Ok(opened) => return Ok(opened),
                 Err(error) => error,
             };

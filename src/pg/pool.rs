@@ -7,6 +7,10 @@ use deadpool_postgres::{Object, PoolError};
 use super::connect::{Connector, PgError, QueryError, describe, is_connection};
 use crate::telemetry::metrics::count_db_error;
 
+/// What a group asks is found by primary keys. Of a table that was empty when it was analyzed (the leaf of the next hours,
+/// each night) the planner believes that all of it is read for nothing, and that plan is kept while the table fills.
+pub const SESSION: &str = "set enable_seqscan = off";
+
 /// A connection on loan. It keeps the statements that it was asked to prepare.
 pub type Lent = Object;
 

@@ -15,13 +15,14 @@ pub(super) enum Then {
 }
 
 /// Makes no check wait for the commit.
-const CHECK: &str = "set constraints all immediate; set local statement_timeout to default";
+const CHECK: &str =
+    "set constraints all immediate; set local statement_timeout to default; set local enable_seqscan = off";
 
 /// The same, for those put off so far: the setting would outlive the savepoint of a part that is done.
 const CHECK_SO_FAR: &str = "savepoint checked; set constraints all immediate; rollback to savepoint checked;
-    release savepoint checked; set local statement_timeout to default";
+    release savepoint checked; set local statement_timeout to default; set local enable_seqscan = off";
 
-/// Within its time, and with everything checked that it has put off until the commit.
+/// Within its time, planned as its database says (our own statements are not), and with everything checked that it has put off until the commit.
 pub(super) async fn call(
     transaction: &Transaction<'_>,
     function: Function<'_>,
@@ -29,7 +30,10 @@ pub(super) async fn call(
     then: Then,
 ) -> Result<(), tokio_postgres::Error> {
     transaction
-        .batch_execute(&format!("set local statement_timeout = {}", function.statement_timeout))
+        .batch_execute(&format!(
+            "set local statement_timeout = {}; set local enable_seqscan to default",
+            function.statement_timeout
+        ))
         .await?;
     let rows = Rows::new(effects.iter().map(|effect| effect.delivery));
     let statement = transaction.prepare_cached(&statement(function)).await?;

@@ -106,6 +106,37 @@ async fn a_batch_is_one_call_and_one_transaction_with_its_evidence_in_the_order_
     }
 }
 
+/// Tables that were empty when somebody had them analyzed.
+#[tokio::test]
+async fn evidence_is_looked_up_by_its_key_while_a_function_is_planned_as_its_database_says() {
+    let (kafka, database) = (Kafka::shared().await, Postgres::shared().await.database().await);
+    let topic = kafka.topic(1).await;
+    database
+        .batch(
+            "create table public.seen (setting text);
+             create function on_order(d outboxd.delivery) returns void language sql security definer as
+               'insert into public.seen values (current_setting(''enable_seqscan''))';
+             analyze",
+        )
+        .await;
+    let settings = format!("topics = [\"{topic}\"]\n{EACH}");
+    let consumer = Consumer::start(&database.agent_url(), kafka, &unique("orders"), &settings);
+    for handled in 1..=10 {
+        kafka.produce(&topic, None, Some(b"m"), &[]).await;
+        let seen = "select count(*) from public.seen";
+        eventually("it is handled", PATIENCE, async || database.count(seen).await == handled).await;
+    }
+    consumer.drained().await;
+    let others = "select count(*) from public.seen where setting <> 'on'";
+    assert_eq!(database.count(others).await, 0);
+    let scans = async |kind: &str| {
+        let of = "from pg_stat_user_tables where relname in ('handled_default', 'failures')";
+        database.count(&format!("select sum({kind})::bigint {of}")).await
+    };
+    eventually("the statistics have come", PATIENCE, async || scans("idx_scan").await >= 10).await;
+    assert_eq!(scans("seq_scan").await, 0);
+}
+
 #[tokio::test]
 async fn a_message_that_fails_fails_alone_and_only_its_key_waits() {
     let (kafka, database) = (Kafka::shared().await, database().await);
