@@ -22,7 +22,8 @@ const CHECK: &str =
 const CHECK_SO_FAR: &str = "savepoint checked; set constraints all immediate; rollback to savepoint checked;
     release savepoint checked; set local statement_timeout to default; set local enable_seqscan = off";
 
-/// Within its time, planned as its database says (our own statements are not), and with everything checked that it has put off until the commit.
+/// Within its time, planned as its database says (our own statements are not), and with everything checked that it has put
+/// off until the commit.
 pub(super) async fn call(
     transaction: &Transaction<'_>,
     function: Function<'_>,
