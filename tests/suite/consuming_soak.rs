@@ -1,7 +1,11 @@
-//! P4 to P7 under faults in any order: a seeded schedule, as that of the relay. Two groups read what applications write:
-//! one has its effects in the database, the other calls a server of this test that is often not well.
+//! P4 to P7 under faults in any order: a seeded schedule, as that of the relay. Three groups read what applications write:
+//! one has its effects in the database, one calls a server of this test that is often not well, one has workers that are no
+//! better; and now and then comes a message that kills the process of whoever gives it to these.
+//!
+//! What is missing here is a coordinator that moves: the real broker is one. `consuming/membership.rs` moves it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -12,10 +16,12 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use fastrand::Rng;
+use tempfile::TempDir;
+use uuid::Uuid;
 
 use super::soak::{SERVICE_FAULTS, Services, from_environment, let_pass};
 use crate::support::ledger::Ledger;
-use crate::support::{Daemon, Database, Outboxd, database, until_none_is_left};
+use crate::support::{Daemon, Database, Outboxd, database, eventually, until_none_is_left};
 
 const SECONDS: u64 = 30;
 
@@ -27,8 +33,14 @@ const WRITERS: u64 = 1;
 /// Between two faults, and how long one lasts, at the most.
 const PAUSE: u64 = 2_000;
 
-/// Of the server and of the function: so many of a hundred calls fail.
+/// Of the server, the function and the workers: so many of a hundred calls fail.
 const TROUBLE: u8 = 5;
+
+const GROUPS: [&str; 3] = ["effects", "calls", "works"];
+
+/// With every so many faults comes a message that kills.
+const DEADLY_EVERY: usize = 20;
+const FIRST_DEADLY: usize = 2;
 
 const FUNCTION: &str = "
     create table public.effects (n bigserial, id uuid);
@@ -80,6 +92,62 @@ impl Server {
     }
 }
 
+/// The program of the group `works`, and what it has done.
+struct Worker(TempDir);
+
+impl Worker {
+    fn new() -> Self {
+        let worker = Self(TempDir::with_prefix("outboxd-worker-").unwrap());
+        let program = format!(
+            r#"n=$$
+while IFS= read -r line; do
+  id=${{line#'{{"id":"'}}
+  id=${{id%%'"'*}}
+  case $line in *'"payload":"deadly"'*) kill -9 $PPID; exit;; esac
+  n=$((n + 1))
+  trouble=none
+  [ -e {well} ] || [ $((n % 100)) -ge {TROUBLE} ] || trouble=$((n % 4))
+  case $trouble in
+    0) printf '{{"id":"%s","outcome":"retry","after":1}}
+' "$id"; continue;;
+    1) exit 1;;
+  esac
+  echo "$id" >> {done}
+  case $trouble in
+    2) echo nonsense;;
+    3) sleep 3;;
+    *) printf '{{"id":"%s","outcome":"done"}}
+' "$id";;
+  esac
+done
+"#,
+            well = worker.file("well"),
+            done = worker.file("done")
+        );
+        fs::write(worker.file("done"), "").unwrap();
+        fs::write(worker.file("program"), program).unwrap();
+        worker
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.0.path().join(name).display().to_string()
+    }
+
+    fn is_well(&self) {
+        fs::write(self.file("well"), "").unwrap();
+    }
+
+    fn handler(&self) -> String {
+        let program = self.file("program");
+        format!("kind = \"exec\"\nmode = \"worker\"\ncommand = [\"sh\", \"{program}\"]\ntimeout = \"1s\"")
+    }
+
+    /// What it was called for, with an effect.
+    fn done(&self) -> Vec<String> {
+        fs::read_to_string(self.file("done")).unwrap().lines().map(str::to_owned).collect()
+    }
+}
+
 /// What breaks.
 struct Site {
     services: Services,
@@ -88,10 +156,13 @@ struct Site {
     _producer: Daemon,
     consumers: [Daemon; 2],
     topic: String,
+    /// Messages that kill, and consumers that died of them.
+    deadly: Vec<Uuid>,
+    deaths: usize,
 }
 
 impl Site {
-    async fn new(url: &str) -> Self {
+    async fn new(url: &str, worker: &Worker) -> Self {
         let services = Services::start().await;
         let (database, topic) = (services.database().await, services.kafka.topic(4).await);
         database.batch(FUNCTION).await;
@@ -102,15 +173,54 @@ impl Site {
             .set("kafka.consumer.\"session.timeout.ms\" = \"6000\"")
             .set(&format!("groups.effects.retry = {soon}"))
             .set(&format!("groups.calls.retry = {soon}"))
+            .set(&format!("groups.works.retry = {}", soon.replace(" }", ", max_starts = 3 }")))
             .group("effects", &topic, "kind = \"sql\"\nfunction = \"public.apply\"\ntimeout = \"5s\"")
-            .group("calls", &topic, &format!("kind = \"http\"\nurl = \"{url}\"\ntimeout = \"1s\""));
+            .group("calls", &topic, &format!("kind = \"http\"\nurl = \"{url}\"\ntimeout = \"1s\""))
+            .group("works", &topic, &worker.handler());
         let producer = outboxd.producer();
-        let consumers = [outboxd.consumer(&["effects", "calls"]), outboxd.consumer(&["effects", "calls"])];
-        Self { services, database, outboxd, _producer: producer, consumers, topic }
+        let consumers = [outboxd.consumer(&GROUPS), outboxd.consumer(&GROUPS)];
+        Self {
+            services,
+            database,
+            outboxd,
+            _producer: producer,
+            consumers,
+            topic,
+            deadly: Vec::new(),
+            deaths: 0,
+        }
     }
 
     fn consumer(&self) -> Daemon {
-        self.outboxd.consumer(&["effects", "calls"])
+        self.outboxd.consumer(&GROUPS)
+    }
+
+    /// As systemd does.
+    fn revive(&mut self) {
+        for which in 0..self.consumers.len() {
+            if !self.consumers[which].is_running() {
+                self.deaths += 1;
+                self.consumers[which] = self.consumer();
+            }
+        }
+    }
+
+    /// Without a key, so that it is never one that waits for another to be retried.
+    async fn send_deadly(&mut self) {
+        let insert = "insert into outboxd.messages (topic, payload) values ($1, 'deadly')
+            returning outboxd.message_id(created_at, seq)";
+        self.deadly.push(self.database.query_one(insert, &[&self.topic]).await.get(0));
+    }
+
+    /// Who dies with one that is alone in its process makes it the culprit, whoever was it.
+    async fn nobody_is_alone(&mut self) {
+        let client = self.database.connect().await;
+        eventually("nobody is on its last start", PATIENCE, async || {
+            self.revive();
+            let alone = "select not exists (select from outboxd.starts where alone)";
+            client.query_one(alone, &[]).await.unwrap().get(0)
+        })
+        .await;
     }
 
     async fn fault(&mut self, number: usize, rng: &mut Rng) {
@@ -118,6 +228,10 @@ impl Site {
         let which = usize::from(rng.bool());
         let kind = rng.u8(0..5 + SERVICE_FAULTS);
         println!("fault {number}: kind {kind}, consumer {which}, {time:?}");
+        if number % DEADLY_EVERY == FIRST_DEADLY {
+            self.send_deadly().await;
+        }
+        self.nobody_is_alone().await;
         match kind {
             0 | 1 => {
                 self.consumers[which].kill();
@@ -157,13 +271,23 @@ const STANDING: &str = "
       where consumer_group = $1";
 
 impl Site {
-    /// Messages without evidence of that group.
+    /// Messages without evidence of that group that it has not given up.
     async fn unhandled(&self, group: &str) -> Option<i64> {
         let client = database::try_connect(&self.database.url).await.ok()?;
-        let count = "select count(*) from outboxd.messages m where topic = $1 and not exists (
-            select from outboxd.handled h
-            where h.consumer_group = $2 and h.message_id = outboxd.message_id(m.created_at, m.seq))";
+        let count =
+            "select count(*) from outboxd.messages m, outboxd.message_id(m.created_at, m.seq) as own (id)
+            where topic = $1
+              and not exists (select from outboxd.handled where consumer_group = $2 and message_id = own.id)
+              and not exists (select from outboxd.failures
+                where consumer_group = $2 and message_id = own.id and state = 'dead')";
         client.query_one(count, &[&self.topic, &group]).await.ok().map(|row| row.get(0))
+    }
+
+    /// By their group and their reason.
+    async fn dead(&self) -> Vec<(String, String, Uuid)> {
+        let dead = "select consumer_group, reason, message_id from outboxd.failures where state = 'dead'";
+        let rows = self.database.query(dead, &[]).await;
+        rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
     }
 
     async fn standing(&self, group: &str) -> String {
@@ -184,7 +308,8 @@ async fn no_schedule_of_faults_skips_a_message_or_repeats_an_effect() {
     println!("SOAK_SEED={seed}, for {time:?}");
     let mut rng = Rng::with_seed(seed);
     let server = Server::default();
-    let mut site = Site::new(&server.clone().listen().await).await;
+    let worker = Worker::new();
+    let mut site = Site::new(&server.clone().listen().await, &worker).await;
     let ledger = Ledger::new(&site.database, &site.topic);
     let writers = ledger.keep_writing(WRITERS);
     ledger.flows(&site.database).await;
@@ -197,8 +322,14 @@ async fn no_schedule_of_faults_skips_a_message_or_repeats_an_effect() {
     }
     writers.stop().await;
     server.is_well.store(true, Ordering::Relaxed);
+    worker.is_well();
     site.database.batch("drop table public.well").await;
-    for group in ["effects", "calls"] {
+    eventually("what kills is given up", PATIENCE * 3, async || {
+        site.revive();
+        site.dead().await.len() >= site.deadly.len()
+    })
+    .await;
+    for group in GROUPS {
         let what = format!("messages that {group} has to handle");
         until_none_is_left(
             &what,
@@ -218,9 +349,22 @@ async fn no_schedule_of_faults_skips_a_message_or_repeats_an_effect() {
           from public.effects e join outboxd.messages m on outboxd.message_id(m.created_at, m.seq) = e.id
         ) placed where inverted";
     assert_eq!(site.database.count(inverted).await, 0, "effects of a key are out of order");
-    let done = server.done.lock().unwrap();
+    let done = server.done.lock().unwrap().clone();
     assert_eq!(i64::try_from(done.len()).unwrap(), messages, "a message was called for, with success");
     let again: usize = done.values().map(|times| times - 1).sum();
-    println!("SOAK_SEED={seed}: {faults} faults, {messages} messages, {again} calls repeated");
+    let given_up: HashSet<_> = site.dead().await.into_iter().collect();
+    let expected = site.deadly.iter().map(|id| ("works".to_owned(), "starts".to_owned(), *id));
+    assert_eq!(given_up, expected.collect(), "nobody is blamed but who kills");
+    let works = worker.done();
+    let distinct: HashSet<&String> = works.iter().collect();
+    let survivors = messages - i64::try_from(site.deadly.len()).unwrap();
+    assert_eq!(i64::try_from(distinct.len()).unwrap(), survivors, "a message was worked on, with success");
+    println!(
+        "SOAK_SEED={seed}: {faults} faults, {messages} messages, {again} calls repeated, {} works repeated, {} deaths by \
+         {} messages",
+        works.len() - distinct.len(),
+        site.deaths,
+        site.deadly.len()
+    );
     assert!(site.consumers.iter().all(Daemon::is_running));
 }
