@@ -1,5 +1,6 @@
 //! What the tests stand on: real services of their own, faults, and the built program.
 
+pub mod batch;
 pub mod browser;
 pub mod daemon;
 pub mod database;

@@ -91,15 +91,15 @@ async fn read_on(
                         let _ = dispatches.send(dispatch);
                     }
                 }
-                // What was in it comes again: a dispatch that is not started is given out anew.
+                // Until its end is known it is read again and again. What was in it comes again: a dispatch that is not
+                // started is given out anew.
                 Read::Illegible(reason) => {
-                    tracing::error!(group = &*group.name, topic, "passing over what cannot be decoded: {reason}");
-                    let latest = seen.borrow().clone();
-                    for (partition, (_, end)) in latest.iter().flat_map(|seen| &seen.extents) {
-                        let next = position.entry(*partition).or_insert(*end);
-                        *next = (*next).max(*end);
+                    let ahead = ahead(position, seen.borrow().as_ref());
+                    if !ahead.is_empty() {
+                        tracing::warn!(group = &*group.name, topic, "passing over what cannot be decoded: {reason}");
+                        position.extend(ahead);
+                        reader.read_on(position)?;
                     }
-                    reader.read_on(position)?;
                 }
                 Read::Trouble(reason) => tracing::debug!(group = &*group.name, topic, "{reason}"),
                 Read::Fatal(reason) => return Ok(reason),
@@ -122,6 +122,12 @@ async fn read_on(
         let moves = moved_at.is_some_and(|at| at.elapsed() < MOVES_FOR);
         group.status.take_retries(moves);
     }
+}
+
+/// The ends that lie behind where it stands.
+fn ahead(position: &BTreeMap<i32, i64>, seen: Option<&Seen>) -> BTreeMap<i32, i64> {
+    let ends = seen.iter().flat_map(|seen| &seen.extents).map(|(partition, (_, end))| (*partition, *end));
+    ends.filter(|(partition, end)| position.get(partition).is_none_or(|next| next < end)).collect()
 }
 
 /// Partitions that are new, or whose log is another than it was, are read from their beginning.

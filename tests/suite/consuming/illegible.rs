@@ -1,72 +1,12 @@
 //! Batches that cannot be decoded: a disk that rots, a producer with a compression of its own.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
-
 use outboxd::consumer::ConsumerStatus;
 use outboxd::domain::health::Vitals;
 
 use super::{Consumer, PATIENCE, Receiver, posting, unique};
+use crate::support::batch::Batch;
 use crate::support::log::Log;
 use crate::support::{Kafka, Outboxd, Postgres, eventually};
-
-/// Where a batch has its checksum, and what that is of.
-const CHECKSUM: usize = 17;
-const ATTRIBUTES: usize = 21;
-
-/// A batch of one record.
-struct Batch {
-    log: PathBuf,
-    place: usize,
-    was: Vec<u8>,
-}
-
-impl Batch {
-    fn at(kafka: &Kafka, topic: &str, partition: i32, offset: i64) -> Self {
-        let log = kafka.log(topic, partition);
-        let bytes = std::fs::read(&log).unwrap();
-        let number = |from: usize| bytes[from..from + 8].try_into().map(i64::from_be_bytes).unwrap();
-        let length = |from: usize| bytes[from + 8..from + 12].try_into().map(u32::from_be_bytes).unwrap();
-        let mut place = 0;
-        while number(place) != offset {
-            place += 12 + length(place) as usize;
-        }
-        let was = bytes[place..place + 12 + length(place) as usize].to_vec();
-        Self { log, place, was }
-    }
-
-    fn write(&self, bytes: &[u8]) {
-        let file = OpenOptions::new().write(true).open(&self.log).unwrap();
-        file.write_all_at(bytes, self.place as u64).unwrap();
-    }
-
-    /// One bit of its last record is another.
-    fn rots(&self) {
-        let mut bytes = self.was.clone();
-        let payload = bytes.windows(2).rposition(|two| two == b"m1").unwrap();
-        bytes[payload] ^= 1;
-        self.write(&bytes);
-    }
-
-    /// All of it is in order, and nobody knows how it is compressed.
-    fn is_compressed_somehow(&self) {
-        let mut bytes = self.was.clone();
-        bytes[ATTRIBUTES + 1] |= 7;
-        let checksum = crc32c(&bytes[ATTRIBUTES..]).to_be_bytes();
-        bytes[CHECKSUM..ATTRIBUTES].copy_from_slice(&checksum);
-        self.write(&bytes);
-    }
-
-    fn is_mended(&self) {
-        self.write(&self.was);
-    }
-}
-
-fn crc32c(bytes: &[u8]) -> u32 {
-    let step = |crc: u32, _| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg());
-    !bytes.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), step))
-}
 
 #[tokio::test]
 async fn a_batch_that_cannot_be_decoded_is_told_and_stood_before_and_no_other_partition_waits() {
@@ -88,7 +28,7 @@ async fn a_batch_that_cannot_be_decoded_is_told_and_stood_before_and_no_other_pa
     };
     write(0, &["m0", "m1", "m2", "m3"]).await;
     let rotten = Batch::at(kafka, &topic, 0, 1);
-    rotten.rots();
+    rotten.rots(b"m1");
     let consumer = start();
     let vitals = ConsumerStatus(vec![consumer.status.clone()]);
     let waiting_for = || vitals.waiting_for().unwrap_or_default();

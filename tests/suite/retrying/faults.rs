@@ -3,8 +3,10 @@
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
+use outboxd::domain::dispatch;
 
 use super::{Handler, PATIENCE, Scene};
+use crate::support::batch::Batch;
 use crate::support::{Kafka, eventually, until_none_is_left};
 
 #[tokio::test]
@@ -247,4 +249,26 @@ async fn retries_keep_to_the_rate_of_their_group() {
     let least = Duration::from_millis(6_500);
     assert!(took >= least, "40 at 5 a second, of which one second's worth may come at once: {took:?}");
     assert_eq!(handler.count(), 40);
+}
+
+/// A disk that rots: what the dispatch was in comes again, and what is behind it goes on.
+#[tokio::test]
+async fn a_dispatch_that_cannot_be_decoded_stops_no_other() {
+    let scene = Scene::new().await;
+    let handler = Handler::answering(StatusCode::OK);
+    let consumer = scene.consumer("a", &handler, &[]).await;
+    let _producer = scene.producer(&[]);
+    scene.takers_are(1).await;
+    consumer.pause();
+    // What it had asked for before is answered, with nothing.
+    let frozen = Instant::now();
+    eventually("time passes", PATIENCE, async || frozen.elapsed() > Duration::from_secs(1)).await;
+    let topic = dispatch::topic(&scene.group);
+    scene.kafka.produce_many(&topic, 0, "a dispatch", 1).await;
+    Batch::at(scene.kafka, &topic, 0, 0).is_compressed_somehow();
+    consumer.resume();
+    consumer.wait_for_line("passing over what cannot be decoded: its compression is not known").await;
+    scene.failure(b"m", None).await;
+    scene.all_done().await;
+    assert_eq!(handler.count(), 1);
 }
