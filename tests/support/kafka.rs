@@ -274,7 +274,7 @@ impl Kafka {
 
     /// Freezes it: connections stay, nothing answers.
     pub fn pause(&self) {
-        self.signal(Signal::STOP);
+        self.process.lock().unwrap().as_ref().expect("it runs").freeze();
     }
 
     pub fn resume(&self) {

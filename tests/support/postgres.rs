@@ -244,7 +244,7 @@ impl Postgres {
 
     /// Freezes the process that takes connections; sessions that are open go on.
     pub fn pause(&self) {
-        self.signal(Signal::STOP);
+        self.process.lock().unwrap().as_ref().expect("it runs").freeze();
     }
 
     pub fn resume(&self) {

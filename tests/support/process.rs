@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use super::{eventually_some, watchdog};
 
@@ -41,6 +41,13 @@ impl Process {
         if child.try_wait().unwrap().is_none() {
             kill_process(self.pid, signal).unwrap();
         }
+    }
+
+    /// SIGSTOP; it stands still when this returns, and not only soon: a signal that comes after would overtake the stop.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+        let stopped = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(self.pid), stopped).unwrap();
     }
 
     pub fn exited(&self) -> Option<ExitStatus> {
