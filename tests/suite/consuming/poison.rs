@@ -61,7 +61,7 @@ async fn no_message_is_blamed_for_what_another_group_of_its_process_does() {
     let (begun, killed) = (begun.display(), killed.display());
     let slowly = format!("until test -e {begun}; do sleep 0.05; done; sleep 1; touch {killed}; kill -9");
     let slowly = DEADLY.replace("kill -9", &slowly);
-    let innocently = format!("touch {begun}; until test -e {killed}; do sleep 0.05; done; sleep 2");
+    let innocently = format!("touch {begun}; until test -e {killed}; do sleep 0.05; done; sleep 4");
     let innocently = format!("kind = \"exec\"\ncommand = [\"sh\", \"-c\", \"{innocently}\"]");
     let outboxd = Outboxd::new(&database, kafka)
         .set("kafka.consumer.\"session.timeout.ms\" = \"6000\"")
