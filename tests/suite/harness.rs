@@ -260,8 +260,10 @@ async fn a_daemon_is_heard_frozen_and_ended() {
     let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let listen = server.local_addr().unwrap();
     let start = |script: &str| {
-        let mut shell = Command::new("sh");
-        Daemon::start("a stand-in", shell.args(["-c", script]), listen, Arc::clone(&directory))
+        // A shell traps no signal that was ignored when it began, as `nohup` has them ignore this one.
+        let mut shell = Command::new("env");
+        let args = ["--default-signal=HUP", "sh", "-c", script];
+        Daemon::start("a stand-in", shell.args(args), listen, Arc::clone(&directory))
     };
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = server.accept().await {
@@ -270,10 +272,8 @@ async fn a_daemon_is_heard_frozen_and_ended() {
         }
     });
 
-    // Nothing is started once it is up: dash forgets a signal that comes while it starts something.
     let polite = start(
-        "trap 'echo reloaded' HUP; trap 'echo drained >&2; kill $!; exit 7' TERM; sleep 100 & echo up; \
-         while :; do wait $!; done",
+        "trap 'echo reloaded' HUP; trap 'echo drained >&2; exit 7' TERM; echo up; while :; do sleep 0.05; done",
     );
     assert_eq!(polite.wait_for_line("up").await, "up");
     polite.ready().await;
