@@ -152,10 +152,8 @@ fn paused(group: &Group) -> String {
 async fn alive(client: &Connection, group: &Group) -> anyhow::Result<Failure> {
     let mut named = Vec::new();
     let mut suspect = Vec::new();
-    for agent in agents::list(client).await?.into_iter().filter(|agent| agent.groups.contains(&group.name)) {
-        if agent.has_ended() {
-            continue;
-        }
+    let in_the_way = |agent: &agents::Agent| agent.groups.contains(&group.name) && !agent.has_ended();
+    for agent in agents::list(client).await?.into_iter().filter(in_the_way) {
         if agent.state == "suspect" {
             suspect.push(agent.id.to_string());
         }

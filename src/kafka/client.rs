@@ -112,6 +112,11 @@ fn layered(
     config
 }
 
+/// On a thread of its own, which nothing joins: closing blocks, for as long as the broker is away.
+pub(super) fn close(consumer: impl Send + 'static) {
+    std::thread::spawn(move || drop(consumer));
+}
+
 /// A context that writes librdkafka's log lines to ours.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Logged;

@@ -45,8 +45,7 @@ pub async fn why_illegible(
         .map_err(|error| KafkaFailure::client("the consumer", &error))?;
     consumer.assign(&offsets(&[(at.clone(), offset)])?)?;
     let answer = tokio::time::timeout(PATIENCE, answer(&consumer)).await;
-    // Closing blocks, for as long as the broker is away: on a thread of its own, which nothing joins.
-    std::thread::spawn(move || drop(consumer));
+    client::close(consumer);
     answer.map_err(|_| KafkaFailure::Unreachable {
         brokers: kafka.brokers.clone(),
         reason: format!("no record of {}[{}] within {}", at.0, at.1, humantime::format_duration(PATIENCE)),

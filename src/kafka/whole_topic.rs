@@ -91,9 +91,8 @@ impl WholeTopic {
 
 impl Drop for WholeTopic {
     fn drop(&mut self) {
-        // Closing blocks, for as long as the broker is away: on a thread of its own, which nothing joins.
         if let Some(consumer) = self.consumer.take() {
-            std::thread::spawn(move || drop(consumer));
+            client::close(consumer);
         }
     }
 }

@@ -144,7 +144,7 @@ impl Connector {
     /// One connection of its own, with its driver.
     pub async fn connect(&self) -> Result<Connection, PgError> {
         let warnings = Arc::new(AtomicU64::new(0));
-        let (client, driver) = self.open(&Arc::clone(&warnings)).await.map_err(|error| {
+        let (client, driver) = self.open(&Arc::clone(&warnings), "").await.map_err(|error| {
             count_db_error();
             self.unreachable(explain(error))
         })?;
@@ -189,8 +189,12 @@ impl Connector {
         Ok(config)
     }
 
-    /// Tries what `sslmode` allows, in libpq's order.
-    async fn open(&self, warnings: &Arc<AtomicU64>) -> anyhow::Result<(Client, JoinHandle<()>)> {
+    /// Tries what `sslmode` allows, in libpq's order; with these settings of the session beside those of all.
+    async fn open(
+        &self,
+        warnings: &Arc<AtomicU64>,
+        settings: &str,
+    ) -> anyhow::Result<(Client, JoinHandle<()>)> {
         let config = self.client_config()?;
         let tls = self.settings.url.tls();
         let attempts: &[WireSslMode] = match tls.mode {
@@ -211,7 +215,7 @@ impl Connector {
                     let (client, connection) = config.connect(tls_connector(tls)?).await?;
                     (client, drive(connection, Arc::clone(warnings)))
                 };
-                self.settle_in(&client).await?;
+                self.settle_in(&client, settings).await?;
                 Ok((client, driver))
             };
             // The driver's own limit ends with the TCP connection: a frozen server accepts it and says nothing.
@@ -226,18 +230,13 @@ impl Connector {
         Err(last.unwrap_or_else(|| anyhow::anyhow!("no way to connect")))
     }
 
-    async fn open_pooled(&self) -> anyhow::Result<(Client, JoinHandle<()>)> {
-        let (client, driver) = self.open(&Arc::default()).await?;
-        if self.types.is_none() {
-            client.batch_execute(super::pool::SESSION).await?;
-        }
-        Ok((client, driver))
-    }
-
     /// Every statement of ours reads little, however dear it looks: before the first analyze the lanes' few rows were
     /// compiled for 0.9 s and read in 0.5 ms. A pooler's session is not ours to set.
-    async fn settle_in(&self, client: &Client) -> Result<(), tokio_postgres::Error> {
-        if self.types.is_some() { Ok(()) } else { client.batch_execute("set jit = off").await }
+    async fn settle_in(&self, client: &Client, more: &str) -> Result<(), tokio_postgres::Error> {
+        if self.types.is_some() {
+            return Ok(());
+        }
+        client.batch_execute(&format!("set jit = off; {more}")).await
     }
 }
 
@@ -314,7 +313,7 @@ type Opened = Result<(Client, JoinHandle<()>), tokio_postgres::Error>;
 impl Connect for Pooled {
     fn connect(&self, _: &ClientConfig) -> Pin<Box<dyn Future<Output = Opened> + Send + '_>> {
         Box::pin(async move {
-            let error = match self.0.open_pooled().await {
+            let error = match self.0.open(&Arc::default(), super::pool::SESSION).await {
                 Ok(opened) => return Ok(opened),
                 Err(error) => error,
             };

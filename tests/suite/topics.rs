@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use outboxd::config::Config;
 use outboxd::kafka::topics::Topics;
 use rdkafka::mocking::MockCluster;
 
@@ -131,12 +130,7 @@ async fn a_broker_that_makes_topics_by_itself_makes_none_for_us() {
 async fn a_topic_made_anew_has_another_id_and_one_that_is_missing_has_none() {
     let kafka = Kafka::shared().await;
     let (kept, anew) = (kafka.topic(1).await, kafka.topic(1).await);
-    let text = format!(
-        "[postgres]\nurl = \"postgres://localhost/none\"\n[kafka]\nbrokers = \"{}\"\n",
-        kafka.brokers()
-    );
-    let config = Config::parse(&text, None, []).unwrap().config;
-    let topics = Topics::new(&config.kafka, "test").unwrap();
+    let topics = Topics::new(&kafka.settings(), "test").unwrap();
     let names = [kept.clone(), anew.clone(), name()];
     let before = topics.ids(&names).await.unwrap();
     assert_eq!(before.len(), 2, "{before:?}");

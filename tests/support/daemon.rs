@@ -80,7 +80,7 @@ impl Daemon {
 
     /// SIGSTOP: frozen until `resume`.
     pub fn pause(&self) {
-        self.process.freeze();
+        self.process.signal(Signal::STOP);
     }
 
     /// SIGCONT.

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use outboxd::config::Config;
 use rdkafka::admin::{
     AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
 };
@@ -96,6 +97,15 @@ impl Kafka {
     /// What goes into `kafka.brokers`.
     pub fn brokers(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// For parts of the daemon that run in a test.
+    pub fn settings(&self) -> outboxd::config::Kafka {
+        let text = format!(
+            "[postgres]\nurl = \"postgres://localhost/none\"\n[kafka]\nbrokers = \"{}\"\n",
+            self.brokers()
+        );
+        Config::parse(&text, None, []).unwrap().config.kafka
     }
 
     /// Where clients say who they are (see `guarded_client`), so that a topic can be forbidden to them.
@@ -274,7 +284,7 @@ impl Kafka {
 
     /// Freezes it: connections stay, nothing answers.
     pub fn pause(&self) {
-        self.process.lock().unwrap().as_ref().expect("it runs").freeze();
+        self.signal(Signal::STOP);
     }
 
     pub fn resume(&self) {

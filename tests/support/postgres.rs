@@ -244,7 +244,7 @@ impl Postgres {
 
     /// Freezes the process that takes connections; sessions that are open go on.
     pub fn pause(&self) {
-        self.process.lock().unwrap().as_ref().expect("it runs").freeze();
+        self.signal(Signal::STOP);
     }
 
     pub fn resume(&self) {

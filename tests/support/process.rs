@@ -34,20 +34,18 @@ impl Process {
         self.pid.as_raw_pid()
     }
 
-    /// Does nothing if the process has ended.
+    /// Does nothing if the process has ended. One that is stopped stands still when this returns, and not only soon: a signal
+    /// that comes after would overtake the stop.
     pub fn signal(&self, signal: Signal) {
         // Under the lock of whoever reaps it, so that the number is still its own.
         let mut child = self.child.lock().unwrap();
         if child.try_wait().unwrap().is_none() {
             kill_process(self.pid, signal).unwrap();
+            if signal == Signal::STOP {
+                let stopped = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+                waitid(WaitId::Pid(self.pid), stopped).unwrap();
+            }
         }
-    }
-
-    /// SIGSTOP; it stands still when this returns, and not only soon: a signal that comes after would overtake the stop.
-    pub fn freeze(&self) {
-        self.signal(Signal::STOP);
-        let stopped = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-        waitid(WaitId::Pid(self.pid), stopped).unwrap();
     }
 
     pub fn exited(&self) -> Option<ExitStatus> {

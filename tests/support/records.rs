@@ -62,14 +62,25 @@ impl Kafka {
         payload: Option<&[u8]>,
         headers: &[(&str, &str)],
     ) -> (i32, i64) {
+        let mut record = FutureRecord::to(topic);
+        record.key = key;
+        record.payload = payload;
+        self.write(record, headers).await
+    }
+
+    /// The same without a key, to that partition.
+    pub async fn produce_to(&self, topic: &str, partition: i32, payload: &str, headers: &[(&str, &str)]) {
+        let record = FutureRecord::to(topic).partition(partition).payload(payload.as_bytes());
+        self.write(record, headers).await;
+    }
+
+    async fn write(&self, record: FutureRecord<'_, str, [u8]>, headers: &[(&str, &str)]) -> (i32, i64) {
         let producer: FutureProducer = self.client_config().set("linger.ms", "0").create().unwrap();
         let headers = headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
             headers.insert(Header { key, value: Some(value.as_bytes()) })
         });
-        let mut record: FutureRecord<'_, str, [u8]> = FutureRecord::to(topic).headers(headers);
-        record.key = key;
-        record.payload = payload;
-        let written = producer.send(record, PATIENCE).await.map_err(|(error, _)| error).unwrap();
+        let sent = producer.send(record.headers(headers), PATIENCE).await;
+        let written = sent.map_err(|(error, _)| error).unwrap();
         (written.partition, written.offset)
     }
 

@@ -14,8 +14,7 @@ async fn a_partition_that_was_full_and_went_to_another_member_is_read_on_when_it
     let (topic, group) = (kafka.topic(2).await, unique("orders"));
     let (slow, quick) = (Receiver::default(), Receiver::default());
     slow.stuck.lock().unwrap().insert("m".into());
-    let settings =
-        |url: &str| format!("{}\nbatch = 100", posting(&[&topic], url).replace("\"5s\"", "\"60s\""));
+    let settings = |url: &str| format!("{}\nbatch = 100", posting(&[&topic], url));
     let start = |url: &str| Consumer::start(&database.agent_url(), kafka, &group, &settings(url));
     for partition in 0..2 {
         kafka.produce_many(&topic, partition, "m", MANY).await;

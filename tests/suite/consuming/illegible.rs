@@ -18,7 +18,7 @@ async fn a_batch_that_cannot_be_decoded_is_told_and_stood_before_and_no_other_pa
     let start = || Consumer::start(&database.agent_url(), kafka, &group, &settings);
     let write = async |partition: i32, payloads: &[&str]| {
         for payload in payloads {
-            kafka.produce_many(&topic, partition, payload, 1).await;
+            kafka.produce_to(&topic, partition, payload, &[]).await;
         }
     };
     let answered = || {

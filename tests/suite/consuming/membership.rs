@@ -2,12 +2,10 @@
 
 use std::collections::HashSet;
 
-use outboxd::config::Config;
 use outboxd::domain::dispatch;
 use outboxd::kafka::subscribe::{Polled, Rebalance, Subscription};
-use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::mocking::{MockCluster, MockCoordinator};
-use rdkafka::producer::{BaseProducer, BaseRecord, FutureProducer, FutureRecord, Producer};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use super::{Consumer, PATIENCE, Receiver, evidence, posting, unique};
 use crate::support::log::Log;
@@ -61,11 +59,7 @@ async fn a_static_member_that_restarts_has_its_partitions_as_before_and_the_othe
 async fn a_static_member_leaves_whenever_it_is_asked() {
     let kafka = Kafka::shared().await;
     let (topic, group) = (kafka.topic(1).await, unique("orders"));
-    let text = format!(
-        "[postgres]\nurl = \"postgres://localhost/app\"\n[kafka]\nbrokers = \"{}\"\n",
-        kafka.brokers()
-    );
-    let config = Config::parse(&text, None, []).unwrap().config.kafka;
+    let config = kafka.settings();
     for _ in 0..40 {
         let topics = std::slice::from_ref(&topic);
         let mut member = Subscription::new(&config, "test", &group, Some("the-same"), topics).unwrap();
@@ -245,21 +239,16 @@ async fn another_message_of_an_operation_waits_until_the_claim_of_a_frozen_membe
     let log = Log::of_this_thread();
     let other = Consumer::start(&database.agent_url(), kafka, &group, &posting(&[&topic], &url));
     other.assigned(1).await;
-    let producer: FutureProducer = kafka.client_config().create().unwrap();
-    let write = async |partition: i32, payload: &str| {
-        let key = Header { key: "idempotency-key", value: (payload != "whose").then_some("order-1") };
-        let record = FutureRecord::<str, str>::to(&topic).partition(partition).payload(payload);
-        producer.send(record.headers(OwnedHeaders::new().insert(key)), PATIENCE).await.unwrap();
-    };
-    write(0, "whose").await;
+    let order = [("idempotency-key", "order-1")];
+    kafka.produce_to(&topic, 0, "whose", &[]).await;
     eventually("somebody has the partition", PATIENCE, async || evidence(&database).await == 1).await;
     let its_own = "select count(*) from outboxd.handled where agent = 'freezes'";
     let (of_frozen, of_other) = if database.count(its_own).await == 1 { (0, 1) } else { (1, 0) };
 
-    write(of_frozen, "first").await;
+    kafka.produce_to(&topic, of_frozen, "first", &order).await;
     eventually("it is at work", PATIENCE, async || !receiver.running.lock().unwrap().is_empty()).await;
     freezes.pause();
-    write(of_other, "second").await;
+    kafka.produce_to(&topic, of_other, "second", &order).await;
     eventually("the other waits", PATIENCE, async || log.text().contains("waiting for it, or for its claim"))
         .await;
     assert_eq!(receiver.tried("second"), 0, "the claim holds");
