@@ -260,7 +260,7 @@ async fn work(context: GroupContext, drain: &CancellationToken) -> Result<(), Co
         () = drain.cancelled() => return Ok(()),
     };
     let mut heard = group.control.heard.clone();
-    let _desk = AbortOnDropHandle::new(tokio::spawn(desk.run(Arc::clone(&group))));
+    let desk = AbortOnDropHandle::new(tokio::spawn(desk.run(Arc::clone(&group))));
     // It may be paused.
     tokio::select! {
         _ = heard.changed() => {}
@@ -272,8 +272,11 @@ async fn work(context: GroupContext, drain: &CancellationToken) -> Result<(), Co
         retries.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
     }
     group.handler.close().await;
-    if let Err(error) = group.store.leave().await {
-        tracing::debug!(group = &*group.name, "no goodbye: {error}");
+    // It would say that this agent is at work.
+    drop(desk);
+    match group.store.leave().await {
+        Ok(handed_back) => retrying::tell_handed_back(&group, handed_back),
+        Err(error) => tracing::debug!(group = &*group.name, "no goodbye: {error}"),
     }
     ended
 }

@@ -42,11 +42,6 @@ impl Store {
         self.pool.ask(SOON, call).await
     }
 
-    pub(super) async fn hand_back_all(&self) -> Result<u64, PgError> {
-        let call = async |client: &mut Lent| retrying::hand_back_all(&*client, self.fence()).await;
-        self.pool.ask(PATIENCE, call).await
-    }
-
     /// See `retrying::end`; may be repeated.
     pub(super) async fn end(&self, ends: &Ends, successor: Successor) -> Result<Ended, PgError> {
         let call = async |client: &mut Lent| retrying::end(client, self.scope(), ends, successor).await;

@@ -61,12 +61,12 @@ pub(super) async fn work(group: Arc<Group>, drain: CancellationToken) {
     drop(reader);
     let group = Arc::clone(&retries.group);
     group.status.take_retries(false);
-    hand_back_all(&group).await;
+    let handed_back = insist(&group, || group.store.stop_taking()).await;
+    tell_handed_back(&group, handed_back);
     retries.hand_back_waiting(Duration::ZERO);
     while !retries.is_idle() {
         retries.turn().await;
     }
-    hand_back_all(&group).await;
 }
 
 /// A dispatch that waits for a place.
@@ -443,10 +443,9 @@ fn tell_late(group: &Group, Named { message_id, dispatch }: Named) {
     tracing::warn!(group = &*group.name, id = %message_id, dispatch, "another dispatch has taken the place of this one");
 }
 
-async fn hand_back_all(group: &Group) {
-    let handed_back = insist(group, || group.store.hand_back_all()).await;
-    if handed_back > 0 {
-        tracing::info!(group = &*group.name, "{handed_back} retries that had not started are handed back");
+pub(super) fn tell_handed_back(group: &Group, count: u64) {
+    if count > 0 {
+        tracing::info!(group = &*group.name, "{count} retries that had not started are handed back");
     }
 }
 

@@ -22,8 +22,8 @@ use crate::pg::{PgError, Pool};
 /// How long one call may take: far more than it does, so that a dead connection is told from a busy server.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long a goodbye may take: who is silent is not at work either.
-const GOODBYE: Duration = Duration::from_secs(2);
+/// How long a goodbye may take: who is silent is not at work either, and what it was given has a deadline.
+const GOODBYE: Duration = Duration::from_secs(5);
 
 /// What every statement of a group names.
 pub(super) struct Store {
@@ -128,8 +128,14 @@ impl Store {
         self.pool.ask(PATIENCE, call).await
     }
 
-    /// Says that this agent is not at work any more.
-    pub(super) async fn leave(&self) -> Result<(), PgError> {
+    /// See `control::stop_taking`.
+    pub(super) async fn stop_taking(&self) -> Result<u64, PgError> {
+        let call = async |client: &mut Lent| control::stop_taking(client, &self.group, self.agent).await;
+        self.pool.ask(PATIENCE, call).await
+    }
+
+    /// See `control::leave`.
+    pub(super) async fn leave(&self) -> Result<u64, PgError> {
         let call = async |client: &mut Lent| control::leave(client, &self.group, self.agent).await;
         self.pool.ask(GOODBYE, call).await
     }

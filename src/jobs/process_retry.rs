@@ -86,11 +86,11 @@ async fn work(client: &mut Connection, policies: &Policies) -> Outcome {
         rest = if now_given > 0 { REST } else { LONGEST_REST.min(rest * 2) };
         tokio::time::sleep(rest).await;
     };
-    let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     Ok(Done::counted([
         (count(given), "retries given out"),
-        (i64::try_from(dead).unwrap_or(i64::MAX), "given up"),
-        (i64::try_from(let_go).unwrap_or(i64::MAX), "keys let go whose head was gone"),
+        (count(dead), "given up"),
+        (count(let_go), "keys let go whose head was gone"),
     ]))
 }
 
@@ -118,10 +118,9 @@ impl Policies {
         self.metrics.dead_lettered.get_or_create(&GroupReason { group: group.to_owned(), reason }).inc();
     }
 
-    fn scheduled(&self, dispatches: &[(Dispatch, Option<String>)]) {
-        for (dispatch, _) in dispatches {
-            let group = metrics::Group { group: dispatch.group.clone() };
-            self.metrics.retries_scheduled.get_or_create(&group).inc();
+    fn scheduled(&self, groups: Vec<String>) {
+        for group in groups {
+            self.metrics.retries_scheduled.get_or_create(&metrics::Group { group }).inc();
         }
     }
 }
@@ -184,7 +183,7 @@ fn tell(unheard: &Unheard, settlement: &Settlement) {
 }
 
 /// Returns how many; nothing if none is due that somebody takes.
-async fn give_out(client: &Connection, policies: &Policies) -> Result<Option<u64>, PgError> {
+async fn give_out(client: &mut Connection, policies: &Policies) -> Result<Option<usize>, PgError> {
     let mut groups: BTreeMap<String, Vec<Candidate>> = BTreeMap::new();
     for (group, candidate) in dispatching::candidates(client).await? {
         groups.entry(group).or_default().push(candidate);
@@ -207,8 +206,9 @@ async fn give_out(client: &Connection, policies: &Policies) -> Result<Option<u64
     if dispatches.is_empty() {
         return Ok(Some(0));
     }
-    let given = dispatching::dispatch(client, &dispatches).await?;
-    policies.scheduled(&dispatches);
+    let groups = dispatching::dispatch(client, &dispatches).await?;
+    let given = groups.len();
+    policies.scheduled(groups);
     Ok(Some(given))
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio_postgres::GenericClient;
+use tokio_postgres::{GenericClient, IsolationLevel};
 use uuid::Uuid;
 
 use super::connect::PgError;
@@ -28,7 +28,15 @@ statements! {
           exists (select from outboxd.agents a where a.id = $2 and a.drain_ordered_at is not null)
         from outboxd.groups g where g.name = $1";
 
+    STOP_TAKING = "
+        update outboxd.members set takes_retries = false where consumer_group = $1 and agent_id = $2";
+
     LEAVE = "delete from outboxd.members where consumer_group = $1 and agent_id = $2";
+
+    HAND_BACK = "
+        update outboxd.failures set state = 'due', next_attempt_at = clock_timestamp(), target = null, expires_at = null,
+          changed_at = clock_timestamp()
+        where outboxd.durable() and consumer_group = $1 and target = $2 and state = 'retrying'";
 
     OPEN_BREAKER = "
         update outboxd.groups set breaker_until = clock_timestamp() + $2::bigint * interval '1 ms', breaker_reason = $3
@@ -128,10 +136,24 @@ pub async fn control(client: &Lent, member: Member<'_>) -> Result<Option<Orders>
     }))
 }
 
-/// It is not at work any more.
-pub async fn leave(client: &Lent, group: &str, agent: Uuid) -> Result<(), PgError> {
-    client.execute(LEAVE, &[&group, &agent]).await?;
-    Ok(())
+/// It takes no more retries. Returns how many it had been given and had not started: they are due again.
+pub async fn stop_taking(client: &mut Lent, group: &str, agent: Uuid) -> Result<u64, PgError> {
+    hand_back(client, STOP_TAKING, group, agent).await
+}
+
+/// It is not at work any more. Returns the same.
+pub async fn leave(client: &mut Lent, group: &str, agent: Uuid) -> Result<u64, PgError> {
+    hand_back(client, LEAVE, group, agent).await
+}
+
+/// First the row that whoever gives it retries has locked: what is given out is committed then, and more is not.
+async fn hand_back(client: &mut Lent, first: &str, group: &str, agent: Uuid) -> Result<u64, PgError> {
+    let transaction =
+        client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
+    transaction.execute(first, &[&group, &agent]).await?;
+    let handed_back = transaction.execute(HAND_BACK, &[&group, &agent]).await?;
+    transaction.commit().await?;
+    Ok(handed_back)
 }
 
 /// Opens the group's breaker for all of its agents.

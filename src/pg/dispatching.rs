@@ -1,5 +1,6 @@
 //! The retries of all groups as the one sees them who gives them out: what is due, who takes it, what was not heard of.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio_postgres::IsolationLevel;
@@ -111,6 +112,15 @@ statements! {
           order by f.next_attempt_at limit w.room
         ) d";
 
+    /// Who takes retries, and goes on to as long as this transaction lasts: an agent that stops waits for it, and hands back
+    /// what it was given.
+    TAKERS = "
+        select m.consumer_group, m.agent_id from outboxd.members m
+        join (select distinct * from unnest($1::text[], $2::uuid[])) as w (consumer_group, agent_id)
+          using (consumer_group, agent_id)
+        where m.takes_retries
+        for share of m";
+
     /// State and message in one transaction. The number of the message is the outbox's own default: no row may have taken
     /// it before it has a transaction.
     DISPATCH = "
@@ -129,7 +139,8 @@ statements! {
         update outboxd.failures f set state = 'retrying', dispatch = f.dispatch + 1, dispatch_seq = sent.seq,
           target = (sent.retry->>'target')::uuid, next_attempt_at = null, published_at = null, expires_at = null,
           changed_at = clock_timestamp()
-        from sent where f.consumer_group = sent.retry->>'group' and f.message_id = (sent.retry->>'id')::uuid";
+        from sent where f.consumer_group = sent.retry->>'group' and f.message_id = (sent.retry->>'id')::uuid
+        returning f.consumer_group";
 }
 
 /// A retry that was given out and not heard of.
@@ -285,13 +296,26 @@ pub async fn due(client: &Connection, room: &[(&str, i64)]) -> Result<Vec<Due>, 
 }
 
 /// Gives them to their targets, with the key that each message has as far as it is text. One that has changed meanwhile
-/// is left out.
+/// is left out, and so is one whose target has stopped. Returns the group of each that was given out.
 pub async fn dispatch(
-    client: &Connection,
+    client: &mut Connection,
     dispatches: &[(Dispatch, Option<String>)],
-) -> Result<u64, PgError> {
-    let topics: Vec<String> = dispatches.iter().map(|(item, _)| dispatch::topic(&item.group)).collect();
-    let columns: Vec<Json<&Dispatch>> = dispatches.iter().map(|(item, _)| Json(item)).collect();
-    let keys: Vec<Option<&str>> = dispatches.iter().map(|(_, key)| key.as_deref()).collect();
-    Ok(client.execute(&client.prepare_once(DISPATCH).await?, &[&topics, &columns, &keys]).await?)
+) -> Result<Vec<String>, PgError> {
+    let transaction =
+        client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
+    let groups: Vec<&str> = dispatches.iter().map(|(item, _)| item.group.as_str()).collect();
+    let targets: Vec<Uuid> = dispatches.iter().map(|(item, _)| item.target).collect();
+    let rows = transaction.query(TAKERS, &[&groups, &targets]).await?;
+    let takers: HashSet<(&str, Uuid)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let (mut topics, mut columns, mut keys) = (Vec::new(), Vec::new(), Vec::new());
+    for (item, key) in dispatches {
+        if takers.contains(&(item.group.as_str(), item.target)) {
+            topics.push(dispatch::topic(&item.group));
+            columns.push(Json(item));
+            keys.push(key.as_deref());
+        }
+    }
+    let rows = transaction.query(DISPATCH, &[&topics, &columns, &keys]).await?;
+    transaction.commit().await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }

@@ -56,11 +56,6 @@ statements! {
         where f.consumer_group = $1 and f.message_id = w.message_id and f.dispatch = w.dispatch and f.target = $2
           and f.state in ('retrying', 'running')";
 
-    HAND_BACK_ALL = "
-        update outboxd.failures set state = 'due', next_attempt_at = clock_timestamp(), target = null, expires_at = null,
-          changed_at = clock_timestamp()
-        where outboxd.durable() and consumer_group = $1 and target = $2 and state = 'retrying'";
-
     /// There is evidence: whatever becomes of another attempt, these messages are done with.
     CLOSE = "
         with cleared as (delete from outboxd.starts where consumer_group = $1 and message_id = any($2))
@@ -265,11 +260,6 @@ pub async fn renew(
     let statement = client.prepare_cached(RENEW).await?;
     client.execute(&statement, &[&group, &agent, &ids, &dispatches, &millis(lease)]).await?;
     Ok(())
-}
-
-/// Makes all due again that this agent was given and has not started.
-pub async fn hand_back_all(client: &impl GenericClient, fence: Fence<'_>) -> Result<u64, PgError> {
-    Ok(client.execute(HAND_BACK_ALL, &[&fence.group, &fence.agent]).await?)
 }
 
 /// Records how attempts ended, in one transaction; keys go on behind those that are done with. May be repeated.

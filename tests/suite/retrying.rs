@@ -70,6 +70,7 @@ impl Handler {
         handler.calls.lock().unwrap().push(Call { id, payload: payload.to_vec() });
         // Not a wait: a handler that takes its time.
         tokio::time::sleep(handler.takes).await;
+        // A handler that hangs until the test lets it go.
         while handler.stuck.load(Ordering::Relaxed) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -192,6 +193,16 @@ impl<'a> Scene<'a> {
                 &[&self.group, &self.topic, &count],
             )
             .await;
+    }
+
+    /// Until a statement of outboxd with these words waits, or none does any more.
+    async fn waits_for_a_lock(&self, words: &str, waits: bool) {
+        let waiting = "select exists (select from pg_stat_activity where datname = current_database()
+            and wait_event_type = 'Lock' and application_name like 'outboxd/%' and strpos(query, $1) > 0)";
+        eventually("it waits for a lock, or does not", PATIENCE, async || {
+            self.database.query_one(waiting, &[&words]).await.get::<_, bool>(0) == waits
+        })
+        .await;
     }
 
     async fn failures(&self) -> i64 {

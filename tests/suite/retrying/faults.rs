@@ -185,18 +185,60 @@ async fn an_agent_that_drains_finishes_what_runs_and_hands_the_rest_back() {
     leaves.wait_for_line("draining for at most").await;
     slow.let_go();
     assert_eq!(leaves.wait_exit().await, Some(0));
-    let states = "select count(*) from outboxd.failures where state <> 'due' or attempts <> 1";
-    // What it had not read yet is let go by `process-retry`.
-    eventually("what is left is due, and has cost no attempt", PATIENCE, async || {
-        scene.database.count(states).await == 0
-    })
-    .await;
+    let left = "select count(*) from outboxd.failures where state <> 'due' or attempts <> 1";
+    assert_eq!(scene.database.count(left).await, 0, "what is left is due, and has cost no attempt");
     let _next = scene.consumer("comes", &Handler::answering(StatusCode::OK), &[]).await;
     scene.all_done().await;
     let evidence = scene.evidence().await;
     assert_eq!(evidence.len(), 40);
     assert!(evidence.iter().all(|(_, _, attempt)| *attempt == 2));
     assert!(evidence.iter().any(|(_, agent, _)| agent == "comes"), "there was something to hand back");
+}
+
+/// The job that gives it out has chosen the agent before, and commits after.
+#[tokio::test]
+async fn what_is_given_to_an_agent_that_is_just_leaving_is_handed_back() {
+    let scene = Scene::new().await;
+    let leaves = scene.consumer("leaves", &Handler::answering(StatusCode::OK), &[]).await;
+    scene.takers_are(1).await;
+    let mut blocker = scene.database.connect().await;
+    let blocker = blocker.transaction().await.unwrap();
+    blocker.batch_execute("lock table outboxd.messages in share mode").await.unwrap();
+    scene.failure(b"m", None).await;
+    let _producer = scene.producer(&[]);
+    scene.waits_for_a_lock("insert into outboxd.messages", true).await;
+    leaves.terminate();
+    scene.waits_for_a_lock("update outboxd.members", true).await;
+    blocker.rollback().await.unwrap();
+    assert_eq!(leaves.wait_exit().await, Some(0));
+    let given =
+        "select dispatch from outboxd.failures where state = 'due' and target is null and attempts = 1";
+    let given: i64 = scene.database.query_one(given, &[]).await.get(0);
+    assert_eq!(given, 1, "it was given out, and nobody waits for its deadline");
+}
+
+#[tokio::test]
+async fn nothing_is_given_to_an_agent_that_has_left_meanwhile() {
+    let scene = Scene::new().await;
+    let leaves = scene.consumer("leaves", &Handler::answering(StatusCode::OK), &[]).await;
+    scene.takers_are(1).await;
+    // It does not say again that it is at work.
+    leaves.pause();
+    scene.database.batch("update outboxd.members set seen_at = now() + interval '1 hour'").await;
+    let mut goodbye = scene.database.connect().await;
+    let goodbye = goodbye.transaction().await.unwrap();
+    goodbye.batch_execute("delete from outboxd.members").await.unwrap();
+    scene.failure(b"m", None).await;
+    let producer = scene.producer(&[]);
+    scene.waits_for_a_lock("from outboxd.members", true).await;
+    goodbye.commit().await.unwrap();
+    scene.waits_for_a_lock("from outboxd.members", false).await;
+    // Its run comes to its end.
+    producer.terminate();
+    assert_eq!(producer.wait_exit().await, Some(0));
+    let given: i64 = scene.database.query_one("select dispatch from outboxd.failures", &[]).await.get(0);
+    assert_eq!(given, 0);
+    leaves.kill();
 }
 
 /// A server that restarts costs no attempt; a function that ends its connection each time is given up.
@@ -268,7 +310,7 @@ async fn a_dispatch_that_cannot_be_decoded_stops_no_other() {
     let frozen = Instant::now();
     eventually("time passes", PATIENCE, async || frozen.elapsed() > Duration::from_secs(1)).await;
     let topic = dispatch::topic(&scene.group);
-    scene.kafka.produce_many(&topic, 0, "a dispatch", 1).await;
+    scene.kafka.produce_to(&topic, 0, "a dispatch", &[]).await;
     Batch::at(scene.kafka, &topic, 0, 0).is_compressed_somehow();
     consumer.resume();
     consumer.wait_for_line("passing over what cannot be decoded: its compression is not known").await;
