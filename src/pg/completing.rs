@@ -18,28 +18,38 @@ use super::pool::Lent;
 use super::sql::statements;
 use super::starts;
 use crate::domain::delivery::{Record, TopicPartition};
+use crate::domain::identity::millis_of;
 
 statements! {
-    /// By place: what has evidence or is among the failures, and whose key is held. The shape leaves the planner nothing
-    /// but primary keys: with few rows it would choose sequential scans. Whether there are failures, or held keys, is
-    /// asked once.
+    /// What has evidence or is among the failures, by its id, and by its place whose key is held. The ids are sorted, and
+    /// each run of them lies in one leaf: one walk through its primary key, and no other leaf is opened. Whether there are
+    /// failures, or held keys, is asked once.
     LOOK_UP = "
-        select wanted.place::integer, found.is_held
-        from unnest($2::uuid[], $3::bytea[], $4::integer[]) with ordinality as wanted (id, key, topic, place)
+        select found.message_id, null::integer as held
+        from unnest($3::integer[], $4::integer[]) as run (first, last)
         cross join lateral (
-          (select false as is_held from outboxd.handled h
-           where h.consumer_group = $1 and h.message_id = wanted.id limit 1)
-          union all
-          (select false from outboxd.failures f
-           where f.consumer_group = $1 and f.message_id = wanted.id
-             and (select a.consumer_group = $1 from outboxd.failures a
-               where a.consumer_group >= $1 order by a.consumer_group limit 1) limit 1)
-          union all
-          (select true from outboxd.held_keys k
-           where k.consumer_group = $1 and k.topic = ($5::text[])[wanted.topic] and k.key_digest = sha256(wanted.key)
-             and (select a.consumer_group = $1 from outboxd.held_keys a
-               where a.consumer_group >= $1 order by a.consumer_group limit 1) limit 1)
-        ) found";
+          select h.message_id from outboxd.handled h
+          where h.consumer_group = $1 and h.message_id = any (($2::uuid[])[run.first:run.last])
+            and h.message_id between ($2::uuid[])[run.first] and ($2::uuid[])[run.last]
+            and h.message_id between ($2::uuid[])[1] and ($2::uuid[])[cardinality($2::uuid[])]
+          offset 0
+        ) found
+        union all
+        select wanted.id, null from unnest($2::uuid[]) as wanted (id)
+        cross join lateral (
+          select from outboxd.failures f where f.consumer_group = $1 and f.message_id = wanted.id limit 1
+        ) found
+        where (select a.consumer_group = $1 from outboxd.failures a
+          where a.consumer_group >= $1 order by a.consumer_group limit 1)
+        union all
+        select null, wanted.place::integer
+        from unnest($5::bytea[], $6::integer[]) with ordinality as wanted (key, topic, place)
+        cross join lateral (
+          select from outboxd.held_keys k
+          where k.consumer_group = $1 and k.topic = ($7::text[])[wanted.topic] and k.key_digest = sha256(wanted.key) limit 1
+        ) found
+        where (select a.consumer_group = $1 from outboxd.held_keys a
+          where a.consumer_group >= $1 order by a.consumer_group limit 1)";
 
     /// The fast way, for what nobody else has evidence of.
     NEW_EVIDENCE = "
@@ -132,25 +142,44 @@ pub async fn look_up(
     group: &str,
     messages: &[LookedFor<'_>],
 ) -> Result<Vec<Standing>, PgError> {
-    let ids: Vec<Uuid> = messages.iter().map(|message| message.id).collect();
-    let keys: Vec<Option<&[u8]>> = messages.iter().map(|message| message.key).collect();
-    let (topics, places) = topics(messages.iter().map(|message| message.topic));
+    let mut order: Vec<usize> = (0..messages.len()).collect();
+    order.sort_unstable_by_key(|place| messages[*place].id);
+    let sorted = || order.iter().map(|place| &messages[*place]);
+    let ids: Vec<Uuid> = sorted().map(|message| message.id).collect();
+    let keys: Vec<Option<&[u8]>> = sorted().map(|message| message.key).collect();
+    let (topics, places) = topics(sorted().map(|message| message.topic));
+    let (first, last) = runs(&ids);
     let statement = client.prepare_cached(LOOK_UP).await?;
-    let rows = client.query(&statement, &[&group, &ids, &keys, &places, &topics]).await?;
+    let rows = client.query(&statement, &[&group, &ids, &first, &last, &keys, &places, &topics]).await?;
     let mut standings = vec![Standing::New; messages.len()];
     for row in rows {
-        let place = usize::try_from(row.get::<_, i32>(0)).unwrap_or(0);
-        let Some(standing) = place.checked_sub(1).and_then(|place| standings.get_mut(place)) else {
-            continue;
-        };
-        let is_held: bool = row.get(1);
-        if !is_held {
-            *standing = Standing::Known;
-        } else if *standing == Standing::New {
+        if let Some(id) = row.get::<_, Option<Uuid>>(0) {
+            let first = ids.partition_point(|before| *before < id);
+            let same = ids[first..].iter().take_while(|same| **same == id).count();
+            for place in &order[first..first + same] {
+                standings[*place] = Standing::Known;
+            }
+        } else if let Some(standing) = usize::try_from(row.get::<_, i32>(1) - 1)
+            .ok()
+            .and_then(|place| standings.get_mut(*order.get(place)?))
+            && *standing == Standing::New
+        {
             *standing = Standing::Held;
         }
     }
     Ok(standings)
+}
+
+/// The first and last place, from 1, of those that lie in the same hour: no leaf of the evidence ends within one.
+fn runs(sorted: &[Uuid]) -> (Vec<i32>, Vec<i32>) {
+    let hour = |id: &Uuid| millis_of(*id) / 3_600_000;
+    let mut place = 0;
+    let runs = sorted.chunk_by(|one, next| hour(one) == hour(next)).map(|run| {
+        let first = place + 1;
+        place += i32::try_from(run.len()).unwrap_or(i32::MAX);
+        (first, place)
+    });
+    runs.unzip()
 }
 
 /// The different ones, and of each its place among them, from 1.

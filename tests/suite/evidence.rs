@@ -1,6 +1,13 @@
 //! P4: evidence and finished operations are there for as long as `[retention]` says, and go then.
 
+use std::collections::HashMap;
 use std::time::Duration;
+
+use outboxd::config::Config;
+use outboxd::pg::Connector;
+use outboxd::pg::completing::{self, LookedFor, Standing};
+use outboxd::pg::pool::{Lent, Pool};
+use uuid::Uuid;
 
 use crate::support::{Database, Kafka, Outboxd, Postgres, eventually};
 
@@ -106,4 +113,74 @@ async fn finished_operations_go_unless_a_failure_still_names_them() {
     .await;
     let kept = "select count(*) from outboxd.idempotency_keys where key in ('young', 'named')";
     assert_eq!(database.count(kept).await, 2);
+}
+
+/// Of every leaf and of none, at their very ends, many times in one batch, in any order; and what another group did is its
+/// own.
+#[tokio::test]
+async fn what_a_group_knows_of_a_batch_is_found_wherever_it_is_kept() {
+    let database = Postgres::shared().await.database().await;
+    database
+        .batch(
+            "select outboxd.make_evidence_leaf(day + h * interval '2 hours', day + (h + 1) * interval '2 hours')
+             from date_trunc('day', now()) as day, generate_series(0, 3) h",
+        )
+        .await;
+    let ids = database
+        .query(
+            "select outboxd.message_id(date_trunc('day', now()) + h * interval '1 hour' + ms * interval '1 ms', h * 10 + ms)
+             from generate_series(-1, 9) h, generate_series(-1, 1) ms
+             union all select gen_random_uuid() from generate_series(1, 40)",
+            &[],
+        )
+        .await;
+    let mut ids: Vec<Uuid> = ids.iter().map(|row| row.get(0)).collect();
+    fastrand::shuffle(&mut ids);
+    let third = ids.len() / 3;
+    let (handled, failed, new) = (&ids[..third], &ids[third..2 * third], &ids[2 * third..]);
+    let evidence = "insert into outboxd.handled (consumer_group, message_id, topic, partition, \"offset\", agent, attempt)
+        select $1, id, 't', 0, 0, 'a', 1 from unnest($2::uuid[]) id";
+    database.execute(evidence, &[&"g", &handled]).await;
+    database.execute(evidence, &[&"other", &ids]).await;
+    let failures = "insert into outboxd.failures
+          (consumer_group, message_id, state, reason, topic, partition, \"offset\", header_names, header_values)
+        select 'g', id, 'dead', 'attempts', 't', 0, 0, '{}', '{}' from unnest($1::uuid[]) id";
+    database.execute(failures, &[&failed]).await;
+    database
+        .execute(
+            "insert into outboxd.held_keys (consumer_group, topic, key_digest, message_id) values ('g', 't', sha256('held'), $1)",
+            &[&failed[0]],
+        )
+        .await;
+    let known: HashMap<Uuid, Standing> =
+        [(handled, Standing::Known), (failed, Standing::Known), (new, Standing::New)]
+            .into_iter()
+            .flat_map(|(ids, standing)| ids.iter().map(move |id| (*id, standing)))
+            .collect();
+    let text = format!("postgres.url = \"{}\"", database.agent_url());
+    let pool =
+        Pool::new(&Connector::new(&Config::parse(&text, None, []).unwrap().config.postgres, "test")).unwrap();
+    for batch in [0, 1, 2, 500] {
+        let messages: Vec<LookedFor<'_>> = (0..batch)
+            .map(|_| LookedFor {
+                id: ids[fastrand::usize(..ids.len())],
+                topic: ["t", "another"][fastrand::usize(..2)],
+                key: [None, Some("held"), Some("free")][fastrand::usize(..3)].map(str::as_bytes),
+            })
+            .collect();
+        let expected: Vec<Standing> = messages
+            .iter()
+            .map(|message| {
+                let is_held = message.key == Some(b"held") && message.topic == "t";
+                if is_held && known[&message.id] == Standing::New {
+                    Standing::Held
+                } else {
+                    known[&message.id]
+                }
+            })
+            .collect();
+        let found =
+            pool.ask(PATIENCE, async |client: &mut Lent| completing::look_up(client, "g", &messages).await);
+        assert_eq!(found.await.unwrap(), expected, "{messages:?}");
+    }
 }
