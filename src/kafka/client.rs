@@ -41,10 +41,14 @@ const CONSUMER: &[(&str, &str)] = &[
 /// What may be overridden: what was damaged on its way or on a disk is not handed on. It costs next to nothing.
 const CONSUMER_DEFAULTS: &[(&str, &str)] = &[("check.crcs", "true")];
 
-/// What may be overridden for a member of a group: a topic or partition that appears is found within seconds, and the
-/// ends of the partitions are known for the lag.
-const MEMBER_DEFAULTS: &[(&str, &str)] =
-    &[("topic.metadata.refresh.interval.ms", "10000"), ("statistics.interval.ms", "5000")];
+/// What may be overridden for a member of a group: a topic or partition that appears is found within seconds, the ends of
+/// the partitions are known for the lag, and what was full is filled again before it is empty: the client would wait for a
+/// second, and what it keeps (64 MB) is handled in half of that.
+const MEMBER_DEFAULTS: &[(&str, &str)] = &[
+    ("topic.metadata.refresh.interval.ms", "10000"),
+    ("statistics.interval.ms", "5000"),
+    ("fetch.queue.backoff.ms", "20"),
+];
 
 /// For a producer; `buffer_bytes` bounds what waits in it, but for one message that is larger.
 pub fn producer_config(
