@@ -26,7 +26,7 @@ pub mod takeover;
 pub mod usage;
 mod workbench;
 
-pub use consume::{Beside, ConsumeOptions, ConsumeReport};
+pub use consume::{Before, Beside, ConsumeOptions, ConsumeReport};
 pub use drain::Drains;
 pub use fill::Shape;
 pub use idle::IdleReport;

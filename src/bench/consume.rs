@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use serde::Serialize;
+use tokio_postgres::Client;
 
 use super::child::Child;
 use super::drain::Backlog;
@@ -28,6 +29,45 @@ pub struct ConsumeOptions {
     pub shape: Shape,
     /// An idempotency key on every message.
     pub keys: bool,
+    /// Rows that are there before, of another group.
+    pub before: Before,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Before {
+    /// Of evidence, over the day.
+    pub handled: u64,
+    /// Of finished operations.
+    pub operations: u64,
+}
+
+impl Before {
+    /// Rows of one transaction.
+    const TRANSACTION: i64 = 1_000_000;
+
+    async fn fill(self, client: &Client, say: impl Fn(String)) -> anyhow::Result<()> {
+        let (handled, operations) = (i64::try_from(self.handled)?, i64::try_from(self.operations)?);
+        if handled == 0 && operations == 0 {
+            return Ok(());
+        }
+        benching::make_day(client).await?;
+        let mut first = 1;
+        while first <= handled {
+            say(format!("{} of {handled} rows of evidence are there", first - 1));
+            let last = handled.min(first + Self::TRANSACTION - 1);
+            benching::fill_evidence(client, first, last, handled).await?;
+            first = last + 1;
+        }
+        first = 1;
+        while first <= operations {
+            say(format!("{} of {operations} operations are there", first - 1));
+            let last = operations.min(first + Self::TRANSACTION - 1);
+            benching::fill_operations(client, first, last).await?;
+            first = last + 1;
+        }
+        say("settling them".into());
+        Ok(benching::settle_evidence(client).await?)
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -36,6 +76,7 @@ pub struct ConsumeReport {
     pub messages: u64,
     pub rounds: u32,
     pub idempotency_keys: bool,
+    pub before: Before,
     /// From the start of a process or a member to the last message.
     pub whole: Beside,
     /// Between the first and the last tenth, the group's by the database's clock.
@@ -75,6 +116,7 @@ pub async fn run(bench: &mut Workbench, options: ConsumeOptions) -> anyhow::Resu
         benching::give_keys(&source.client).await?;
         benching::settle(&source.client).await?;
     }
+    options.before.fill(&source.client, |what| bench.progress.say(what)).await?;
     bench.progress.say("publishing it");
     let before = source.sink.ends().await?;
     let Backlog { outbox, .. } = source.backlog();
@@ -118,6 +160,7 @@ pub async fn run(bench: &mut Workbench, options: ConsumeOptions) -> anyhow::Resu
         messages,
         rounds: options.rounds,
         idempotency_keys: options.keys,
+        before: options.before,
         whole: Beside::of(&whole),
         steady: Beside::of(&steady),
         transactions_per_message: median(&transactions),

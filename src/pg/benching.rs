@@ -62,6 +62,25 @@ statements! {
     /// An operation of its own for each message.
     GIVE_KEYS = "update outboxd.messages set idempotency_key = 'order-' || seq";
 
+    /// The day's leaves of the evidence, as the job `partitions` would have made them.
+    MAKE_DAY = "
+        select outboxd.make_evidence_leaf(hour, hour + interval '2 hours')
+        from generate_series(date_bin('2 hours', now(), 'epoch'::timestamptz) - interval '22 hours',
+          date_bin('2 hours', now(), 'epoch'::timestamptz), interval '2 hours') as hour";
+
+    /// Of a group that handled so much in the last 22 hours.
+    FILL_EVIDENCE = "
+        insert into outboxd.handled (consumer_group, message_id, topic, partition, \"offset\", agent, attempt)
+        select 'before', outboxd.message_id(now() - interval '22 hours' * (1 - i / $3::double precision), i), 'before',
+          (i % 8)::integer, i / 8, 'before', 1
+        from generate_series($1::bigint, $2::bigint) as i";
+
+    FILL_OPERATIONS = "
+        insert into outboxd.idempotency_keys
+          (consumer_group, namespace, key, message_id, payload_hash, state, owner, done_at)
+        select 'before', 'key', md5(i::text), gen_random_uuid(), i, 'done', gen_random_uuid(), now()
+        from generate_series($1::bigint, $2::bigint) as i";
+
     /// Of this database so far.
     TRANSACTIONS = "
         select xact_commit + xact_rollback from pg_stat_database where datname = current_database()";
@@ -178,6 +197,31 @@ pub async fn sessions(client: &Client) -> Result<Vec<i32>, PgError> {
 pub async fn give_keys(client: &Client) -> Result<(), PgError> {
     client.execute(GIVE_KEYS, &[]).await?;
     Ok(())
+}
+
+/// Makes leaves of the evidence for the day until now.
+pub async fn make_day(client: &Client) -> Result<(), PgError> {
+    client.execute(MAKE_DAY, &[]).await?;
+    Ok(())
+}
+
+/// Evidence of those of `all` messages, one after the other over the day.
+pub async fn fill_evidence(client: &Client, first: i64, last: i64, all: i64) -> Result<(), PgError> {
+    #[allow(clippy::cast_precision_loss, reason = "counts of a benchmark")]
+    let all = all as f64;
+    client.execute(FILL_EVIDENCE, &[&first, &last, &all]).await?;
+    Ok(())
+}
+
+/// Finished operations with those numbers, in no order of their keys.
+pub async fn fill_operations(client: &Client, first: i64, last: i64) -> Result<(), PgError> {
+    client.execute(FILL_OPERATIONS, &[&first, &last]).await?;
+    Ok(())
+}
+
+/// As `settle`, for what groups have done.
+pub async fn settle_evidence(client: &Client) -> Result<(), PgError> {
+    Ok(client.batch_execute("vacuum (analyze) outboxd.handled, outboxd.idempotency_keys").await?)
 }
 
 /// How many transactions this database has seen; a session tells its own about once a second.

@@ -12,7 +12,8 @@ use crate::failure::Exit;
 /// How fast a group handles a topic, with evidence for every message, beside reading it alone
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  outboxd bench consume\n  outboxd bench consume --messages 20000 --rounds 1 --json"
+    after_help = "Example:\n  outboxd bench consume\n  outboxd bench consume --messages 20000 --rounds 1 --json\n  \
+                  outboxd bench consume --handled 50000000 --operations 20000000"
 )]
 pub struct Options {
     /// How many messages the topic holds
@@ -24,6 +25,12 @@ pub struct Options {
     /// Give every message an idempotency key
     #[arg(long)]
     idempotency_keys: bool,
+    /// How many rows of evidence another group has left before
+    #[arg(long, default_value_t = 0, value_name = "ROWS", value_parser = clap::value_parser!(u64).range(..=10_000_000_000))]
+    handled: u64,
+    /// How many operations another group has finished before
+    #[arg(long, default_value_t = 0, value_name = "ROWS", value_parser = clap::value_parser!(u64).range(..=10_000_000_000))]
+    operations: u64,
     #[command(flatten)]
     shape: ShapeOptions,
     #[command(flatten)]
@@ -37,6 +44,7 @@ impl Options {
             rounds: self.rounds,
             shape: self.shape.shape(),
             keys: self.idempotency_keys,
+            before: bench::Before { handled: self.handled, operations: self.operations },
         };
         let measure = async |bench: &mut bench::Workbench| bench::consume::run(bench, options).await;
         self.common.run(global, measure, show, |report| report.lost == 0).await
