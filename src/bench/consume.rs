@@ -79,6 +79,8 @@ pub struct ConsumeReport {
     pub before: Before,
     /// From the start of a process or a member to the last message.
     pub whole: Beside,
+    /// The same, beside a client with librdkafka's defaults.
+    pub beside_defaults: Beside,
     /// Between the first and the last tenth, the group's by the database's clock.
     pub steady: Beside,
     /// Of the database, each of several statements.
@@ -124,12 +126,15 @@ pub async fn run(bench: &mut Workbench, options: ConsumeOptions) -> anyhow::Resu
     source.sink.grown(&before, messages, || child.check()).await?;
     child.stop().await?;
     let ends = source.sink.ends().await?;
-    let (mut whole, mut steady, mut lost) = (Vec::new(), Vec::new(), 0);
+    let (mut whole, mut beside_defaults, mut steady, mut lost) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    let kafka = &source.outbox.config.kafka;
+    let defaults = reading::with_defaults(kafka);
     let (mut cpu, mut peak_memory_bytes, mut transactions) = (Vec::new(), None, Vec::new());
     for round in 1..=options.rounds {
         let say = |what: &str| bench.progress.say(format!("round {round} of {}: {what}", options.rounds));
         say("reading alone");
-        let reading = reading::alone(&source.outbox, &source.topic, &before, &ends).await?;
+        let plain = reading::alone(&defaults, &source.topic, &before, &ends).await?;
+        let reading = reading::alone(kafka, &source.topic, &before, &ends).await?;
         say("a group");
         let group = format!("bench-{round}");
         let file = source.outbox.with_group(&group, &source.topic)?;
@@ -138,7 +143,9 @@ pub async fn run(bench: &mut Workbench, options: ConsumeOptions) -> anyhow::Resu
         let mut child =
             Child::start(&["consumer", "--group", &group, "--log", "warn"], &file, &source.outbox.log)?;
         let looks = wait_until_finished(&source, &group, messages, &mut child).await?;
-        whole.push((reading.per_second, messages as f64 / began.elapsed().as_secs_f64()));
+        let per_second = messages as f64 / began.elapsed().as_secs_f64();
+        whole.push((reading.per_second, per_second));
+        beside_defaults.push((plain.per_second, per_second));
         if let Some(usage) = child.usage() {
             cpu.push(usage.cpu_seconds * 1e6 / messages as f64);
             peak_memory_bytes = peak_memory_bytes.max(Some(usage.peak_memory_bytes));
@@ -162,6 +169,7 @@ pub async fn run(bench: &mut Workbench, options: ConsumeOptions) -> anyhow::Resu
         idempotency_keys: options.keys,
         before: options.before,
         whole: Beside::of(&whole),
+        beside_defaults: Beside::of(&beside_defaults),
         steady: Beside::of(&steady),
         transactions_per_message: median(&transactions),
         cpu_seconds_per_million: (!cpu.is_empty()).then(|| median(&cpu)),

@@ -1,11 +1,14 @@
 //! Reading alone: a member of a group that takes records over as the consumer does, and does nothing with them.
+//!
+//! Twice: as our members read, and as a client does that leaves librdkafka's defaults. What that has read ahead (64 MB) it
+//! finishes long before it fetches again, so that most of a second is a wait.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
 use super::sink::Ends;
-use super::workbench::Outbox;
+use crate::config::Kafka;
 use crate::kafka::subscribe::{Polled, Rebalance, Subscription};
 
 /// A broker that brings nothing for so long brings nothing any more.
@@ -19,13 +22,21 @@ pub struct Reading {
     pub steady_per_second: f64,
 }
 
+/// As librdkafka has it, in milliseconds, where the configuration says nothing else.
+pub fn with_defaults(kafka: &Kafka) -> Kafka {
+    let mut kafka = kafka.clone();
+    let wait = kafka.consumer.0.entry("fetch.queue.backoff.ms".into());
+    wait.or_insert_with(|| "1000".into());
+    kafka
+}
+
 /// Every record between the two, read by the one member of a new group.
 #[allow(clippy::cast_precision_loss, reason = "counts of a benchmark")]
-pub async fn alone(outbox: &Outbox, topic: &str, from: &Ends, to: &Ends) -> anyhow::Result<Reading> {
+pub async fn alone(kafka: &Kafka, topic: &str, from: &Ends, to: &Ends) -> anyhow::Result<Reading> {
     let group = format!("bench-alone-{:08x}", fastrand::u32(..));
     let topics = [topic.to_owned()];
     let began = Instant::now();
-    let mut member = Subscription::new(&outbox.config.kafka, "outboxd-bench", &group, None, &topics)?;
+    let mut member = Subscription::new(kafka, "outboxd-bench", &group, None, &topics)?;
     let count: i64 = from.iter().zip(to).map(|(from, to)| to - from).sum();
     let (tenth, last_tenth) = (count / 10, count - count / 10);
     let (mut read, mut steady_since, mut steady_until) = (0, began, began);

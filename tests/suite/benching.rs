@@ -80,11 +80,14 @@ async fn a_benchmark_says_what_it_measured_and_leaves_nothing_behind() {
     assert_eq!((count(&takeover, "/lost"), count(&takeover, "/out_of_order")), (0, 0), "{takeover}");
     assert!(number(&takeover, "/hand_over_ms/0") > 0.0 && number(&takeover, "/takeover_ms/0") > 0.0);
 
-    let consume = run(&["consume", "--messages", "2000", "--rounds", "1"]).await;
+    let before = ["--handled", "2000", "--operations", "1000"];
+    let consume = run(&[&["consume", "--messages", "2000", "--rounds", "1"][..], &before].concat()).await;
     assert!(
         number(&consume, "/whole/handled_per_second") > 100.0 && count(&consume, "/lost") == 0,
         "{consume}"
     );
+    assert!(number(&consume, "/beside_defaults/reading_per_second") > 100.0, "{consume}");
+    assert_eq!((count(&consume, "/before/handled"), count(&consume, "/before/operations")), (2000, 1000));
 
     let idle = run(&["idle", "--seconds", "1"]).await;
     assert!(number(&idle, "/cpu_percent") < 100.0);
@@ -97,6 +100,25 @@ async fn a_benchmark_says_what_it_measured_and_leaves_nothing_behind() {
     assert_eq!(interrupted.ended(PATIENCE).await.code(), Some(1));
     assert!(interrupted.log().contains("interrupted"));
     nothing_is_left(&database, kafka).await;
+}
+
+#[tokio::test]
+async fn what_was_done_before_lies_in_the_leaves_of_the_day() {
+    let database = Postgres::shared().await.database().await;
+    let client = database.connect().await;
+    benching::make_day(&client).await.unwrap();
+    for (first, last) in [(1, 5_000), (5_001, 12_000)] {
+        benching::fill_evidence(&client, first, last, 12_000).await.unwrap();
+        benching::fill_operations(&client, first, last).await.unwrap();
+    }
+    benching::settle_evidence(&client).await.unwrap();
+    let leaves = "select count(*) filter (where rows > 900), sum(rows)::bigint
+        from (select count(*) as rows from outboxd.handled where tableoid <> 'outboxd.handled_default'::regclass
+          group by tableoid) leaves";
+    let leaves = database.query_one(leaves, &[]).await;
+    assert_eq!(leaves.get::<_, i64>(1), 12_000, "none is of another day");
+    assert!(leaves.get::<_, i64>(0) >= 10, "of 22 hours in leaves of two");
+    assert_eq!(database.count("select count(*) from outboxd.idempotency_keys").await, 12_000);
 }
 
 #[tokio::test]

@@ -75,6 +75,7 @@ fn show(report: &ConsumeReport) -> Result<(), output::OutputError> {
     ];
     let rows = [
         row("from their start, messages a second", &report.whole, rest),
+        row("the same, beside librdkafka's defaults", &report.beside_defaults, Default::default()),
         row("once started", &report.steady, Default::default()),
     ];
     let columns =
