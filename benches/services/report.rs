@@ -19,8 +19,8 @@ pub fn write(services: &Services) -> bool {
     let latency = services.measure(&["latency"]);
     let idle = services.measure(&["idle"]);
     let takeover = services.measure(&["takeover"]);
-    let consume = services.measure(&["consume"]);
-    let keyed = services.measure(&["consume", "--idempotency-keys"]);
+    let consume = services.measure(&["consume", "--messages", "500000"]);
+    let keyed = services.measure(&["consume", "--messages", "500000", "--idempotency-keys"]);
     let relay = services.measure(&["relay", "--scenario", SCENARIOS]);
     let mut text = String::new();
     table(&mut text, ["relay", "messages a second", "beside it", "ratio", "budget"], relay_rows(&relay));
