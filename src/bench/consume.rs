@@ -14,13 +14,16 @@ use super::reading;
 use super::relay::Source;
 use super::statistics::median;
 use super::workbench::Workbench;
-use crate::pg::benching;
+use crate::pg::{PgError, benching};
 
 /// A group that finishes nothing for so long is stuck.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often it is looked how far the group is.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Rows of one transaction that fills.
+const TRANSACTION: i64 = 1_000_000;
 
 #[derive(Clone, Copy, Debug)]
 pub struct ConsumeOptions {
@@ -42,32 +45,40 @@ pub struct Before {
 }
 
 impl Before {
-    /// Rows of one transaction.
-    const TRANSACTION: i64 = 1_000_000;
-
     async fn fill(self, client: &Client, say: impl Fn(String)) -> anyhow::Result<()> {
         let (handled, operations) = (i64::try_from(self.handled)?, i64::try_from(self.operations)?);
         if handled == 0 && operations == 0 {
             return Ok(());
         }
         benching::make_day(client).await?;
-        let mut first = 1;
-        while first <= handled {
-            say(format!("{} of {handled} rows of evidence are there", first - 1));
-            let last = handled.min(first + Self::TRANSACTION - 1);
-            benching::fill_evidence(client, first, last, handled).await?;
-            first = last + 1;
-        }
-        first = 1;
-        while first <= operations {
-            say(format!("{} of {operations} operations are there", first - 1));
-            let last = operations.min(first + Self::TRANSACTION - 1);
-            benching::fill_operations(client, first, last).await?;
-            first = last + 1;
-        }
+        in_parts(handled, "rows of evidence", &say, async |first, last| {
+            benching::fill_evidence(client, first, last, handled).await
+        })
+        .await?;
+        in_parts(operations, "operations", &say, async |first, last| {
+            benching::fill_operations(client, first, last).await
+        })
+        .await?;
         say("settling them".into());
         Ok(benching::settle_evidence(client).await?)
     }
+}
+
+/// The first and the last number of each transaction.
+async fn in_parts(
+    all: i64,
+    what: &str,
+    say: impl Fn(String),
+    fill: impl AsyncFn(i64, i64) -> Result<(), PgError>,
+) -> Result<(), PgError> {
+    let mut first = 1;
+    while first <= all {
+        say(format!("{} of {all} {what} are there", first - 1));
+        let last = all.min(first + TRANSACTION - 1);
+        fill(first, last).await?;
+        first = last + 1;
+    }
+    Ok(())
 }
 
 #[derive(Debug, Serialize)]

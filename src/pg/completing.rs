@@ -22,8 +22,9 @@ use crate::domain::identity::millis_of;
 
 statements! {
     /// What has evidence or is among the failures, by its id, and by its place whose key is held. The ids are sorted, and
-    /// each run of them lies in one leaf: one walk through its primary key, and no other leaf is opened. Whether there are
-    /// failures, or held keys, is asked once.
+    /// each run of them lies in one leaf: one walk through its primary key, and no other leaf is opened. Without `offset 0`
+    /// the planner may join afterwards, and read all between the first and the last. Whether there are failures, or held
+    /// keys, is asked once.
     LOOK_UP = "
         select found.message_id, null::integer as held
         from unnest($3::integer[], $4::integer[]) as run (first, last)

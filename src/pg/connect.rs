@@ -144,7 +144,7 @@ impl Connector {
     /// One connection of its own, with its driver.
     pub async fn connect(&self) -> Result<Connection, PgError> {
         let warnings = Arc::new(AtomicU64::new(0));
-        let (client, driver) = self.open(&Arc::clone(&warnings), "").await.map_err(|error| {
+        let (client, driver) = self.open(&warnings, "").await.map_err(|error| {
             count_db_error();
             self.unreachable(explain(error))
         })?;

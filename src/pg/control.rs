@@ -33,7 +33,7 @@ statements! {
 
     LEAVE = "delete from outboxd.members where consumer_group = $1 and agent_id = $2";
 
-    HAND_BACK = "
+    HAND_BACK_ALL = "
         update outboxd.failures set state = 'due', next_attempt_at = clock_timestamp(), target = null, expires_at = null,
           changed_at = clock_timestamp()
         where outboxd.durable() and consumer_group = $1 and target = $2 and state = 'retrying'";
@@ -151,7 +151,7 @@ async fn hand_back(client: &mut Lent, first: &str, group: &str, agent: Uuid) -> 
     let transaction =
         client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
     transaction.execute(first, &[&group, &agent]).await?;
-    let handed_back = transaction.execute(HAND_BACK, &[&group, &agent]).await?;
+    let handed_back = transaction.execute(HAND_BACK_ALL, &[&group, &agent]).await?;
     transaction.commit().await?;
     Ok(handed_back)
 }

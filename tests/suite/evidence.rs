@@ -3,10 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use outboxd::config::Config;
-use outboxd::pg::Connector;
 use outboxd::pg::completing::{self, LookedFor, Standing};
-use outboxd::pg::pool::{Lent, Pool};
+use outboxd::pg::pool::Lent;
 use uuid::Uuid;
 
 use crate::support::{Database, Kafka, Outboxd, Postgres, eventually};
@@ -157,9 +155,7 @@ async fn what_a_group_knows_of_a_batch_is_found_wherever_it_is_kept() {
             .into_iter()
             .flat_map(|(ids, standing)| ids.iter().map(move |id| (*id, standing)))
             .collect();
-    let text = format!("postgres.url = \"{}\"", database.agent_url());
-    let pool =
-        Pool::new(&Connector::new(&Config::parse(&text, None, []).unwrap().config.postgres, "test")).unwrap();
+    let pool = database.agent_pool();
     for batch in [0, 1, 2, 500] {
         let messages: Vec<LookedFor<'_>> = (0..batch)
             .map(|_| LookedFor {

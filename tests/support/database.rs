@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use outboxd::config::Config;
+use outboxd::pg::{Connector, Pool};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls, Row};
 
@@ -51,6 +53,13 @@ impl Database {
     /// As a daemon: a member of `outboxd_agent`.
     pub fn agent_url(&self) -> String {
         self.url_as("agent")
+    }
+
+    /// The same, for parts of the daemon that run in a test.
+    pub fn agent_pool(&self) -> Pool {
+        let text = format!("postgres.url = \"{}\"", self.agent_url());
+        let config = Config::parse(&text, None, []).unwrap().config;
+        Pool::new(&Connector::new(&config.postgres, "outboxd/test")).unwrap()
     }
 
     /// As whoever operates it: a member of `outboxd_operator`.

@@ -4,11 +4,9 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use bytes::Bytes;
-use outboxd::config::Config;
 use outboxd::domain::delivery::Record;
 use outboxd::pg::pool::Lent;
 use outboxd::pg::retrying::{self, Fence, Named};
-use outboxd::pg::{Connector, Pool};
 use uuid::Uuid;
 
 use super::{Handler, PATIENCE, Scene};
@@ -171,9 +169,7 @@ async fn a_record_comes_through_byte_for_byte() {
             ],
         )
         .await;
-    let text = format!("postgres.url = \"{}\"", scene.database.agent_url());
-    let config = Config::parse(&text, None, []).unwrap().config;
-    let pool = Pool::new(&Connector::new(&config.postgres, "test")).unwrap();
+    let pool = scene.database.agent_pool();
     let fence = Fence { group: &scene.group, agent };
     let open = async |dispatch| {
         let this = Named { message_id: id, dispatch };
