@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use uuid::Uuid;
 
 use super::session::{Event, Events, Found};
@@ -14,6 +15,9 @@ use crate::domain::start_offset::{Extent, StartOffset};
 use crate::kafka::KafkaFailure;
 use crate::kafka::topics::{TopicState, Topics};
 use crate::pg::consuming::{Declared, Settled, Stored};
+
+/// Partitions of which it is found out at once where they begin: each asks Kafka, and most of them the database.
+const AT_A_TIME: usize = 8;
 
 /// What Kafka has of the group's topics.
 pub(super) struct Inventory {
@@ -46,15 +50,16 @@ pub(super) async fn declare(group: &Group) -> Result<(), SetupError> {
     let declared = match group.store.standing(&group.kafka_group()).await? {
         Declared::New => {
             let inventory = inventory(&group.topics, &group.config().topics).await?;
-            let mut starts = Vec::with_capacity(inventory.partitions.len());
-            for at in inventory.partitions {
+            let start = group.config().start;
+            let starts = inventory.partitions.into_iter().map(|at| async move {
                 let extent = group.topics.extent(&at).await?;
-                let offset = match group.config().start {
+                let offset = match start {
                     Start::Earliest => extent.low,
                     Start::Latest => extent.high,
                 };
-                starts.push((at, offset));
-            }
+                Ok::<_, KafkaFailure>((at, offset))
+            });
+            let starts: Vec<_> = stream::iter(starts).buffered(AT_A_TIME).try_collect().await?;
             let declared = group.store.declare(&group.kafka_group(), &starts).await?;
             if declared == Declared::New {
                 tracing::info!(
@@ -73,8 +78,8 @@ pub(super) async fn declare(group: &Group) -> Result<(), SetupError> {
     }
 }
 
-/// Finds where each of these partitions begins, however long that takes, and tells one after the other, so that none
-/// waits for another's broker.
+/// Finds where each of these partitions begins, however long that takes, and tells each as soon as it is found, so that
+/// none waits for another's broker.
 pub(super) async fn find_starts(
     group: &Group,
     mut partitions: Vec<TopicPartition>,
@@ -105,21 +110,25 @@ async fn find_once(
         committed: group.topics.committed(partitions).await?,
         ids: group.topics.ids(&group.config().topics).await?,
     };
+    let known = &known;
+    let finding = std::mem::take(partitions).into_iter().map(|at| async move {
+        let found = find(group, &at, known).await;
+        (at, found)
+    });
+    let mut finding = stream::iter(finding).buffer_unordered(AT_A_TIME);
     let mut problem = Ok(());
-    let mut left = Vec::new();
-    for at in partitions.drain(..) {
-        match find(group, &at, &known).await {
+    while let Some((at, found)) = finding.next().await {
+        match found {
             // Without a loop there is nobody to tell.
             Ok((start, topic_id)) => {
                 drop(events.send(Event::Found(Found { at, assignment, start, topic_id })));
             }
             Err(error) => {
                 problem = Err(error);
-                left.push(at);
+                partitions.push(at);
             }
         }
     }
-    *partitions = left;
     problem
 }
 
