@@ -185,14 +185,15 @@ fn insert_rows(insert: &Value) -> Vec<Row> {
 fn idle_rows(idle: &Value) -> Vec<Row> {
     let (relay, sessions) = (number(idle, "/cpu_percent"), number(idle, "/sessions_cpu_percent"));
     let memory = number(idle, "/peak_memory_bytes") / 1e6;
+    let asking = number(idle, "/asking_cpu_percent") + number(idle, "/asking_session_cpu_percent");
     vec![row(
         "idle",
         format!(
             "{:.1} % of a core ({relay:.1} outboxd, {sessions:.1} its sessions), {memory:.0} MB",
             relay + sessions
         ),
-        String::new(),
-        None,
+        format!("{asking:.1} % a client that only asks as often"),
+        Some((relay + sessions) / asking),
         "< 2 %, < 64 MB",
     )]
 }

@@ -1,7 +1,8 @@
-//! What outboxd takes while there is nothing to do.
+//! What outboxd takes while there is nothing to do, and what a client takes that only asks as often: waking up is most of
+//! both, and costs several times as much on one machine as on another.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde::Serialize;
@@ -15,6 +16,9 @@ use crate::pg::connect::Connection;
 /// Until its polls have found their rest.
 const SETTLING: Duration = Duration::from_secs(3);
 
+/// Between two questions, as an idle relay has it.
+const ASK_EVERY: Duration = Duration::from_millis(20);
+
 #[derive(Debug, Serialize)]
 pub struct IdleReport {
     pub bench: &'static str,
@@ -24,6 +28,10 @@ pub struct IdleReport {
     /// Of one core, of the sessions that serve it; nothing if the server is on another machine.
     pub sessions_cpu_percent: Option<f64>,
     pub peak_memory_bytes: u64,
+    /// Of one core, a client of this process that asks for the snapshot as often, and nothing else.
+    pub asking_cpu_percent: f64,
+    /// The same of its session.
+    pub asking_session_cpu_percent: Option<f64>,
 }
 
 pub async fn run(bench: &mut Workbench, duration: Duration) -> anyhow::Result<IdleReport> {
@@ -40,6 +48,8 @@ pub async fn run(bench: &mut Workbench, duration: Duration) -> anyhow::Result<Id
     let used = producing.usage().context("/proc does not show what a process uses")?;
     let after = sessions(&client).await?;
     producing.stop().await?;
+    bench.progress.say("asking as often");
+    let (asking, asked) = ask(&client, duration).await?;
     let percent = |seconds: f64| seconds * 100.0 / duration.as_secs_f64();
     let of_sessions: f64 =
         after.iter().map(|(pid, seconds)| seconds - before.get(pid).copied().unwrap_or_default()).sum();
@@ -49,7 +59,23 @@ pub async fn run(bench: &mut Workbench, duration: Duration) -> anyhow::Result<Id
         cpu_percent: percent(used.cpu_seconds),
         sessions_cpu_percent: is_local.then(|| percent(of_sessions)),
         peak_memory_bytes: used.peak_memory_bytes,
+        asking_cpu_percent: percent(asking),
+        asking_session_cpu_percent: is_local.then(|| percent(asked)),
     })
+}
+
+/// The seconds that this process takes to ask, and its session to answer.
+async fn ask(client: &Connection, duration: Duration) -> anyhow::Result<(f64, f64)> {
+    let this = i32::try_from(std::process::id())?;
+    let (session, _) = benching::backend(client).await?;
+    let seconds = |pid| usage::of_process(pid).map_or(0.0, |usage| usage.cpu_seconds);
+    let before = (seconds(this), seconds(session));
+    let until = Instant::now() + duration;
+    while Instant::now() < until {
+        tokio::time::sleep(ASK_EVERY).await;
+        benching::snapshot(client).await?;
+    }
+    Ok((seconds(this) - before.0, seconds(session) - before.1))
 }
 
 /// What each session of the relay has used so far.

@@ -8,7 +8,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row, Statement};
 
-use super::connect::PgError;
+use super::connect::{Connection, PgError};
 use super::sql::statements;
 
 statements! {
@@ -93,6 +93,9 @@ statements! {
         select current_setting('server_version'), current_setting('fsync'), current_setting('synchronous_commit'),
           current_setting('shared_buffers')";
 
+    /// What an idle relay asks.
+    SNAPSHOT = "select pg_current_snapshot()::text";
+
     BACKEND = "select pg_backend_pid(), current_database()::text";
 }
 
@@ -120,6 +123,11 @@ pub async fn server(client: &Client) -> Result<Server, PgError> {
 pub async fn backend(client: &Client) -> Result<(i32, String), PgError> {
     let row = client.query_one(BACKEND, &[]).await?;
     Ok((row.get(0), row.get(1)))
+}
+
+/// Asks what an idle relay asks, prepared as there.
+pub async fn snapshot(client: &Connection) -> Result<String, PgError> {
+    Ok(client.query_one(&client.prepare_once(SNAPSHOT).await?, &[]).await?.get(0))
 }
 
 /// Makes a database. `name` is ours, of letters, digits and underscores.

@@ -91,6 +91,9 @@ async fn a_benchmark_says_what_it_measured_and_leaves_nothing_behind() {
 
     let idle = run(&["idle", "--seconds", "1"]).await;
     assert!(number(&idle, "/cpu_percent") < 100.0);
+    assert!(
+        number(&idle, "/asking_cpu_percent") < 100.0 && number(&idle, "/asking_session_cpu_percent") < 100.0
+    );
 
     let mut command = outboxd.command(&["bench", "idle"]);
     let log = tempfile::NamedTempFile::new().unwrap();

@@ -34,5 +34,7 @@ fn show(report: &IdleReport) -> Result<(), output::OutputError> {
         ("relay", percent(report.cpu_percent)),
         ("its sessions", maybe(report.sessions_cpu_percent.map(percent))),
         ("memory", room(report.peak_memory_bytes)),
+        ("a client that only asks as often", percent(report.asking_cpu_percent)),
+        ("its session", maybe(report.asking_session_cpu_percent.map(percent))),
     ]))
 }
