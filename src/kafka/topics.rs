@@ -135,6 +135,8 @@ impl Topics {
 
     /// The cluster's id, once a broker has answered.
     pub async fn cluster_id(&self) -> Result<String, KafkaFailure> {
+        // librdkafka waits for metadata that somebody else asks for: without topics its own timer does, after a second.
+        self.answer().await?;
         let client = Arc::clone(&self.client);
         let id = blocking(move || client.client().fetch_cluster_id(PATIENCE)).await;
         id.ok_or_else(|| KafkaFailure::Unreachable {
