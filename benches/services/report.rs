@@ -222,14 +222,13 @@ fn consume_rows(consume: &Value, keyed: &Value) -> Vec<Row> {
             budget,
         )
     };
-    // The budgets were set beside a reader of librdkafka's defaults.
     let (alone, defaults) = ("reading alone", "reading alone, by librdkafka's defaults");
     vec![
         group("a group, evidence for every message", consume, "beside_defaults", defaults, "≥ 0.25"),
-        group("the same", consume, "whole", alone, ""),
+        group("the same", consume, "whole", alone, "≥ 0.25"),
         group("the same, once both have started", consume, "steady", alone, ""),
         group("a group, an idempotency key on every message", keyed, "beside_defaults", defaults, "≥ 0.08"),
-        group("the same", keyed, "whole", alone, ""),
+        group("the same", keyed, "whole", alone, "≥ 0.08"),
         group("the same, once both have started", keyed, "steady", alone, ""),
     ]
 }
