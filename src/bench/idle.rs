@@ -19,6 +19,8 @@ const SETTLING: Duration = Duration::from_secs(3);
 /// Between two questions, as an idle relay has it.
 const ASK_EVERY: Duration = Duration::from_millis(20);
 
+const NO_PROC: &str = "/proc does not show what a process uses";
+
 #[derive(Debug, Serialize)]
 pub struct IdleReport {
     pub bench: &'static str,
@@ -45,11 +47,15 @@ pub async fn run(bench: &mut Workbench, duration: Duration) -> anyhow::Result<Id
     let before = sessions(&client).await?;
     tokio::time::sleep(duration).await;
     producing.check()?;
-    let used = producing.usage().context("/proc does not show what a process uses")?;
+    let used = producing.usage().context(NO_PROC)?;
     let after = sessions(&client).await?;
     producing.stop().await?;
     bench.progress.say("asking as often");
-    let (asking, asked) = ask(&client, duration).await?;
+    let (session, _) = benching::backend(&client).await?;
+    let asking_before = (of_this_process()?, cpu_seconds(session));
+    ask(&client, duration).await?;
+    let asking = of_this_process()? - asking_before.0;
+    let asked = cpu_seconds(session).zip(asking_before.1).map(|(after, before)| after - before);
     let percent = |seconds: f64| seconds * 100.0 / duration.as_secs_f64();
     let of_sessions: f64 =
         after.iter().map(|(pid, seconds)| seconds - before.get(pid).copied().unwrap_or_default()).sum();
@@ -60,26 +66,29 @@ pub async fn run(bench: &mut Workbench, duration: Duration) -> anyhow::Result<Id
         sessions_cpu_percent: is_local.then(|| percent(of_sessions)),
         peak_memory_bytes: used.peak_memory_bytes,
         asking_cpu_percent: percent(asking),
-        asking_session_cpu_percent: is_local.then(|| percent(asked)),
+        asking_session_cpu_percent: asked.filter(|_| is_local).map(percent),
     })
 }
 
-/// The seconds that this process takes to ask, and its session to answer.
-async fn ask(client: &Connection, duration: Duration) -> anyhow::Result<(f64, f64)> {
-    let this = i32::try_from(std::process::id())?;
-    let (session, _) = benching::backend(client).await?;
-    let seconds = |pid| usage::of_process(pid).map_or(0.0, |usage| usage.cpu_seconds);
-    let before = (seconds(this), seconds(session));
+async fn ask(client: &Connection, duration: Duration) -> anyhow::Result<()> {
     let until = Instant::now() + duration;
     while Instant::now() < until {
         tokio::time::sleep(ASK_EVERY).await;
         benching::snapshot(client).await?;
     }
-    Ok((seconds(this) - before.0, seconds(session) - before.1))
+    Ok(())
+}
+
+fn of_this_process() -> anyhow::Result<f64> {
+    cpu_seconds(i32::try_from(std::process::id())?).context(NO_PROC)
+}
+
+fn cpu_seconds(pid: i32) -> Option<f64> {
+    usage::of_process(pid).map(|usage| usage.cpu_seconds)
 }
 
 /// What each session of the relay has used so far.
 async fn sessions(client: &Connection) -> anyhow::Result<HashMap<i32, f64>> {
     let pids = benching::sessions(client).await?;
-    Ok(pids.into_iter().filter_map(|pid| Some((pid, usage::of_process(pid)?.cpu_seconds))).collect())
+    Ok(pids.into_iter().filter_map(|pid| Some((pid, cpu_seconds(pid)?))).collect())
 }
