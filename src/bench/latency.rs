@@ -25,8 +25,9 @@ use super::statistics::Spread;
 use super::workbench::Workbench;
 use crate::pg::benching::{self, Server, Table};
 
-/// Before what is measured: plans are made, metadata is known, buffers have their size.
-const WARM_UP: Duration = Duration::from_secs(2);
+/// Before what is measured of records that are sent alone, to a broker that is warm by then: metadata is known, buffers
+/// have their size.
+const ALONE_WARM_UP: Duration = Duration::from_secs(2);
 
 /// How long records are sent alone, at the most.
 const ALONE: Duration = Duration::from_secs(10);
@@ -37,6 +38,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Clone, Copy, Debug)]
 pub struct LatencyOptions {
     pub rate: f64,
+    /// Before what is measured, at the same rate. For a minute a broker that has just started spends up to half a core
+    /// on compiling what it runs most, and where it shares two, that would be what is measured.
+    pub warm_up: Duration,
     pub duration: Duration,
     pub clients: u64,
     pub payload_bytes: usize,
@@ -48,6 +52,7 @@ pub struct LatencyReport {
     pub bench: &'static str,
     pub postgres: Server,
     pub clients: u64,
+    pub warm_up_seconds: f64,
     pub offered_per_second: f64,
     pub committed_per_second: f64,
     pub messages: u64,
@@ -81,7 +86,7 @@ pub async fn run(bench: &mut Workbench, options: LatencyOptions) -> anyhow::Resu
     };
     bench.progress.say("warming up");
     let before = sink.ends().await?;
-    let warm = load(WARM_UP, 0).run(&outbox).await?.commits.len() as u64;
+    let warm = load(options.warm_up, 0).run(&outbox).await?.commits.len() as u64;
     sink.grown(&before, warm, || producing.check()).await?;
     bench.progress.say(format!("{} transactions a second", options.rate));
     producing.begin_counting();
@@ -99,12 +104,12 @@ pub async fn run(bench: &mut Workbench, options: LatencyOptions) -> anyhow::Resu
     let alone = Alone {
         topic: topic.clone(),
         rate: options.rate,
-        duration: WARM_UP + options.duration.min(ALONE),
+        duration: ALONE_WARM_UP + options.duration.min(ALONE),
         payload_bytes: options.payload_bytes,
         keys: options.clients,
         first: warm + committed,
     };
-    let warm_until = Instant::now() + WARM_UP;
+    let warm_until = Instant::now() + ALONE_WARM_UP;
     let mut sent = alone.run(&outbox.config).await?;
     sink.grown(&before, warm + committed + sent.len() as u64, || producing.check()).await?;
     sent.retain(|sent| sent.at >= warm_until);
@@ -125,6 +130,7 @@ pub async fn run(bench: &mut Workbench, options: LatencyOptions) -> anyhow::Resu
         bench: "latency",
         postgres: benching::server(&*outbox.connect().await?).await?,
         clients: options.clients,
+        warm_up_seconds: options.warm_up.as_secs_f64(),
         offered_per_second: options.rate,
         committed_per_second: outcome.rate(),
         messages: committed,

@@ -63,7 +63,7 @@ async fn a_benchmark_says_what_it_measured_and_leaves_nothing_behind() {
     assert!(number(&relay, "/ratio") > 0.0);
     assert!(number(&relay, "/relay/peak_memory_bytes") > 1e6);
 
-    let latency = run(&["latency", "--rate", "50", "--seconds", "1"]).await;
+    let latency = run(&["latency", "--rate", "50", "--warm-up", "1", "--seconds", "1"]).await;
     assert!((40..=60).contains(&count(&latency, "/messages")), "{latency}");
     assert_eq!(count(&latency, "/lost"), 0);
     let (p50, max) =

@@ -1,5 +1,7 @@
 //! `outboxd bench latency`.
 
+use std::time::Duration;
+
 use clap::Args;
 
 use super::{Common, Load, millis, percent, room};
@@ -11,12 +13,15 @@ use crate::failure::Exit;
 /// From an application's commit to the broker, at a given rate
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  outboxd bench latency\n  outboxd bench latency --rate 100 --seconds 5 --json"
+    after_help = "Example:\n  outboxd bench latency\n  outboxd bench latency --rate 100 --warm-up 2 --seconds 5 --json"
 )]
 pub struct Options {
     /// Transactions a second, of one message each
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     rate: u32,
+    /// How long at that rate before what is measured, in seconds; a broker that is warm needs no minute
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3_600))]
+    warm_up: u32,
     #[command(flatten)]
     load: Load<20>,
     #[command(flatten)]
@@ -27,6 +32,7 @@ impl Options {
     pub async fn run(&self, global: &Global) -> anyhow::Result<Exit> {
         let options = LatencyOptions {
             rate: f64::from(self.rate),
+            warm_up: Duration::from_secs(self.warm_up.into()),
             duration: self.load.duration(),
             clients: self.load.applications.clients,
             payload_bytes: self.load.applications.payload_bytes as usize,
