@@ -13,6 +13,7 @@ mod ordering;
 mod orders;
 mod poison;
 mod standing_still;
+mod two_brokers;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};

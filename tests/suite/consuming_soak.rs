@@ -1,8 +1,6 @@
 //! P4 to P7 under faults in any order: a seeded schedule, as that of the relay. Three groups read what applications write:
 //! one has its effects in the database, one calls a server of this test that is often not well, one has workers that are no
 //! better; and now and then comes a message that kills the process of whoever gives it to these.
-//!
-//! What is missing here is a coordinator that moves: the real broker is one. `consuming/membership.rs` moves it.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -164,7 +162,7 @@ struct Site {
 impl Site {
     async fn new(url: &str, worker: &Worker) -> Self {
         let services = Services::start().await;
-        let (database, topic) = (services.database().await, services.kafka.topic(4).await);
+        let (database, topic) = (services.database().await, services.kafka().topic(4).await);
         database.batch(FUNCTION).await;
         let soon = "{ max_attempts = 1000, backoff = \"100ms\", max_backoff = \"1s\", deadline = \"3s\" }";
         let outboxd = services

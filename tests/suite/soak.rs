@@ -27,12 +27,13 @@ pub fn from_environment(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
-/// What stands below the daemons, and the ways to it.
+/// What stands below the daemons, and the ways to it. Of two brokers each leads a part of every topic and coordinates some
+/// of the groups, until it dies.
 pub struct Services {
     postgres: Postgres,
-    pub kafka: Kafka,
+    brokers: [Kafka; 2],
     to_postgres: Proxy,
-    to_kafka: Proxy,
+    to_brokers: [Proxy; 2],
 }
 
 /// How many kinds of fault the services have.
@@ -40,9 +41,14 @@ pub const SERVICE_FAULTS: u8 = 5;
 
 impl Services {
     pub async fn start() -> Self {
-        let (postgres, kafka) = tokio::join!(Postgres::private(), Kafka::private());
-        let (to_postgres, to_kafka) = (Proxy::to(postgres.port()).await, kafka.proxy().await);
-        Self { postgres, kafka, to_postgres, to_kafka }
+        let (postgres, brokers) = tokio::join!(Postgres::private(), Kafka::pair());
+        let to_postgres = Proxy::to(postgres.port()).await;
+        let to_brokers = [brokers[0].proxy().await, brokers[1].proxy().await];
+        Self { postgres, brokers, to_postgres, to_brokers }
+    }
+
+    pub fn kafka(&self) -> &Kafka {
+        &self.brokers[0]
     }
 
     pub async fn database(&self) -> Database {
@@ -51,34 +57,36 @@ impl Services {
 
     /// A program that reaches them by ways that can be cut.
     pub fn outboxd(&self, database: &Database) -> Outboxd {
-        Outboxd::new(database, &self.kafka)
+        let brokers = self.brokers.each_ref().map(Kafka::proxied_brokers).join(",");
+        Outboxd::new(database, self.kafka())
             .postgres_url(&self.to_postgres.reroute(&database.agent_url()))
-            .brokers(&self.kafka.proxied_brokers())
+            .brokers(&brokers)
     }
 
     /// One of the kinds below `SERVICE_FAULTS`, over when it returns.
     pub async fn fault(&self, kind: u8, time: Duration, rng: &mut Rng) {
+        let broker = &self.brokers[usize::from(rng.bool())];
         match kind {
             0 => {
                 self.postgres.kill();
                 self.postgres.start().await;
             }
             1 => {
-                self.kafka.kill();
-                self.kafka.start().await;
+                broker.kill();
+                broker.start().await;
             }
             2 => {
-                self.kafka.pause();
+                broker.pause();
                 let_pass(time).await;
-                self.kafka.resume();
+                broker.resume();
             }
             3 => {
                 self.to_postgres.cut();
                 let_pass(time).await;
-                self.to_kafka.cut();
+                self.to_brokers.iter().for_each(Proxy::cut);
             }
             _ => {
-                let network = if rng.bool() { &self.to_postgres } else { &self.to_kafka };
+                let network = [&self.to_postgres, &self.to_brokers[0], &self.to_brokers[1]][rng.usize(0..3)];
                 network.swallow(if rng.bool() { Direction::Requests } else { Direction::Answers });
                 let_pass(time).await;
                 network.cut();
@@ -100,7 +108,7 @@ struct Site {
 impl Site {
     async fn new() -> Self {
         let services = Services::start().await;
-        let (database, topic) = (services.database().await, services.kafka.topic(4).await);
+        let (database, topic) = (services.database().await, services.kafka().topic(4).await);
         let outboxd = services.outboxd(&database).set(LEASE);
         let producers = [outboxd.producer(), outboxd.producer()];
         Self { services, database, outboxd, producers, topic }
@@ -168,7 +176,7 @@ async fn no_schedule_of_faults_loses_or_inverts_a_message() {
     }
     let committed = writers.stop().await;
     ledger.published(&site.database).await;
-    let found = ledger.check(&site.database, &site.services.kafka).await;
+    let found = ledger.check(&site.database, site.services.kafka()).await;
     println!(
         "SOAK_SEED={seed}: {faults} faults, {} messages, {} repeats, {} of them out of line",
         found.messages, found.repeats, found.skips

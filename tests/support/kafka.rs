@@ -1,5 +1,6 @@
-//! A Kafka broker of the tests' own: one KRaft node from the jars that `make kafka` fetches.
+//! A Kafka broker of the tests' own: one KRaft node, or a cluster of two, from the jars that `make kafka` fetches.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -11,8 +12,10 @@ use rdkafka::admin::{
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::{Offset, TopicPartitionList};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
@@ -41,9 +44,34 @@ const FOR_TESTS: &[&str] = &["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLe
 const FOR_LOAD: &[&str] =
     &["-Xms1g", "-Xmx1g", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:+UseTransparentHugePages"];
 
+/// Of the topic in which a broker keeps what groups have committed.
+const OFFSETS_PARTITIONS: i32 = 4;
+
+/// For one of two brokers: what is on one is on both, and who led before it died leads again soon after it is back.
+const ON_BOTH: &str = "offsets.topic.replication.factor=2
+transaction.state.log.replication.factor=2
+default.replication.factor=2
+leader.imbalance.check.interval.seconds=1
+leader.imbalance.per.broker.percentage=0
+";
+
+/// What the nodes of one cluster have in common. The first alone is its controller.
+struct Cluster {
+    id: String,
+    controller: u16,
+    replicas: i32,
+}
+
+impl Cluster {
+    fn of(brokers: i32) -> Self {
+        Self { id: cluster_id(), controller: port::free(), replicas: brokers }
+    }
+}
+
 pub struct Kafka {
     process: Mutex<Option<Process>>,
     jvm: &'static [&'static str],
+    replicas: i32,
     port: u16,
     guarded_port: u16,
     proxied: Proxied,
@@ -65,23 +93,31 @@ impl Kafka {
 
     /// The same, with lines of `server.properties` over its own.
     pub async fn private_with(more: &str) -> Self {
-        Self::made(FOR_TESTS, more).await
+        Self::made(FOR_TESTS, 1, &Cluster::of(1), more).await
     }
 
     /// A broker to be measured.
     #[allow(dead_code, reason = "only measurements use it")]
     pub async fn for_load() -> Self {
-        Self::made(FOR_LOAD, "").await
+        Self::made(FOR_LOAD, 1, &Cluster::of(1), "").await
     }
 
-    async fn made(jvm: &'static [&'static str], more: &str) -> Self {
+    /// Two brokers of one cluster. The second may die: the first, which is the controller, leads in its place.
+    pub async fn pair() -> [Self; 2] {
+        let cluster = Cluster::of(2);
+        let first = Self::made(FOR_TESTS, 1, &cluster, ON_BOTH).await;
+        let second = Self::made(FOR_TESTS, 2, &cluster, ON_BOTH).await;
+        [first, second]
+    }
+
+    async fn made(jvm: &'static [&'static str], node: i32, cluster: &Cluster, more: &str) -> Self {
         let directory = TempDir::with_prefix("outboxd-kafka-").unwrap();
         watchdog::remove(directory.path());
         let (port, guarded_port) = (port::free(), port::free());
         let proxied = Proxied { port: port::free(), proxy: port::free() };
-        let properties = properties(port, guarded_port, proxied, directory.path()) + more;
+        let properties = properties(node, cluster, port, guarded_port, proxied, directory.path()) + more;
         std::fs::write(properties_file(&directory), properties).unwrap();
-        let formatted = java(FOR_TESTS, &["kafka.tools.StorageTool", "format", "-t", &cluster_id(), "-c"])
+        let formatted = java(FOR_TESTS, &["kafka.tools.StorageTool", "format", "-t", &cluster.id, "-c"])
             .arg(properties_file(&directory))
             .output()
             .expect("java runs: `make setup` installs it");
@@ -91,7 +127,8 @@ impl Kafka {
             String::from_utf8_lossy(&formatted.stderr)
         );
         let admin = client_config(port).create().unwrap();
-        let kafka = Self { process: Mutex::new(None), jvm, port, guarded_port, proxied, directory, admin };
+        let (process, replicas) = (Mutex::new(None), cluster.replicas);
+        let kafka = Self { process, jvm, replicas, port, guarded_port, proxied, directory, admin };
         kafka.start().await;
         kafka
     }
@@ -179,14 +216,11 @@ impl Kafka {
 
     /// A new topic of that name; ready when this returns.
     pub async fn create_topic(&self, name: &str, partitions: i32, config: &[(&str, &str)]) {
-        let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(self.replicas));
         let topic = config.iter().fold(topic, |topic, (property, value)| topic.set(property, value));
         let made = self.admin.create_topics(&[topic], &AdminOptions::new()).await.unwrap();
         made.into_iter().collect::<Result<Vec<_>, _>>().unwrap();
-        eventually(&format!("topic {name} has leaders"), ANSWER, async || {
-            self.leaders(name).await == Some(partitions)
-        })
-        .await;
+        self.has_leaders(name, partitions).await;
     }
 
     /// Raises the number of its partitions to that.
@@ -194,10 +228,7 @@ impl Kafka {
         let more = NewPartitions::new(topic, usize::try_from(count).unwrap());
         let made = self.admin.create_partitions(&[more], &AdminOptions::new()).await.unwrap();
         made.into_iter().collect::<Result<Vec<_>, _>>().unwrap();
-        eventually(&format!("topic {topic} has {count} partitions"), ANSWER, async || {
-            self.leaders(topic).await == Some(count)
-        })
-        .await;
+        self.has_leaders(topic, count).await;
     }
 
     /// The file that holds the records of a partition, as the broker reads them again for every fetch.
@@ -208,8 +239,8 @@ impl Kafka {
 
     /// As retention does: its log begins at that offset now.
     pub async fn delete_records(&self, topic: &str, partition: i32, before: i64) {
-        let mut list = rdkafka::TopicPartitionList::new();
-        list.add_partition_offset(topic, partition, rdkafka::Offset::Offset(before)).unwrap();
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(before)).unwrap();
         self.admin.delete_records(&list, &AdminOptions::new()).await.unwrap();
     }
 
@@ -221,8 +252,8 @@ impl Kafka {
             .await;
     }
 
-    /// How many partitions of the topic can be written to; nothing if there is no such topic.
-    async fn leaders(&self, topic: &str) -> Option<i32> {
+    /// Which node leads which partition of the topic, of those that can be written to; nothing if there is no such topic.
+    pub async fn leaders(&self, topic: &str) -> Option<HashMap<i32, i32>> {
         let (config, name) = (self.client_config(), topic.to_owned());
         let metadata = tokio::task::spawn_blocking(move || {
             let client: AdminClient<DefaultClientContext> = config.create()?;
@@ -234,7 +265,29 @@ impl Kafka {
             .partitions()
             .iter()
             .filter(|partition| partition.error().is_none() && partition.leader() >= 0);
-        i32::try_from(ready.count()).ok()
+        Some(ready.map(|partition| (partition.id(), partition.leader())).collect())
+    }
+
+    async fn has_leaders(&self, topic: &str, partitions: i32) {
+        eventually(&format!("{partitions} partitions of {topic} have leaders"), ANSWER, async || {
+            self.leaders(topic).await.is_some_and(|leaders| i32::try_from(leaders.len()) == Ok(partitions))
+        })
+        .await;
+    }
+
+    /// Which node coordinates the group: who leads the partition in which what it commits is kept, as the hash tells that
+    /// Java has of its name.
+    pub async fn coordinator(&self, group: &str) -> Option<i32> {
+        let mut config = self.client_config();
+        config.set("group.id", group);
+        let of_any = TopicPartitionList::from_topic_map(&[(("any".to_owned(), 0), Offset::Invalid)].into());
+        // The first question for a coordinator makes the topic.
+        let asked = tokio::task::spawn_blocking(move || {
+            config.create::<BaseConsumer>()?.committed_offsets(of_any.unwrap(), ANSWER)
+        });
+        asked.await.unwrap().ok()?;
+        let hash = group.bytes().fold(0_i32, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
+        self.leaders("__consumer_offsets").await?.get(&((hash & i32::MAX) % OFFSETS_PARTITIONS)).copied()
     }
 
     pub fn client_config(&self) -> ClientConfig {
@@ -311,16 +364,26 @@ fn properties_file(directory: &TempDir) -> PathBuf {
     directory.path().join("server.properties")
 }
 
-fn properties(port: u16, guarded_port: u16, proxied: Proxied, directory: &Path) -> String {
-    let controller = port::free();
+fn properties(
+    node: i32,
+    cluster: &Cluster,
+    port: u16,
+    guarded_port: u16,
+    proxied: Proxied,
+    directory: &Path,
+) -> String {
     let Proxied { port: proxied, proxy } = proxied;
-    let data = directory.join("data");
+    let (controller, data) = (cluster.controller, directory.join("data"));
+    let (roles, controlling) = match node {
+        1 => ("broker,controller", format!(",CONTROLLER://127.0.0.1:{controller}")),
+        _ => ("broker", String::new()),
+    };
     format!(
-        "process.roles=broker,controller
-node.id=1
+        "process.roles={roles}
+node.id={node}
 controller.quorum.voters=1@127.0.0.1:{controller}
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://127.0.0.1:{port},GUARDED://127.0.0.1:{guarded_port},PROXIED://127.0.0.1:{proxied},CONTROLLER://127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{port},GUARDED://127.0.0.1:{guarded_port},PROXIED://127.0.0.1:{proxied}{controlling}
 advertised.listeners=PLAINTEXT://127.0.0.1:{port},GUARDED://127.0.0.1:{guarded_port},PROXIED://127.0.0.1:{proxy}
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,GUARDED:SASL_PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT
 listener.name.guarded.sasl.enabled.mechanisms=PLAIN
@@ -333,7 +396,7 @@ auto.create.topics.enable=false
 group.initial.rebalance.delay.ms=0
 broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
-offsets.topic.num.partitions=4
+offsets.topic.num.partitions={OFFSETS_PARTITIONS}
 offsets.topic.replication.factor=1
 transaction.state.log.num.partitions=4
 transaction.state.log.replication.factor=1
