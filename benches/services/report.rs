@@ -14,8 +14,8 @@ const SCENARIOS: &str = "held-transaction,held-snapshot,late-commit,large-backlo
 
 /// Measures everything and writes the table; says whether all that was published was read back, in order.
 pub fn write(services: &Services) -> bool {
-    // What comes before the latency warms the broker up, for it compiles what it runs most for minutes; the large backlog,
-    // whose gigabytes the disks write for long, comes last.
+    // A broker compiles for minutes, each part of it once that has run for a while: a minute alone is not enough before the
+    // latency, so the other rows of its kind come first. The large backlog, whose gigabytes the disks write for long, is last.
     let insert = services.measure(&["insert"]);
     let idle = services.measure(&["idle"]);
     let takeover = services.measure(&["takeover"]);

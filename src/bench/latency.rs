@@ -25,8 +25,8 @@ use super::statistics::Spread;
 use super::workbench::Workbench;
 use crate::pg::benching::{self, Server, Table};
 
-/// Before what is measured of records that are sent alone, to a broker that is warm by then: metadata is known, buffers
-/// have their size.
+/// Before records that are sent alone are measured. The broker is warm by then; the client still has to learn the metadata
+/// and to size its buffers.
 const ALONE_WARM_UP: Duration = Duration::from_secs(2);
 
 /// How long records are sent alone, at the most.
@@ -38,8 +38,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Clone, Copy, Debug)]
 pub struct LatencyOptions {
     pub rate: f64,
-    /// Before what is measured, at the same rate. For a minute a broker that has just started spends up to half a core
-    /// on compiling what it runs most, and where it shares two, that would be what is measured.
+    /// Before what is measured, at the same rate. A broker that has just started spends up to half a core on compiling
+    /// what it runs, and on a machine of two that is what would be measured.
     pub warm_up: Duration,
     pub duration: Duration,
     pub clients: u64,

@@ -65,17 +65,20 @@ impl Services {
 
     /// One of the kinds below `SERVICE_FAULTS`, over when it returns.
     pub async fn fault(&self, kind: u8, time: Duration, rng: &mut Rng) {
-        let broker = &self.brokers[usize::from(rng.bool())];
+        let which = usize::from(rng.bool());
+        let broker = &self.brokers[which];
         match kind {
             0 => {
                 self.postgres.kill();
                 self.postgres.start().await;
             }
             1 => {
+                println!("broker {which}");
                 broker.kill();
                 broker.start().await;
             }
             2 => {
+                println!("broker {which}");
                 broker.pause();
                 let_pass(time).await;
                 broker.resume();
@@ -86,7 +89,10 @@ impl Services {
                 self.to_brokers.iter().for_each(Proxy::cut);
             }
             _ => {
-                let network = [&self.to_postgres, &self.to_brokers[0], &self.to_brokers[1]][rng.usize(0..3)];
+                let networks = [&self.to_postgres, &self.to_brokers[0], &self.to_brokers[1]];
+                let which = rng.usize(0..networks.len());
+                println!("network {which}");
+                let network = networks[which];
                 network.swallow(if rng.bool() { Direction::Requests } else { Direction::Answers });
                 let_pass(time).await;
                 network.cut();

@@ -47,12 +47,11 @@ const FOR_LOAD: &[&str] =
 /// Of the topic in which a broker keeps what groups have committed.
 const OFFSETS_PARTITIONS: i32 = 4;
 
-/// For one of two brokers: what is on one is on both, and who led before it died leads again soon after it is back.
+/// For one of two brokers: what is on one is on both, also the topics that ask for the broker's default, and who led before
+/// it died leads again soon after it is back.
 const ON_BOTH: &str = "offsets.topic.replication.factor=2
-transaction.state.log.replication.factor=2
 default.replication.factor=2
 leader.imbalance.check.interval.seconds=1
-leader.imbalance.per.broker.percentage=0
 ";
 
 /// What the nodes of one cluster have in common. The first alone is its controller.
@@ -102,7 +101,8 @@ impl Kafka {
         Self::made(FOR_LOAD, 1, &Cluster::of(1), "").await
     }
 
-    /// Two brokers of one cluster. The second may die: the first, which is the controller, leads in its place.
+    /// Two brokers of one cluster. If the second dies, the first leads in its place. While the first is dead nothing moves:
+    /// it is the controller.
     pub async fn pair() -> [Self; 2] {
         let cluster = Cluster::of(2);
         let first = Self::made(FOR_TESTS, 1, &cluster, ON_BOTH).await;
@@ -220,7 +220,7 @@ impl Kafka {
         let topic = config.iter().fold(topic, |topic, (property, value)| topic.set(property, value));
         let made = self.admin.create_topics(&[topic], &AdminOptions::new()).await.unwrap();
         made.into_iter().collect::<Result<Vec<_>, _>>().unwrap();
-        self.has_leaders(name, partitions).await;
+        self.wait_for_leaders(name, partitions).await;
     }
 
     /// Raises the number of its partitions to that.
@@ -228,7 +228,7 @@ impl Kafka {
         let more = NewPartitions::new(topic, usize::try_from(count).unwrap());
         let made = self.admin.create_partitions(&[more], &AdminOptions::new()).await.unwrap();
         made.into_iter().collect::<Result<Vec<_>, _>>().unwrap();
-        self.has_leaders(topic, count).await;
+        self.wait_for_leaders(topic, count).await;
     }
 
     /// The file that holds the records of a partition, as the broker reads them again for every fetch.
@@ -268,26 +268,28 @@ impl Kafka {
         Some(ready.map(|partition| (partition.id(), partition.leader())).collect())
     }
 
-    async fn has_leaders(&self, topic: &str, partitions: i32) {
+    async fn wait_for_leaders(&self, topic: &str, partitions: i32) {
         eventually(&format!("{partitions} partitions of {topic} have leaders"), ANSWER, async || {
             self.leaders(topic).await.is_some_and(|leaders| i32::try_from(leaders.len()) == Ok(partitions))
         })
         .await;
     }
 
-    /// Which node coordinates the group: who leads the partition in which what it commits is kept, as the hash tells that
-    /// Java has of its name.
+    /// Which node coordinates the group: the leader of the partition that keeps what the group commits, which is Java's hash
+    /// of its name without its sign, modulo their number.
     pub async fn coordinator(&self, group: &str) -> Option<i32> {
         let mut config = self.client_config();
         config.set("group.id", group);
-        let of_any = TopicPartitionList::from_topic_map(&[(("any".to_owned(), 0), Offset::Invalid)].into());
+        let mut any = TopicPartitionList::new();
+        any.add_partition("any", 0);
         // The first question for a coordinator makes the topic.
         let asked = tokio::task::spawn_blocking(move || {
-            config.create::<BaseConsumer>()?.committed_offsets(of_any.unwrap(), ANSWER)
+            config.create::<BaseConsumer>()?.committed_offsets(any, ANSWER)
         });
         asked.await.unwrap().ok()?;
         let hash = group.bytes().fold(0_i32, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
-        self.leaders("__consumer_offsets").await?.get(&((hash & i32::MAX) % OFFSETS_PARTITIONS)).copied()
+        let partition = hash.checked_abs().unwrap_or(0) % OFFSETS_PARTITIONS;
+        self.leaders("__consumer_offsets").await?.get(&partition).copied()
     }
 
     pub fn client_config(&self) -> ClientConfig {

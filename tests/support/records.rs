@@ -1,5 +1,6 @@
 //! Records as they lie in a topic, and ones that outboxd did not write.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -103,9 +104,10 @@ fn read_to_the_end(consumer: &BaseConsumer, topic: &str) -> Vec<Record> {
         unread.add_partition_offset(topic, partition.id(), Offset::Beginning).unwrap();
     }
     consumer.assign(&unread).unwrap();
-    let mut ends = 0;
+    // Not how many: after a change of its leader a partition may end twice.
+    let mut ends = HashSet::new();
     let mut records = Vec::new();
-    while ends < unread.count() {
+    while ends.len() < unread.count() {
         match consumer.poll(PATIENCE).expect("the broker answers") {
             Ok(message) => records.push(Record {
                 partition: message.partition(),
@@ -120,7 +122,7 @@ fn read_to_the_end(consumer: &BaseConsumer, topic: &str) -> Vec<Record> {
                     .collect(),
                 timestamp: message.timestamp().to_millis(),
             }),
-            Err(KafkaError::PartitionEOF(_)) => ends += 1,
+            Err(KafkaError::PartitionEOF(partition)) => _ = ends.insert(partition),
             Err(error) => panic!("reading {topic}: {error}"),
         }
     }

@@ -19,7 +19,7 @@ pub struct Options {
     /// Transactions a second, of one message each
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     rate: u32,
-    /// How long at that rate before what is measured, in seconds; a broker that is warm needs no minute
+    /// Seconds at that rate before measuring; a broker that has worked for long needs few
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3_600))]
     warm_up: u32,
     #[command(flatten)]
@@ -59,6 +59,7 @@ fn show(report: &LatencyReport) -> Result<(), output::OutputError> {
     let server = &report.postgres;
     output::line(&output::facts(vec![
         ("transactions", format!("{:.0} a second, {} lost", report.committed_per_second, report.lost)),
+        ("warm-up", format!("{:.0} s before", report.warm_up_seconds)),
         ("relay", maybe(report.cpu_percent.map(percent)) + ", " + &maybe(report.peak_memory_bytes.map(room))),
         ("server", format!("fsync {}, synchronous_commit {}", server.fsync, server.synchronous_commit)),
     ]))

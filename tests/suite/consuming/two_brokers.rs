@@ -1,25 +1,29 @@
-//! A broker of two that dies, and comes back: it led half of the topic, and coordinated the group.
+//! A broker of two that leads half of the topic and coordinates the group, dies, and comes back.
 
+use std::collections::HashMap;
+
+use super::{PATIENCE, evidence, unique};
 use crate::support::ledger::Ledger;
 use crate::support::{Database, Kafka, Outboxd, Postgres, eventually, eventually_some};
 
-use super::{PATIENCE, evidence, unique};
-
-/// The node that dies; the other is the controller.
+/// The node that stays is the controller.
+const STAYS: i32 = 1;
 const DIES: i32 = 2;
+
+const PARTITIONS: i32 = 4;
 
 #[tokio::test]
 async fn a_broker_that_dies_and_comes_back_moves_leaders_and_coordinator_and_costs_nothing() {
     let (database, [kafka, second]) = (Postgres::shared().await.database().await, Kafka::pair().await);
     database
         .batch(
-            "create table effects (n bigserial, message_id uuid);
+            "create table effects (n bigserial, id uuid);
              create function on_order(d outboxd.delivery) returns void language sql security definer as
-               $$ insert into effects (message_id) values (d.id) $$;
+               $$ insert into effects (id) values (d.id) $$;
              grant execute on function on_order to outboxd_agent",
         )
         .await;
-    let ledger = Ledger::new(&database, &kafka.topic(4).await);
+    let ledger = Ledger::new(&database, &kafka.topic(PARTITIONS).await);
     let group = coordinated_by(DIES, &kafka).await;
     let outboxd = || {
         Outboxd::new(&database, &kafka).group(
@@ -28,35 +32,52 @@ async fn a_broker_that_dies_and_comes_back_moves_leaders_and_coordinator_and_cos
             "kind = \"sql\"\nfunction = \"on_order\"",
         )
     };
+    let leads_and_coordinates = async |node, partitions| {
+        eventually(&format!("node {node} leads and coordinates"), PATIENCE, async || {
+            let leaders = kafka.leaders(&ledger.topic).await.unwrap_or_default();
+            leaders.values().filter(|leader| **leader == node).count() == partitions
+                && kafka.coordinator(&group).await == Some(node)
+        })
+        .await;
+    };
     let producer = outboxd().producer();
-    let consumers = [outboxd().consumer(&[&group]), outboxd().consumer(&[&group])];
+    let mut consumers = vec![outboxd().consumer(&[&group]), outboxd().consumer(&[&group])];
     for consumer in &consumers {
         consumer.wait_for_line("assigned").await;
     }
     let writers = ledger.keep_writing(4);
-    more_are_handled(&database).await;
+    leads_and_coordinates(DIES, 2).await;
+    each_partition_goes_on(&database).await;
 
     second.kill();
-    led_by(1, &kafka, &group, &ledger.topic).await;
-    more_are_handled(&database).await;
+    leads_and_coordinates(STAYS, 4).await;
+    each_partition_goes_on(&database).await;
+    // Who joins has to be let in by the new coordinator, and all others have to hear of it there.
+    let third = outboxd().consumer(&[&group]);
+    third.wait_for_line("assigned").await;
+    consumers.push(third);
 
     second.start().await;
-    led_by(DIES, &kafka, &group, &ledger.topic).await;
-    more_are_handled(&database).await;
+    leads_and_coordinates(DIES, 2).await;
+    each_partition_goes_on(&database).await;
 
     writers.stop().await;
     ledger.published(&database).await;
     let found = ledger.check(&database, &kafka).await;
     let messages = i64::try_from(found.messages).unwrap();
     eventually("all are handled", PATIENCE, async || evidence(&database).await == messages).await;
-    assert_eq!(database.count("select count(*) from effects").await, messages, "each has its effect once");
+    for each in ["count(*)", "count(distinct id)"] {
+        assert_eq!(database.count(&format!("select {each} from effects")).await, messages, "{each}");
+    }
+    // An effect that stands before that of an earlier message of its key.
     let inverted = "select count(*) from (
-        select seq, lag(seq) over (partition by key, priority order by n) as before
-        from effects e join outboxd.messages m on outboxd.message_id(m.created_at, m.seq) = e.message_id) _
-        where seq < before";
-    assert_eq!(database.count(inverted).await, 0, "the effects of a key happen in its order");
+          select m.seq < max(m.seq) over (partition by m.key, m.priority order by e.n) as inverted
+          from effects e join outboxd.messages m on outboxd.message_id(m.created_at, m.seq) = e.id
+        ) placed where inverted";
+    assert_eq!(database.count(inverted).await, 0, "effects of a key are out of order");
     assert!(producer.is_running());
     for consumer in consumers {
+        assert!(!consumer.log().contains("lost to another member"), "{}", consumer.log());
         consumer.terminate();
         assert_eq!(consumer.wait_exit().await, Some(0), "{}", consumer.log());
     }
@@ -71,18 +92,16 @@ async fn coordinated_by(node: i32, kafka: &Kafka) -> String {
     .await
 }
 
-/// The node coordinates the group, and leads half of the topic if that is the one that was dead, or all.
-async fn led_by(node: i32, kafka: &Kafka, group: &str, topic: &str) {
-    let share = if node == DIES { 2 } else { 4 };
-    eventually("leaders and coordinator have moved", PATIENCE, async || {
-        let leaders = kafka.leaders(topic).await.unwrap_or_default();
-        leaders.values().filter(|leader| **leader == node).count() == share
-            && kafka.coordinator(group).await == Some(node)
+async fn each_partition_goes_on(database: &Database) {
+    let handled = async || -> HashMap<i32, i64> {
+        let counted = "select partition, count(*) from outboxd.handled group by partition";
+        database.query(counted, &[]).await.iter().map(|row| (row.get(0), row.get(1))).collect()
+    };
+    let before = handled().await;
+    let at = |counts: &HashMap<i32, i64>, partition| counts.get(&partition).copied().unwrap_or_default();
+    eventually("30 more of each partition are handled", PATIENCE, async || {
+        let now = handled().await;
+        (0..PARTITIONS).all(|partition| at(&now, partition) >= at(&before, partition) + 30)
     })
     .await;
-}
-
-async fn more_are_handled(database: &Database) {
-    let before = evidence(database).await;
-    eventually("200 more are handled", PATIENCE, async || evidence(database).await >= before + 200).await;
 }
