@@ -338,15 +338,7 @@ async fn no_schedule_of_faults_skips_a_message_or_repeats_an_effect() {
         .await;
     }
     let messages = site.database.count("select count(*) from outboxd.messages where retry is null").await;
-    let repeated = "select count(*) - count(distinct id) from public.effects";
-    assert_eq!(site.database.count(repeated).await, 0, "an effect in the database happened twice");
-    assert_eq!(site.database.count("select count(*) from public.effects").await, messages);
-    // An effect that stands before that of an earlier message of its key.
-    let inverted = "select count(*) from (
-          select m.seq < max(m.seq) over (partition by m.key, m.priority order by e.n) as inverted
-          from public.effects e join outboxd.messages m on outboxd.message_id(m.created_at, m.seq) = e.id
-        ) placed where inverted";
-    assert_eq!(site.database.count(inverted).await, 0, "effects of a key are out of order");
+    Ledger::check_effects(messages, &site.database).await;
     let done = server.done.lock().unwrap().clone();
     assert_eq!(i64::try_from(done.len()).unwrap(), messages, "a message was called for, with success");
     let again: usize = done.values().map(|times| times - 1).sum();

@@ -4,8 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::Offset;
 use tempfile::TempDir;
 
 use crate::support::{
@@ -193,22 +192,12 @@ async fn a_consumer_finishes_its_message_records_it_and_leaves_the_group() {
     gate.open();
     assert_eq!(daemon.wait_exit().await, Some(0));
     assert_eq!(handled(&database).await, 1, "the running message, and no other, was finished");
-    assert_eq!(committed(kafka, &topic, &topic), Offset::Offset(1));
+    assert_eq!(kafka.committed(&topic, &topic).await.unwrap(), Offset::Offset(1));
 
     let next = outboxd.consumer(&[&topic]);
     // A member that had not left would be waited for until its session ends.
     eventually("the other message is handled", SOON, async || handled(&database).await == 2).await;
     assert!(next.is_running());
-}
-
-/// What the group has committed of the topic's first partition.
-fn committed(kafka: &Kafka, group: &str, topic: &str) -> Offset {
-    let mut config = rdkafka::ClientConfig::new();
-    config.set("bootstrap.servers", kafka.brokers()).set("group.id", group);
-    let consumer: BaseConsumer = config.create().unwrap();
-    let mut wanted = TopicPartitionList::new();
-    wanted.add_partition(topic, 0);
-    consumer.committed_offsets(wanted, SOON).unwrap().elements()[0].offset()
 }
 
 #[tokio::test]

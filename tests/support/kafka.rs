@@ -278,18 +278,23 @@ impl Kafka {
     /// Which node coordinates the group: the leader of the partition that keeps what the group commits, which is Java's hash
     /// of its name without its sign, modulo their number.
     pub async fn coordinator(&self, group: &str) -> Option<i32> {
-        let mut config = self.client_config();
-        config.set("group.id", group);
-        let mut any = TopicPartitionList::new();
-        any.add_partition("any", 0);
         // The first question for a coordinator makes the topic.
-        let asked = tokio::task::spawn_blocking(move || {
-            config.create::<BaseConsumer>()?.committed_offsets(any, ANSWER)
-        });
-        asked.await.unwrap().ok()?;
+        self.committed(group, "any").await.ok()?;
         let hash = group.bytes().fold(0_i32, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
         let partition = hash.checked_abs().unwrap_or(0) % OFFSETS_PARTITIONS;
         self.leaders("__consumer_offsets").await?.get(&partition).copied()
+    }
+
+    /// What the group has committed of the topic's first partition.
+    pub async fn committed(&self, group: &str, topic: &str) -> Result<Offset, KafkaError> {
+        let mut config = self.client_config();
+        config.set("group.id", group);
+        let mut wanted = TopicPartitionList::new();
+        wanted.add_partition(topic, 0);
+        let asked = tokio::task::spawn_blocking(move || {
+            config.create::<BaseConsumer>()?.committed_offsets(wanted, ANSWER)
+        });
+        Ok(asked.await.unwrap()?.elements()[0].offset())
     }
 
     pub fn client_config(&self) -> ClientConfig {

@@ -1,5 +1,6 @@
 //! What applications committed, held against what a topic holds.
 
+mod effects;
 mod order;
 mod writers;
 
